@@ -1,0 +1,237 @@
+"""Where Keras differs from PyTorch: the elementary layers. Images are (batch, height, width, channels).
+
+Every layer knows its sizes, so its weights are there from the start, under PyTorch's names; `load` brings their values.
+Kernels are (height, width, in, out) and (in, out).
+"""
+
+import contextlib
+import math
+
+import keras
+from keras import ops
+
+
+class Model(keras.Model):
+    """A Keras model that calls its layers by their attributes' names, and saves itself as its spec."""
+
+    def __setattr__(self, name, value):
+        if isinstance(value, keras.Layer):
+            value.name = name  # summary() and get_layer() show it
+        super().__setattr__(name, value)
+
+    def build(self, input_shape):
+        self.call(keras.KerasTensor(input_shape))  # every layer hears of its shape, for summary()
+
+    def get_config(self):
+        config = super().get_config()
+        return {"spec": plain(self.spec), "dtype": config["dtype"], "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config):
+        with precision(keras.dtype_policies.deserialize(config["dtype"])):
+            model = cls(config["spec"])
+        model.trainable = config["trainable"]
+        return model
+
+
+class Chain(keras.Layer):
+    """Layers that run one after the other, under the names "0", "1", "2"."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        for number, layer in enumerate(layers):
+            setattr(self, str(number), layer)
+        self.length = len(layers)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return [getattr(self, str(number)) for number in range(self.length)][index]
+
+    def call(self, x, training=None):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Identity(keras.Layer):
+    """Gives what it gets."""
+
+    def call(self, x):
+        return x
+
+
+class Conv(keras.Layer):
+    """Convolution. `padding` is in pixels on each side, or "same": out = ceil(in / stride), the odd pixel bottom and right.
+
+    Keras's own "same" is that rule. It pads a strided convolution otherwise than PyTorch's number of pixels does.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True):
+        super().__init__()
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        if stride == 1 and 2 * self.pixels == dilation * (kernel - 1):
+            self.padding = "same"  # the same pixels, and the convolution pads without a copy of the map
+        self.weight = self.add_weight((kernel, kernel, in_channels, out_channels), "zeros", name="weight")
+        self.bias = self.add_weight((out_channels,), "zeros", name="bias") if bias else None
+
+    @property
+    def pixels(self):
+        return 0 if self.padding == "same" else self.padding
+
+    def call(self, x):
+        padding = "same" if self.padding == "same" else "valid"
+        x = ops.conv(pad(x, self.pixels), self.weight, self.stride, padding, dilation_rate=self.dilation)
+        return x if self.bias is None else x + self.bias
+
+
+class BatchNorm(keras.Layer):
+    """Batch norm by PyTorch's rules.
+
+    `momentum` is the share of the new batch in the running statistics, and the running variance takes in the unbiased
+    variance of the batch; `keras.layers.BatchNormalization` has the share of the old and the biased variance. As everywhere
+    in Keras, a layer that is not trainable keeps its running statistics and normalises by them.
+    """
+
+    def __init__(self, in_channels, eps=1e-5, momentum=0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        options = {"shape": (in_channels,), "autocast": False}
+        self.weight = self.add_weight(initializer="ones", name="weight", **options)
+        self.bias = self.add_weight(initializer="zeros", name="bias", **options)
+        self.running_mean = self.add_weight(initializer="zeros", name="running_mean", trainable=False, **options)
+        self.running_var = self.add_weight(initializer="ones", name="running_var", trainable=False, **options)
+
+    def call(self, x, training=None):
+        x = ops.cast(x, self.variable_dtype)  # half precision is too coarse for the statistics
+        if training and self.trainable:
+            mean, variance = ops.moments(x, axes=(0, 1, 2))
+            count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
+            self._follow(self.running_mean, mean)
+            self._follow(self.running_var, variance * count / ops.maximum(count - 1, 1))
+        else:
+            mean, variance = self.running_mean, self.running_var
+        x = ops.batch_normalization(x, mean, variance, -1, self.bias, self.weight, self.eps)
+        return ops.cast(x, self.compute_dtype)
+
+    def _follow(self, running, new):
+        running.assign((1 - self.momentum) * running + self.momentum * new)
+
+
+class ReLU(keras.Layer):
+    """max(x, 0)."""
+
+    def call(self, x):
+        return ops.relu(x)
+
+
+class MaxPool(keras.Layer):
+    """Max pool. Padding never wins: it counts as minus infinity."""
+
+    def __init__(self, kernel, stride=None, padding=0):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+
+    def call(self, x):
+        if self.padding == "same":
+            return ops.max_pool(x, self.kernel, self.stride, "same")
+        return ops.max_pool(pad(x, self.padding, -math.inf), self.kernel, self.stride, "valid")
+
+
+class AvgPool(keras.Layer):
+    """Average pool. Padding in pixels counts as zeros; "same" padding is left out of the average."""
+
+    def __init__(self, kernel, stride=None, padding=0):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+
+    def call(self, x):
+        if self.padding == "same":
+            return ops.average_pool(x, self.kernel, self.stride, "same")
+        return ops.average_pool(pad(x, self.padding), self.kernel, self.stride, "valid")
+
+
+class GlobalAvgPool(keras.Layer):
+    """The mean of each channel, as a map of 1x1."""
+
+    def call(self, x):
+        return ops.mean(x, axis=(1, 2), keepdims=True)
+
+
+class Flatten(keras.Layer):
+    """A map as a vector in PyTorch's order: channels, height, width. Keras's own Flatten has the channels last."""
+
+    def call(self, x):
+        return ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (-1, math.prod(x.shape[1:])))
+
+
+class Linear(keras.Layer):
+    """Fully connected layer."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        super().__init__()
+        self.weight = self.add_weight((in_features, out_features), "zeros", name="weight")
+        self.bias = self.add_weight((out_features,), "zeros", name="bias") if bias else None
+
+    def call(self, x):
+        x = ops.matmul(x, self.weight)
+        return x if self.bias is None else x + self.bias
+
+
+class PadChannels(keras.Layer):
+    """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
+
+    The zeros lie half before and half after the input's channels, as in the checkpoints in circulation; the paper leaves
+    their place open.
+    """
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.before, self.after = (out_channels - in_channels) // 2, -(-(out_channels - in_channels) // 2)
+        self.stride = stride
+
+    def call(self, x):
+        return ops.pad(x[:, :: self.stride, :: self.stride, :], [(0, 0), (0, 0), (0, 0), (self.before, self.after)])
+
+
+def relu(x):
+    """max(x, 0)."""
+    return ops.relu(x)
+
+
+def copy(x):
+    """x itself: no Keras layer writes over its input."""
+    return x
+
+
+def pad(x, pixels, value=0.0):
+    """Pad a map by as many pixels on each side."""
+    return ops.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value) if pixels else x
+
+
+def construct(network, spec, dtype):
+    """The network of a spec, built for images of the spec's size, with weights that `load` will fill."""
+    with precision(dtype):
+        model = network(spec)
+    channels, height, width = spec["input"]
+    model.build((None, height, width, channels))
+    return model
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    """Layers made in this context have this dtype policy: "float64", "mixed_bfloat16" or any other of Keras's."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def plain(value):
+    """JSON's own dictionaries and lists, of which Keras makes tracking ones when they become attributes."""
+    if isinstance(value, dict):
+        return {key: plain(member) for key, member in value.items()}
+    return [plain(member) for member in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,68 @@
+"""A network from its spec. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
+
+import shared
+from shared.weights import initial
+
+from .blocks import BasicBlock, Bottleneck
+from .layers import (
+    AvgPool, BatchNorm, Chain, Conv, Flatten, GlobalAvgPool, Linear, MaxPool, Model, ReLU, construct, copy,
+)  # fmt: skip
+from .weights import load
+
+TYPES = {
+    "conv": Conv,
+    "batch_norm": BatchNorm,
+    "relu": ReLU,
+    "max_pool": MaxPool,
+    "avg_pool": AvgPool,
+    "global_avg_pool": GlobalAvgPool,
+    "flatten": Flatten,
+    "linear": Linear,
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+}
+
+
+class Network(Model):
+    """The chain of layers that a spec describes; a layer is the attribute of its name, a group of layers a `Chain`."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.spec = spec
+        groups = {}
+        for name, kind, sizes, options in shared.unroll(spec):
+            groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))
+        self.groups = tuple(groups)
+        for group, members in groups.items():
+            if hasattr(type(self), group) or hasattr(self, group):
+                raise shared.Error(f"layer {group!r}: every Keras network has an attribute of that name, choose another")
+            layers = [layer for _, layer in members]
+            setattr(self, group, layers[0] if members[0][0] == group else Chain(*layers))
+
+    def call(self, x, training=None):
+        for group in self.groups:
+            x = getattr(self, group)(x)
+        return x
+
+    def activations(self, x):
+        """{layer name: output} of every layer of the chain, in order; members of a group one by one, as "layer1.0"."""
+        outputs = {}
+        for group in self.groups:
+            layer = getattr(self, group)
+            members = enumerate(layer) if isinstance(layer, Chain) else [(None, layer)]
+            for number, member in members:
+                name = group if number is None else f"{group}.{number}"
+                outputs[name] = x = member(copy(x))
+        return outputs
+
+
+def build(network, seed=0, dtype="float32"):
+    """The network of a name, of the path of a JSON file or of a spec, with the initial weights of the seed.
+
+    `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
+    Raises `shared.Error` where the spec is wrong.
+    """
+    spec = shared.load(network)
+    net = construct(Network, spec, dtype)
+    load(net, initial(spec, seed))
+    return net

@@ -1,0 +1,219 @@
+"""Network specs: finding, reading and checking the JSON files.
+
+A spec is a dictionary as in `specs/*.json`: a chain of layers and blocks, one a line. Shapes are (channels, height, width).
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SPECS = Path(__file__).parent / "specs"
+
+
+class Error(ValueError):
+    """A user's mistake: the message says where it is and what would be right."""
+
+
+class Layer(NamedTuple):
+    """One layer or block of the chain, `repeat` unrolled."""
+
+    name: str  # "conv1"; "layer1.0" in a group
+    type: str
+    sizes: list[int]  # [in, out], [in] or []
+    options: dict[str, Any]  # by the names of the constructors' arguments
+
+
+_CONVOLUTIONS = "stride padding dilation first_dilation bias norm eps momentum shortcut repeat"
+BLOCKS = {"basic": _CONVOLUTIONS, "bottleneck": _CONVOLUTIONS + " stride_at"}
+SHORTCUTS = ("projection", "projection3x3", "conv", "pad", "none", "unused")
+
+# type: keys that it needs, keys that it may have
+TYPES = {
+    "conv": ("in out kernel", "stride padding dilation bias"),
+    "batch_norm": ("in", "eps momentum"),
+    "relu": ("", ""),
+    "max_pool": ("kernel", "stride padding"),
+    "avg_pool": ("kernel", "stride padding"),
+    "global_avg_pool": ("", ""),
+    "flatten": ("", ""),
+    "linear": ("in out", "bias"),
+    **{block: ("in out", options) for block, options in BLOCKS.items()},
+}
+
+
+def _whole(least):
+    return lambda v: type(v) is int and v >= least, f"a whole number of at least {least}"
+
+
+def _one_of(*values):
+    return lambda v: v in values and type(v) is type(values[0]), "one of " + ", ".join(json.dumps(v) for v in values)
+
+
+# key: what its value must be, as a test and in words
+VALUES = {
+    **dict.fromkeys(("in", "out", "kernel", "stride", "dilation", "first_dilation", "repeat"), _whole(1)),
+    "padding": (lambda v: v == "same" or _whole(0)[0](v), 'a number of pixels, 0 or more, or "same"'),
+    **dict.fromkeys(("bias", "norm"), _one_of(True, False)),
+    "eps": (lambda v: type(v) in (int, float) and 0 < v < 1, "a number above 0, below 1"),
+    "momentum": (lambda v: type(v) in (int, float) and 0 < v <= 1, "a number above 0, at most 1"),
+    "shortcut": _one_of(*SHORTCUTS),
+    "stride_at": _one_of("conv1", "conv2"),
+}
+_SPEC_KEYS = {
+    "name": (lambda v: type(v) is str and v, "a word"),
+    "title": (lambda v: type(v) is str, "a text"),
+    "source": (lambda v: type(v) is str, "a text"),
+    "input": (
+        lambda v: type(v) is list and len(v) == 3 and all(type(n) is int and n > 0 for n in v),
+        "[channels, height, width], each a whole number of at least 1",
+    ),
+    "parameters": _whole(0),
+    "layers": (lambda v: type(v) is list and v, "a list of layers, at least one"),
+}
+
+
+def names():
+    """Names of all networks that come with the project, sorted."""
+    return sorted((path.stem for path in SPECS.glob("*.json")), key=_natural)
+
+
+def _natural(name):
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def load(network):
+    """The checked spec of a network.
+
+    `network` is one of `names()`, the path of a JSON file (ending in `.json`), or a spec itself.
+    Raises `Error`, with file, layer and key, when it is none of these or does not describe a network.
+    """
+    if isinstance(network, dict):
+        spec, origin = network, f"spec {network.get('name', '')!r}"
+    else:
+        spec, origin = _read(network)
+    try:
+        _check(spec)
+    except Error as error:
+        raise Error(f"{origin}: {error}") from None
+    return spec
+
+
+def _read(network):
+    path = Path(network)
+    if path.suffix != ".json":
+        if str(network) not in names():
+            raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
+        path = SPECS / f"{network}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates), str(network)
+    except FileNotFoundError:
+        raise Error(f"{network}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"{network}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise Error(f"{network}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except Error as error:
+        raise Error(f"{network}: {error}") from None
+
+
+def _no_duplicates(pairs):
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            where = dict(pairs).get("name")
+            raise Error(f"{f'layer {where!r}: ' if where else ''}the key {key!r} is there twice")
+    return dict(pairs)
+
+
+def nearest(word, words):
+    """`, did you mean 'x'?` for the nearest of the words, or nothing when none is near."""
+    near = difflib.get_close_matches(str(word), words, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _check(spec):
+    if not isinstance(spec, dict):
+        raise Error('a spec is a JSON object with "name", "input" and "layers"')
+    _check_keys(spec, "name input layers", "title source parameters", _SPEC_KEYS)
+    seen = []
+    for number, layer in enumerate(spec["layers"], start=1):
+        if not isinstance(layer, dict):
+            raise Error(f"layer {number}: expected an object with a name and a type, found {json.dumps(layer)}")
+        where = f"layer {layer['name']!r}" if "name" in layer else f"layer {number}"
+        try:
+            _check_layer(layer)
+            _check_name(layer, seen)
+        except Error as error:
+            raise Error(f"{where}: {error}") from None
+        seen.append(layer["name"])
+    from . import shapes  # which reads this module
+
+    count = shapes.parameters(shapes.layers(spec))
+    if spec.get("parameters", count) != count:
+        raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+
+
+def _check_keys(given, needed, optional, values):
+    needed, optional = needed.split(), optional.split()
+    for key in given:
+        if key not in needed + optional:
+            raise Error(f"unknown key {key!r}{nearest(key, needed + optional) or '; expected ' + ', '.join(needed + optional)}")
+    for key in needed:
+        if key not in given:
+            raise Error(f"the key {key!r} is missing")
+    for key, value in given.items():
+        test, words = values[key]
+        if not test(value):
+            raise Error(f"{key!r} is {json.dumps(value)[:60]}, expected {words}")
+
+
+def _check_layer(layer):
+    if layer.get("type") not in TYPES:
+        if "type" not in layer:
+            raise Error("the key 'type' is missing")
+        raise Error(f"unknown type {layer['type']!r}{nearest(layer['type'], TYPES) or '; expected ' + ', '.join(TYPES)}")
+    needed, optional = TYPES[layer["type"]]
+    options = {key: value for key, value in layer.items() if key not in ("name", "type")}
+    if "name" not in layer:
+        raise Error("the key 'name' is missing")
+    _check_keys(options, needed, optional, VALUES)
+    if layer["type"] in BLOCKS and layer.get("padding", "same") != "same":
+        raise Error(f"'padding' is {layer['padding']}, expected \"same\", or no such key for symmetric padding")
+
+
+def _check_name(layer, seen):
+    # A name becomes an attribute, hence the words; `features.0` is a member of a group and groups count up from 0.
+    name = layer["name"]
+    match = re.fullmatch(r"([A-Za-z]\w*)(?:\.(\d+))?", name) if isinstance(name, str) else None
+    if not match:
+        raise Error("a name is a word, or a word, a dot and a number in a group such as features.0, features.1")
+    group, number = match.groups()
+    if name in seen:
+        raise Error("an earlier layer has the same name")
+    if number is None:
+        if any(other.startswith(f"{name}.") for other in seen):
+            raise Error(f"the name is taken by the group that begins with '{name}.0'")
+    else:
+        members = [other for other in seen if other.startswith(f"{group}.")]
+        if group in seen or int(number) != len(members) or members != seen[len(seen) - len(members) :]:
+            raise Error("the layers of a group follow one another and count up from 0")
+        if "repeat" in layer:
+            raise Error("a layer of a group cannot repeat")
+
+
+def unroll(spec):
+    """The chain as a list of `Layer`: blocks with `repeat` one by one, the first of them with the stride."""
+    chain = []
+    for entry in spec["layers"]:
+        options = dict(entry)
+        name, kind, repeat = options.pop("name"), options.pop("type"), options.pop("repeat", None)
+        sizes = [options.pop(key) for key in ("in", "out") if key in options]
+        if repeat is None:
+            chain.append(Layer(name, kind, sizes, options))
+            continue
+        others = {key: value for key, value in options.items() if key not in ("stride", "first_dilation")}
+        chain.append(Layer(f"{name}.0", kind, sizes, options))
+        chain += [Layer(f"{name}.{i}", kind, [sizes[1], sizes[1]], others) for i in range(1, repeat)]
+    return chain

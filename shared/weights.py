@@ -1,0 +1,103 @@
+"""The weight format, and the weights that a network starts from.
+
+A state is a dictionary of NumPy arrays under PyTorch's names, in PyTorch's layouts: convolutions (out, in, height, width),
+linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_var`. A file of it is safetensors.
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from . import shapes
+from .spec import Error, load
+
+
+def initial(network, seed=0):
+    """The state that both frameworks start from: float32, the same bits for the same seed.
+
+    Convolutions: normal with variance 2 / (out channels x kernel area), He et al. 2015 (arXiv:1502.01852) with fan out, as
+    torchvision's ResNets and the DRNs begin. Their biases, and linear layers: uniform within 1 / sqrt(fan in), PyTorch's
+    default. Batch norms: the identity. Each array has a generator of its own, from the seed and its name, so that a change
+    to one layer leaves the others as they were.
+    """
+    state = {}
+    for leaf in shapes.leaves(shapes.layers(load(network))):
+        for name, shape in leaf.weights.items():
+            kind = name.rpartition(".")[2]
+            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            if leaf.type == "batch_norm":
+                state[name] = np.full(shape, kind in ("weight", "running_var"), np.float32)
+            elif leaf.type == "conv" and kind == "weight":
+                out_channels, _, height, width = shape
+                scale = np.float32(np.sqrt(2 / (out_channels * height * width)))
+                state[name] = generator.standard_normal(shape, np.float32) * scale
+            else:
+                fan_in = np.prod(leaf.weights[f"{leaf.name}.weight"][1:])
+                state[name] = (generator.random(shape, np.float32) * 2 - 1) / np.float32(np.sqrt(fan_in))
+    return state
+
+
+def randomised(state, seed=0):
+    """The state with every batch norm away from the identity, so that no two of its four arrays can be mistaken.
+
+    Scale and running variance are uniform in [0.5, 1.5], shift and running mean normal with deviation 0.1.
+    """
+    generator = np.random.default_rng(seed)
+    state = dict(state)
+    for prefix in [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            old = state[prefix + name]
+            new = generator.random(old.shape) + 0.5 if name in ("weight", "running_var") else generator.normal(0, 0.1, old.shape)
+            state[prefix + name] = new.astype(old.dtype)
+    return state
+
+
+def check(state, expected):
+    """Raise one `Error` that lists every missing, unexpected and misshapen array of a state.
+
+    `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters may be in the state or not: nothing reads them.
+    """
+    given = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    wrong = [f"missing: {name} {_text(expected[name])}" for name in expected if name not in given]
+    wrong += [f"unexpected: {name} {_text(given[name])}" for name in given if name not in expected]
+    wrong += [
+        f"misshapen: {name} is {_text(given[name])}, expected {_text(expected[name])}"
+        for name in expected
+        if name in given and given[name] != tuple(expected[name])
+    ]
+    if wrong:
+        raise Error("\n  ".join(["the weights do not fit the network:", *wrong]))
+
+
+def save(path, state):
+    """Write a state as safetensors, aside first and renamed when complete."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, aside)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        raise Error(f"{path}: cannot be written: {error}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(path):
+    """The state in a safetensors file. Raises `Error` for a file that is missing, truncated or of another kind."""
+    path = Path(path)
+    if not path.is_file():
+        raise Error(f"{path}: there is no such file")
+    if path.suffix != ".safetensors":
+        raise Error(f"{path}: weights are read from .safetensors files")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise Error(f"{path}: not a complete safetensors file: {error}") from None
+
+
+def _text(shape):
+    return "x".join(map(str, shape)) or "scalar"

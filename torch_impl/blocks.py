@@ -1,0 +1,95 @@
+"""Residual blocks. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
+
+from torch import nn
+
+from .layers import BatchNorm, Chain, Conv, Identity, PadChannels, relu
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: He et al. 2015 (arXiv:1512.03385), figure 5 left.
+
+    `dilation` holds for both convolutions, `first_dilation` for the first alone: dilated residual networks, Yu et al. 2017
+    (arXiv:1705.09914), section 2. `padding` is None for as much on each side, or "same". `shortcut` is explained below.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, stride=1, padding=None, dilation=1, first_dilation=None,
+        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection",
+    ):  # fmt: skip
+        super().__init__()
+        first_dilation = first_dilation or dilation
+        self.conv1 = conv(in_channels, out_channels, 3, stride, padding, first_dilation, bias)
+        self.bn1 = BatchNorm(out_channels, eps, momentum) if norm else Identity()
+        self.conv2 = conv(out_channels, out_channels, 3, 1, padding, dilation, bias)
+        self.bn2 = BatchNorm(out_channels, eps, momentum) if norm else Identity()
+        self.residual = shortcut not in ("none", "unused")
+        if shortcut != "none":
+            self.downsample = downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut)
+
+    def forward(self, x):
+        y = relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.residual:
+            y += self.downsample(x)
+        return relu(y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, and a shortcut: He et al. 2015, figure 5 right.
+
+    The stride is at the 3x3 convolution, as in torchvision's ResNets ("version 1.5"); the paper has it at the first 1x1
+    convolution, `stride_at="conv1"`. Dilation holds for the 3x3 convolution, `first_dilation` in its place if given.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, stride=1, padding=None, dilation=1, first_dilation=None,
+        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection", stride_at="conv2",
+    ):  # fmt: skip
+        super().__init__()
+        width = out_channels // 4
+        first, second = (stride, 1) if stride_at == "conv1" else (1, stride)
+        self.conv1 = conv(in_channels, width, 1, first, padding, 1, bias)
+        self.bn1 = BatchNorm(width, eps, momentum) if norm else Identity()
+        self.conv2 = conv(width, width, 3, second, padding, first_dilation or dilation, bias)
+        self.bn2 = BatchNorm(width, eps, momentum) if norm else Identity()
+        self.conv3 = conv(width, out_channels, 1, 1, padding, 1, bias)
+        self.bn3 = BatchNorm(out_channels, eps, momentum) if norm else Identity()
+        self.residual = shortcut not in ("none", "unused")
+        if shortcut != "none":
+            self.downsample = downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut)
+
+    def forward(self, x):
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        if self.residual:
+            y += self.downsample(x)
+        return relu(y)
+
+
+def conv(in_channels, out_channels, kernel, stride, padding, dilation, bias):
+    """A convolution that keeps the size of the map but for its stride; `padding` is None (as much on each side) or "same"."""
+    if padding is None:
+        padding = dilation * (kernel - 1) // 2
+    return Conv(in_channels, out_channels, kernel, stride, padding, dilation, bias)
+
+
+def downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut):
+    """The way around a block: the identity where the shape stays, else by the kind of shortcut:
+
+    - "projection": 1x1 convolution and batch norm (He et al. 2015, section 3.3, option B); "projection3x3" with 3x3;
+    - "conv": 1x1 convolution with bias, no batch norm;
+    - "pad": no weights, see `PadChannels` (option A);
+    - "unused": the weights of a projection, which the block does not run: the authors' DRN-C-58 has such ones.
+    """
+    if stride == 1 and in_channels == out_channels:
+        return Identity()
+    if shortcut == "pad":
+        return PadChannels(in_channels, out_channels, stride)
+    if shortcut == "conv":
+        return Chain(conv(in_channels, out_channels, 1, stride, padding, 1, True))
+    kernel = 3 if shortcut == "projection3x3" else 1
+    layers = [conv(in_channels, out_channels, kernel, stride, padding, 1, bias)]
+    if norm:
+        layers.append(BatchNorm(out_channels, eps, momentum))
+    return Chain(*layers)

@@ -1,0 +1,114 @@
+"""Where PyTorch differs from Keras: the elementary layers. Images are (batch, channels, height, width)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Model = nn.Module
+Identity = nn.Identity
+BatchNorm = nn.BatchNorm2d
+Linear = nn.Linear
+Flatten = nn.Flatten
+
+
+class Chain(nn.Sequential):
+    """Layers that run one after the other, under the names "0", "1", "2"."""
+
+
+class Conv(nn.Conv2d):
+    """Convolution. `padding` is in pixels on each side, or "same": TensorFlow's rule, `pad_same` below."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True):
+        self.same = padding == "same" and (stride > 1 or kernel % 2 == 0)
+        pixels = 0 if self.same else dilation * (kernel - 1) // 2 if padding == "same" else padding
+        super().__init__(in_channels, out_channels, kernel, stride, pixels, dilation, bias=bias)
+
+    def forward(self, x):
+        if self.same:
+            x = pad_same(x, self.dilation[0] * (self.kernel_size[0] - 1) + 1, self.stride[0])
+        return super().forward(x)
+
+
+class MaxPool(nn.Module):
+    """Max pool. Padding never wins: it counts as minus infinity."""
+
+    def __init__(self, kernel, stride=None, padding=0):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+
+    def forward(self, x):
+        if self.padding == "same":
+            return F.max_pool2d(pad_same(x, self.kernel, self.stride, -torch.inf), self.kernel, self.stride)
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding)
+
+
+class AvgPool(nn.Module):
+    """Average pool. Padding in pixels counts as zeros; "same" padding is left out of the average, as in TensorFlow."""
+
+    def __init__(self, kernel, stride=None, padding=0):
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+
+    def forward(self, x):
+        if self.padding == "same":
+            inside = pad_same(torch.ones_like(x[:1, :1]), self.kernel, self.stride)
+            x = F.avg_pool2d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+            return x / F.avg_pool2d(inside, self.kernel, self.stride)
+        return F.avg_pool2d(x, self.kernel, self.stride, self.padding)
+
+
+class GlobalAvgPool(nn.AdaptiveAvgPool2d):
+    """The mean of each channel, as a map of 1x1."""
+
+    def __init__(self):
+        super().__init__(1)
+
+
+class ReLU(nn.ReLU):
+    """max(x, 0), written over its input, which saves the memory of a map."""
+
+    def __init__(self):
+        super().__init__(inplace=True)
+
+
+class PadChannels(nn.Module):
+    """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
+
+    The zeros lie half before and half after the input's channels, as in the checkpoints in circulation; the paper leaves
+    their place open.
+    """
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        self.before, self.after = (out_channels - in_channels) // 2, -(-(out_channels - in_channels) // 2)
+        self.stride = stride
+
+    def forward(self, x):
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+def relu(x):
+    """max(x, 0), written over x."""
+    return F.relu_(x)
+
+
+def copy(x):
+    """A copy of x, safe from layers that write over their input."""
+    return x.clone()
+
+
+def pad_same(x, extent, stride, value=0.0):
+    """Pad for an output of ceil(input / stride): the odd pixel at the bottom and right. `extent` is the window's side."""
+    height, width = (max((-(-n // stride) - 1) * stride + extent - n, 0) for n in x.shape[2:])
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
+
+
+def construct(network, spec, dtype):
+    """The network of a spec with room for weights, which `load` then brings: none are drawn here."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device("meta"):
+            return network(spec)
+    finally:
+        torch.set_default_dtype(default)
