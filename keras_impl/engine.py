@@ -32,6 +32,10 @@ class Engine:
         """One training step; returns the mean cross-entropy before it."""
         return float(self._step(self._tensor(images), ops.convert_to_tensor(labels)))
 
+    def loss(self, images, labels):
+        """The mean cross-entropy in training mode."""
+        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels)))
+
     def predict(self, images):
         """Logits in evaluation mode."""
         return _numpy(self.net(self._tensor(images), training=False))

@@ -1,5 +1,6 @@
 """PyTorch and TensorFlow in one process."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -18,3 +19,20 @@ def prepare(other):
     if triton and hasattr(os, "RTLD_DEEPBIND"):
         for library in Path(triton.origin).parent.glob("_C/libtriton*.so"):
             ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
+
+
+@contextlib.contextmanager
+def silence():
+    """Keep what TensorFlow logs while it starts off the screen: it writes below Python, whatever its settings say."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    screen = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+        os.close(nowhere)

@@ -26,6 +26,11 @@ class Engine:
         self.optimizer.step()
         return loss.item()
 
+    def loss(self, images, labels):
+        """The mean cross-entropy in training mode."""
+        with torch.no_grad():
+            return self._loss(self._tensor(images), labels).item()
+
     def predict(self, images):
         """Logits in evaluation mode."""
         self.net.eval()

@@ -1,0 +1,292 @@
+"""The command `twins`. Only `compare` imports the frameworks, so that looking things up is quick."""
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import shapes, spec
+from .spec import Error
+
+app = typer.Typer(
+    help="The same networks in PyTorch and in Keras, from one spec.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Network = Annotated[str, typer.Argument(help="A name, as `twins list` shows it, or the path of a spec ending in .json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def main():
+    """Run the command; a user's mistake ends in one message and exit status 2."""
+    try:
+        app()
+    except Error as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {error}")
+        sys.exit(2)
+
+
+@app.command("list")
+def list_networks(as_json: AsJson = False):
+    """List all networks: name, title, parameters, multiply-accumulates, input, source."""
+    rows = []
+    for name in spec.names():
+        network = spec.load(name)
+        layers = shapes.layers(network)
+        macs = sum(row.macs for row in layers)
+        rows.append(
+            {
+                "name": name,
+                "title": network.get("title", ""),
+                "parameters": shapes.parameters(layers),
+                "macs": macs,
+                "input": network["input"],
+                "source": network.get("source", ""),
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = _table("name", "title", ">parameters", ">MACs", "input", "source")
+    for row in rows:
+        table.add_row(
+            row["name"], row["title"], f"{row['parameters']:,}", _count(row["macs"]), _shape(row["input"]), row["source"]
+        )
+    _console(table)
+
+
+@app.command()
+def show(
+    network: Network,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the image, in pixels.")] = None,
+    as_json: AsJson = False,
+):
+    """Show a network layer by layer: output shape, parameters, multiply-accumulates, receptive field, stride, dilation."""
+    described = spec.load(network)
+    rows = shapes.layers(described, size and (size, size))
+    if as_json:
+        keys = ("name", "type", "shape", "parameters", "macs", "field", "stride", "dilations")
+        layers = [{key: _finite(getattr(row, key)) for key in keys} for row in rows]
+        print(json.dumps({**{k: v for k, v in described.items() if k != "layers"}, "layers": layers}, indent=2))
+        return
+    table = _table("layer", "type", ">output", ">parameters", ">MACs", ">receptive field", ">stride", ">dilation")
+    for row in rows:
+        field = "all" if math.isinf(row.field) else f"{row.field}"
+        dilation = ", ".join(map(str, row.dilations))
+        parameters, macs = (f"{row.parameters:,}" if row.parameters else ""), _count(row.macs) if row.macs else ""
+        table.add_row(row.name, row.type, _shape(row.shape), parameters, macs, field, f"{row.stride}", dilation)
+    table.add_section()
+    macs = sum(row.macs for row in rows)
+    table.add_row("in all", "", "", f"{shapes.parameters(rows):,}", _count(macs), "", "", "")
+    _console(described.get("title", described["name"]), described.get("source", ""), table)
+
+
+@app.command()
+def compare(
+    network: Network,
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with weights for both.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to compare the activations on.")] = None,
+    data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, fashion_mnist, cifar10, cifar100, or an .npz.")] = "digits",
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")] = None,
+    dtype: Annotated[str, typer.Option(help="float64, float32 or bfloat16.")] = "float64",
+    steps: Annotated[int, typer.Option(min=0, help="Steps of training.")] = 20,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 2 % off the loss in the first step, at most 0.05.")] = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the two loss curves and their difference into this file.")] = None,
+):  # fmt: skip
+    """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
+
+    Exit status 1 where a bound of the ladder of parity is broken.
+    """
+    from . import compare as ladder
+    from . import data as datasets
+    from .weights import check, read
+
+    described = spec.load(network)
+    if dtype not in ladder.BOUNDS:
+        raise Error(f"--dtype is {dtype!r}{spec.nearest(dtype, ladder.BOUNDS)}; expected {', '.join(ladder.BOUNDS)}")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
+    rows = shapes.layers(described, size and (size, size))
+    state = read(weights) if weights else None
+    if state:
+        check(state, shapes.weights(rows))
+    pixels = datasets.picture(image) if image else None
+    datasets.load(data)
+    if plot:
+        _writable(plot)
+    with Console(stderr=True).status("starting PyTorch and TensorFlow") as status:
+        packages = _packages()
+        report = ladder.run(
+            packages, described, state, pixels, data, size and (size, size), dtype, steps, learning_rate,
+            say=lambda text: status.update(f"{described['name']}: {text}"),
+        )  # fmt: skip
+    if plot and report.steps:
+        _plot(report, plot)
+    if as_json:
+        print(json.dumps(_finite(_summary(report)), indent=2))
+    else:
+        _print_report(report)
+    sys.exit(1 if report.broken else 0)
+
+
+def _packages():
+    from .coexist import silence
+
+    with silence():  # PyTorch first: it looks for a GPU, and warns when TensorFlow has looked before it
+        import torch_impl  # isort: skip
+        import keras_impl
+    return torch_impl, keras_impl
+
+
+def _summary(report):
+    from .compare import BOUNDS, first_beyond, largest
+
+    found = asdict(report)
+    for rung in ("activations", "gradients", "statistics", "weights"):
+        differences = getattr(report, rung)
+        found[rung] = [difference._asdict() for difference in differences]
+        if differences:
+            found[f"largest_{rung}"] = largest(differences)._asdict()
+    found["steps"] = [step._asdict() for step in report.steps]
+    first = first_beyond(report.activations, BOUNDS[report.dtype].get("activations", math.inf))
+    found |= {"first_diverging_layer": first and first.name, "judged_steps": report.judged_steps}
+    return found | {"bounds": BOUNDS[report.dtype], "broken": report.broken, "passed": not report.broken}
+
+
+def _print_report(report):
+    from .compare import BOUNDS, largest
+
+    one, two = report.frameworks
+    bounds = BOUNDS[report.dtype]
+    _console(f"{report.network}, {report.dtype}, images of {_shape(report.size)}", "")
+    table = _table("layer", f">{one}", f">{two}", ">difference", title="Activations")
+    for name, (ours, theirs), value in report.activations:
+        late = not value <= bounds.get("activations", math.inf)
+        table.add_row(name, _shape(ours), _shape(theirs), f"{value:.1e}", style="red" if late else None)
+    _console(table)
+
+    table = _table("", ">largest difference", "where", ">bound", title="In all")
+    table.add_row("parameters", "equal" if len(set(report.parameters)) == 1 else "differ", f"{report.parameters[0]:,}", "equal")
+    for rung in ("activations", "gradients", "statistics", "weights"):
+        if getattr(report, rung):
+            name, _, value = largest(getattr(report, rung))
+            label = {"weights": f"weights after {len(report.steps)} steps", "statistics": "running statistics"}.get(rung, rung)
+            bound = f"{bounds[rung]:g}" if rung in bounds else "none"
+            table.add_row(label, f"{value:.1e}", name, bound)
+    if report.steps:
+        worst = max(report.steps, key=lambda step: step.difference)
+        table.add_row("losses", f"{worst.difference:.1e}", "", f"{bounds['losses']:g}" if "losses" in bounds else "none")
+    if "logits" in bounds:
+        table.add_row("logits", f"{report.activations[-1].value:.1e}", report.activations[-1].name, f"{bounds['logits']:g}")
+
+    if report.steps:
+        t = report.training
+        title = (
+            f"Training on {t['data']}: {_shape(t['size'])}, batches of {t['batch']}, "
+            f"learning rate {t['learning_rate']:.3g}, momentum {t['momentum']}"
+        )
+        steps = _table(">step", f">{one}", f">{two}", ">difference", f">{one}, one rounding apart", title=title)
+        for number, step in enumerate(report.steps, start=1):
+            losses = [f"{loss:.13f}" for loss in step.losses]
+            dim = "dim" if number > report.judged_steps else None
+            steps.add_row(f"{number}", *losses, f"{step.difference:.1e}", f"{step.control:.1e}", style=dim)
+        _console(steps, "")
+    _console(table, "")
+    if report.steps and report.judged_steps < len(report.steps):
+        _console(
+            f"From step {report.judged_steps + 1} on this run is chaotic: {one} departs from itself when its weights begin one "
+            "rounding apart. Losses and weights are not judged from there.",
+        )
+    if report.accuracy:
+        same = "the same predictions" if report.same_predictions else "different predictions"
+        ours, theirs = (f"{accuracy:.2%}" for accuracy in report.accuracy)
+        _console(f"Test accuracy on {report.training['tested']} images: {one} {ours}, {two} {theirs}, {same}.")
+    if not report.gradients:
+        _console("The network ends in a map, not in a vector of logits: gradients and training are left out.")
+    for line in report.broken:
+        _console(f"[red]Bound broken: {line}[/]")
+    if not report.broken:
+        _console("[green]Every bound of the ladder is kept.[/]")
+
+
+def _plot(report, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    numbers = range(1, len(report.steps) + 1)
+    figure, (losses, differences) = pyplot.subplots(2, sharex=True, figsize=(7, 6), height_ratios=(3, 2), layout="constrained")
+    for column, style in ((0, {"linewidth": 5, "alpha": 0.35}), (1, {"linewidth": 1.5, "linestyle": "--", "color": "black"})):
+        losses.plot(numbers, [step.losses[column] for step in report.steps], label=report.frameworks[column], **style)
+    losses.set(ylabel="training loss", title=f"{report.network}, {report.dtype}: one run in two frameworks")
+    losses.legend(frameon=False)
+    tiny = 1e-17  # an exact agreement has no place on a logarithmic axis but its lower end
+    between = f"{report.frameworks[0]} and {report.frameworks[1]}"
+    differences.semilogy(numbers, [max(step.difference, tiny) for step in report.steps], "o-", color="black", label=between)
+    apart = f"{report.frameworks[0]}, one rounding apart"
+    differences.semilogy(numbers, [max(step.control, tiny) for step in report.steps], "x:", color="grey", label=apart)
+    differences.set(xlabel="step", ylabel="relative difference", ylim=(tiny / 2, None))
+    differences.xaxis.get_major_locator().set_params(integer=True)
+    differences.legend(frameon=False)
+    for axes in (losses, differences):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _writable(path):
+    """Find out before the work whether its picture can be written after it."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise Error(f"{path}: expected a file ending in .png, .pdf or .svg")
+    if not path.parent.is_dir():
+        raise Error(f"{path}: there is no folder {path.parent}")
+
+
+def _table(*columns, title=None):
+    """A table; a column whose name begins with > is flush right."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.startswith(">")
+        folds = column in ("source", "title")
+        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=not folds)
+    return table
+
+
+def _console(*things):
+    # A pipe has no width of its own: wide enough there for a row to stay a row.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for thing in things:
+        console.print(thing)
+
+
+def _shape(shape):
+    return "x".join(map(str, shape))
+
+
+def _count(number):
+    """1.81 G, 40.8 M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return f"{number}"
+
+
+def _finite(value):
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The ladder of parity: how far two engines that hold the same weights are apart.
+
+A difference is relative, ||a - b|| / ||a|| for each array. The first engine is a, the reference. Arrays of the two engines
+are compared in PyTorch's names and layouts.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from . import data as datasets
+from . import shapes
+from .spec import Error
+from .weights import initial, randomised
+
+# What may differ by how much, by the precision of the networks: one bound a rung, for every network.
+BOUNDS = {
+    "float64": {"activations": 1e-12, "gradients": 1e-9, "statistics": 1e-12, "losses": 1e-10, "weights": 1e-10},
+    "float32": {"logits": 1e-4},
+    "bfloat16": {"logits": 3e-2},
+}
+
+
+class Difference(NamedTuple):
+    """How far one array of the second engine is from the first's."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # as the two frameworks have them, without the batch
+    value: float
+
+
+def relative(a, b, scale=None):
+    """||a - b|| / ||a||, or over ||scale|| where that is given. Infinite where the shapes differ."""
+    if np.shape(a) != np.shape(b):
+        return np.inf
+    distance = np.linalg.norm(np.subtract(a, b))
+    return float(distance / np.linalg.norm(a if scale is None else scale)) if distance != 0 else 0.0
+
+
+def largest(differences):
+    """The largest of them; one that is no number counts as largest."""
+    return max(differences, key=lambda d: np.inf if np.isnan(d.value) else d.value)
+
+
+def first_beyond(differences, bound):
+    """The first that is not within the bound, or None."""
+    return next((d for d in differences if not d.value <= bound), None)
+
+
+def activations(engines, images):
+    """Rung 2: the output of every layer in evaluation mode."""
+    ours, theirs = (engine.activations(images) for engine in engines)
+    pairs = [(name, ours.get(name), theirs.get(name)) for name in ours | theirs]
+    found = []
+    for name, a, b in pairs:
+        if a is None or b is None:
+            found.append(Difference(name, ((), ()), np.inf))
+            continue
+        value = relative(engines[0].channels_first(a), engines[1].channels_first(b))
+        found.append(Difference(name, (a.shape[1:], b.shape[1:]), value))
+    return found
+
+
+def gradients(engines, images, labels, spec):
+    """Rung 3: the gradient of every parameter and of the image, in training mode.
+
+    A batch norm takes away the mean that a convolution's bias in front of it adds, so the true gradient of such a bias is
+    zero and what is computed is rounding noise: it is measured against the gradient of the convolution's kernel.
+    """
+    ours, theirs = (engine.gradients(images, labels) for engine in engines)
+    kernels = {f"{name}.bias": f"{name}.weight" for name in before_batch_norm(spec)}
+    return _all(ours, theirs, {bias: ours[kernel] for bias, kernel in kernels.items()})
+
+
+def statistics(engines):
+    """Rung 4: the running statistics of batch norms, after passes in training mode."""
+    states = [engine.state() for engine in engines]
+    running = [{k: v for k, v in state.items() if ".running_" in k} for state in states]
+    return _all(*running)
+
+
+def states(engines):
+    """Rung 5: all weights and running statistics, after steps of training."""
+    return _all(*(engine.state() for engine in engines))
+
+
+def _all(ours, theirs, scales=None):
+    scales = scales or {}
+    found = []
+    for name in ours | theirs:
+        if name not in ours or name not in theirs:
+            found.append(Difference(name, ((), ()), np.inf))
+        else:
+            a, b = ours[name], theirs[name]
+            found.append(Difference(name, (a.shape, b.shape), relative(a, b, scales.get(name))))
+    return found
+
+
+def before_batch_norm(spec):
+    """The names of the convolutions with bias whose output goes straight into a batch norm."""
+    leaves = shapes.leaves(shapes.layers(spec))
+    return [
+        leaf.name
+        for leaf, after in zip(leaves, leaves[1:], strict=False)
+        if leaf.type == "conv" and after.type == "batch_norm" and f"{leaf.name}.bias" in leaf.weights
+    ]
+
+
+def one_rounding_apart(state):
+    """The state with its numbers scaled by the smallest step away from 1, up and down in turn."""
+    return {
+        name: array * (1 + np.finfo(array.dtype).eps * np.resize([1, -1], array.shape)).astype(array.dtype)
+        for name, array in state.items()
+    }
+
+
+def first_rate(loss, gradients):
+    """A learning rate for a first look at any network: its first step takes 2 % off the loss, to first order; at most 0.05."""
+    square = sum(float(np.sum(np.square(g))) for name, g in gradients.items() if name != "input")
+    return min(0.05, 0.02 * loss / square) if square else 0.05
+
+
+class Step(NamedTuple):
+    """One step of training: both losses, their relative difference, and the first engine's from its control."""
+
+    losses: tuple[float, float]
+    difference: float
+    control: float
+
+
+@dataclass
+class Report:
+    """What `run` found."""
+
+    network: str
+    dtype: str
+    frameworks: tuple[str, str]
+    size: tuple[int, int]
+    parameters: tuple[int, int, int]  # by arithmetic, and in the two networks
+    activations: list[Difference]
+    gradients: list[Difference] = field(default_factory=list)
+    statistics: list[Difference] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    weights: list[Difference] = field(default_factory=list)
+    training: dict = field(default_factory=dict)  # data, size, batch, learning rate, images tested
+    accuracy: tuple[float, float] | None = None
+    same_predictions: bool | None = None
+
+    @property
+    def judged_steps(self):
+        """The number of steps before the run is chaotic, which are those that a bound can hold for.
+
+        A run is chaotic where the first framework departs from itself by a thousandth of the bound when its weights begin
+        one rounding apart: it then makes large what is smallest, and another framework rounds in thousands of places.
+        """
+        limit = BOUNDS[self.dtype].get("losses", np.inf) / 1000
+        return next((i for i, step in enumerate(self.steps) if not step.control <= limit), len(self.steps))
+
+    @property
+    def broken(self):
+        """A line for each bound of the ladder that is not kept."""
+        bounds, lines = BOUNDS[self.dtype], []
+        if len(set(self.parameters)) > 1:
+            lines.append("parameters: {:,} by arithmetic, {:,} and {:,} in the networks".format(*self.parameters))
+        rungs = [(rung, getattr(self, rung)) for rung in ("activations", "gradients", "statistics")]
+        rungs.append(("logits", self.activations[-1:]))
+        if self.judged_steps == len(self.steps):
+            rungs.append(("weights", self.weights))
+        for rung, differences in rungs:
+            first = first_beyond(differences, bounds.get(rung, np.inf)) if rung in bounds else None
+            if first:
+                lines.append(f"{rung}: {first.name} is the first to diverge, by {first.value:.1e}; the bound is {bounds[rung]:g}")
+        for number, step in enumerate(self.steps[: self.judged_steps], start=1):
+            if "losses" in bounds and not step.difference <= bounds["losses"]:
+                lines.append(f"losses: step {number} is the first to diverge, by {step.difference:.1e}; the bound is {bounds['losses']:g}")
+                break
+        if self.judged_steps == len(self.steps) and self.same_predictions is False and "losses" in bounds:
+            lines.append("predictions: the trained networks predict different classes")
+        return lines
+
+
+def run(
+    packages, spec, weights=None, image=None, data="digits", size=None, dtype="float64", steps=20, rate=None, say=lambda text: None
+):  # fmt: skip
+    """Climb the ladder with a network in two packages, `torch_impl` and `keras_impl`; returns a `Report`.
+
+    `weights` is a state for both, or None: then rungs 2 to 4 have the initial weights with randomised batch norms, and
+    training starts from the initial weights. `image` is (height, width, channels), to look at in rung 2; by default images of
+    the data set. `size` is (height, width), the spec's by default; `say` hears what is being done.
+    """
+    rows = shapes.layers(spec, size)
+    channels, *own_size = spec["input"]
+    size = tuple(size or own_size)
+    state = initial(spec) if weights is None else weights
+    data_name, data = data, datasets.load(data)
+
+    def images(indices, size):
+        return datasets.prepare(data.x_train[indices], channels, size, precision)
+
+    precision = "float64" if dtype == "float64" else "float32"
+    say("building the networks")
+    nets = [package.build(spec, dtype=dtype) for package in packages]
+    _load(packages, nets, randomised(state) if weights is None else state)
+    engines = [package.Engine(net) for package, net in zip(packages, nets, strict=True)]
+    say("activations")
+    few = np.arange(4)
+    looked_at = images(few, size) if image is None else datasets.prepare([image], channels, size, precision)
+    trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
+    counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
+    report = Report(
+        network=spec["name"],
+        dtype=dtype,
+        frameworks=tuple(engine.framework for engine in engines),
+        size=size,
+        parameters=(shapes.parameters(rows), *counts),
+        activations=activations(engines, looked_at),
+    )
+    if len(rows[-1].shape) > 1:
+        return report  # without a vector of logits there is no loss, hence nothing more to compare
+    classes = rows[-1].shape[0]
+    say("gradients")
+    report.gradients = gradients(engines, images(few, size), data.y_train[few] % classes, spec)
+    report.statistics = statistics(engines)
+    if not steps:
+        return report
+
+    size, batch = _training_size(spec, size)
+    batches = [datasets.batch(len(data.x_train), batch, step) for step in range(steps)]
+    _load(packages, nets, state)
+    if rate is None:
+        first = images(batches[0], size), data.y_train[batches[0]] % classes
+        rate = first_rate(engines[0].loss(*first), engines[0].gradients(*first))
+        _load(packages, nets, state)
+    control = packages[0].build(spec, dtype=dtype)
+    packages[0].load(control, one_rounding_apart(packages[0].state(nets[0])))
+    control = packages[0].Engine(control, rate)
+    engines = [package.Engine(net, rate) for package, net in zip(packages, nets, strict=True)]
+    for number, indices in enumerate(batches, start=1):
+        say(f"training, step {number} of {steps}")
+        first, second, other = (e.step(images(indices, size), data.y_train[indices] % classes) for e in (*engines, control))
+        report.steps.append(Step((first, second), relative(first, second), relative(first, other)))
+    report.weights = states(engines)
+    say("testing")
+    tested = min(16 * batch, len(data.x_test), 1000)
+    test_images = datasets.prepare(data.x_test[:tested], channels, size, precision)
+    predictions = [_classes(engine, test_images, batch) for engine in engines]
+    report.accuracy = tuple(float(np.mean(p == data.y_test[:tested] % classes)) for p in predictions)
+    report.same_predictions = bool(np.array_equal(*predictions))
+    report.training = {"data": str(data_name), "size": size, "batch": batch, "learning_rate": rate, "momentum": 0.9, "tested": tested}
+    return report
+
+
+def _load(packages, nets, state):
+    for package, net in zip(packages, nets, strict=True):
+        package.load(net, state)
+
+
+def _training_size(spec, size):
+    """The size of the images to train on, at most 64x64 where the network takes it, and how many make a batch."""
+    if min(size) > 64:
+        try:
+            shapes.layers(spec, (64, 64))
+            size = (64, 64)
+        except Error:
+            pass
+    cost = sum(row.macs for row in shapes.layers(spec, size))
+    return size, int(np.clip(1e9 // max(cost, 1), 8, 64))
+
+
+def _classes(engine, images, batch):
+    return np.concatenate([engine.predict(images[i : i + batch]).argmax(1) for i in range(0, len(images), batch)])
