@@ -34,7 +34,15 @@ class Model(keras.Model):
         return model
 
 
-class Chain(keras.Layer):
+class Layer(keras.Layer):
+    """A layer that Keras need not build: it has its weights from the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.built = True
+
+
+class Chain(Layer):
     """Layers that run one after the other, under the names "0", "1", "2"."""
 
     def __init__(self, *layers):
@@ -55,14 +63,14 @@ class Chain(keras.Layer):
         return x
 
 
-class Identity(keras.Layer):
+class Identity(Layer):
     """Gives what it gets."""
 
     def call(self, x):
         return x
 
 
-class Conv(keras.Layer):
+class Conv(Layer):
     """Convolution. `padding` is in pixels on each side, or "same": out = ceil(in / stride), the odd pixel bottom and right.
 
     Keras's own "same" is that rule. It pads a strided convolution otherwise than PyTorch's number of pixels does.
@@ -86,7 +94,7 @@ class Conv(keras.Layer):
         return x if self.bias is None else x + self.bias
 
 
-class BatchNorm(keras.Layer):
+class BatchNorm(Layer):
     """Batch norm by PyTorch's rules.
 
     `momentum` is the share of the new batch in the running statistics, and the running variance takes in the unbiased
@@ -119,14 +127,14 @@ class BatchNorm(keras.Layer):
         running.assign((1 - self.momentum) * running + self.momentum * new)
 
 
-class ReLU(keras.Layer):
+class ReLU(Layer):
     """max(x, 0)."""
 
     def call(self, x):
         return ops.relu(x)
 
 
-class MaxPool(keras.Layer):
+class MaxPool(Layer):
     """Max pool. Padding never wins: it counts as minus infinity."""
 
     def __init__(self, kernel, stride=None, padding=0):
@@ -139,7 +147,7 @@ class MaxPool(keras.Layer):
         return ops.max_pool(pad(x, self.padding, -math.inf), self.kernel, self.stride, "valid")
 
 
-class AvgPool(keras.Layer):
+class AvgPool(Layer):
     """Average pool. Padding in pixels counts as zeros; "same" padding is left out of the average."""
 
     def __init__(self, kernel, stride=None, padding=0):
@@ -152,21 +160,21 @@ class AvgPool(keras.Layer):
         return ops.average_pool(pad(x, self.padding), self.kernel, self.stride, "valid")
 
 
-class GlobalAvgPool(keras.Layer):
+class GlobalAvgPool(Layer):
     """The mean of each channel, as a map of 1x1."""
 
     def call(self, x):
         return ops.mean(x, axis=(1, 2), keepdims=True)
 
 
-class Flatten(keras.Layer):
+class Flatten(Layer):
     """A map as a vector in PyTorch's order: channels, height, width. Keras's own Flatten has the channels last."""
 
     def call(self, x):
         return ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (-1, math.prod(x.shape[1:])))
 
 
-class Linear(keras.Layer):
+class Linear(Layer):
     """Fully connected layer."""
 
     def __init__(self, in_features, out_features, bias=True):
@@ -179,7 +187,7 @@ class Linear(keras.Layer):
         return x if self.bias is None else x + self.bias
 
 
-class PadChannels(keras.Layer):
+class PadChannels(Layer):
     """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
 
     The zeros lie half before and half after the input's channels, as in the checkpoints in circulation; the paper leaves

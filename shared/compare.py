@@ -186,8 +186,8 @@ def run(
     """Climb the ladder with a network in two packages, `torch_impl` and `keras_impl`; returns a `Report`.
 
     `weights` is a state for both, or None: then rungs 2 to 4 have the initial weights with randomised batch norms, and
-    training starts from the initial weights. `image` is (height, width, channels), to look at in rung 2; by default images of
-    the data set. `size` is (height, width), the spec's by default; `say` hears what is being done.
+    training starts from the initial weights. Rungs 2 to 4 look at white noise; rung 2 at `image`, (height, width, channels),
+    if there is one. Training is on the data set; labels beyond the network's classes wrap around. `size` is (height, width), the spec's by default; `say` hears what is being done.
     """
     rows = shapes.layers(spec, size)
     channels, *own_size = spec["input"]
@@ -204,8 +204,9 @@ def run(
     _load(packages, nets, randomised(state) if weights is None else state)
     engines = [package.Engine(net) for package, net in zip(packages, nets, strict=True)]
     say("activations")
-    few = np.arange(4)
-    looked_at = images(few, size) if image is None else datasets.prepare([image], channels, size, precision)
+    # White noise: in a smooth picture all positions are alike, and batch norms, which take away what is alike, leave rounding.
+    noise = np.random.default_rng(0).standard_normal((4, channels, *size)).astype(precision)
+    looked_at = noise if image is None else datasets.prepare([image], channels, size, precision)
     trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
     counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
     report = Report(
@@ -220,7 +221,7 @@ def run(
         return report  # without a vector of logits there is no loss, hence nothing more to compare
     classes = rows[-1].shape[0]
     say("gradients")
-    report.gradients = gradients(engines, images(few, size), data.y_train[few] % classes, spec)
+    report.gradients = gradients(engines, noise, np.arange(len(noise)) % classes, spec)
     report.statistics = statistics(engines)
     if not steps:
         return report

@@ -5,6 +5,8 @@ A data set has uint8 images (count, height, width, channels) and whole-number la
 """
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +73,7 @@ def _read(path):
         raise Error(f"{path}: there is no such file") from None
     except KeyError as error:
         raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Error(f"{path}: not a complete .npz file: {error}") from None
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):

@@ -1,0 +1,123 @@
+"""Data sets and batches."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+import shared
+from shared import data
+
+
+def test_digits():
+    digits = data.load()
+    assert [array.shape for array in digits] == [(1437, 8, 8, 1), (1437,), (360, 8, 8, 1), (360,)]
+    assert digits.x_train.dtype == np.uint8 and digits.x_train.max() == 255
+    assert set(digits.y_test) == set(range(10))
+
+
+def test_a_batch_is_what_the_network_takes():
+    images = data.load().x_train[:2]
+    batch = data.prepare(images, 3, (32, 40))
+    assert batch.shape == (2, 3, 32, 40) and batch.dtype == np.float32
+    assert batch.min() >= -1 and batch.max() <= 1
+    assert np.array_equal(batch[:, 0], batch[:, 1])
+    same_size = data.prepare(images, 1, (8, 8), "float64")
+    assert np.allclose(same_size[:, 0], images[..., 0] / 127.5 - 1, atol=1e-15)
+
+
+def test_colour_becomes_grey_by_luma():
+    red = np.zeros((1, 4, 4, 3), np.uint8)
+    red[..., 0] = 255
+    assert data.prepare(red, 1, (4, 4)) == pytest.approx(76 / 127.5 - 1, abs=1e-6)  # 0.299 of 255
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(shared.Error, match="takes 4 channels; the images have 1 or 3"):
+        data.prepare(data.load().x_train[:1], 4, (8, 8))
+
+
+def test_an_epoch_sees_every_image_once():
+    seen = np.concatenate([data.batch(20, 5, step) for step in range(4)])
+    assert sorted(seen) == list(range(20))
+    assert not np.array_equal(seen, np.concatenate([data.batch(20, 5, step) for step in range(4, 8)]))
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    assert np.array_equal(data.batch(100, 7, 30, seed=1), data.batch(100, 7, 30, seed=1))
+    assert not np.array_equal(data.batch(100, 7, 30, seed=1), data.batch(100, 7, 30, seed=2))
+    assert len(data.batch(3, 64, 0)) == 3
+
+
+def arrays(**changes):
+    images, labels = np.zeros((4, 6, 6, 3), np.uint8), np.zeros(4, np.int64)
+    return {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels} | changes
+
+
+def test_an_npz_by_path_and_by_name(tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", **arrays(y_test=np.ones((4, 1), np.uint8)))
+    monkeypatch.setenv("TWINS_DATA", str(tmp_path))
+    for name in (tmp_path / "mine.npz", "mine"):
+        found = data.load(name)
+        assert found.x_train.shape == (4, 6, 6, 3) and found.y_test.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (arrays(x_train=np.zeros((4, 6, 6, 3))), "x_train is float64 of shape"),
+        (arrays(x_test=np.zeros((4, 3, 6, 6), np.uint8)), "x_test is uint8 of shape \\(4, 3, 6, 6\\)"),
+        (arrays(y_train=np.zeros(3, np.int64)), "y_train has 3 labels of int64, expected 4"),
+        (arrays(y_test=np.full(4, -1)), "labels of 0 or more"),
+        ({"images": np.zeros(3)}, "expected the arrays x_train, y_train, x_test, y_test"),
+        (b"PK\x03\x04 but no more", "not a complete .npz file"),
+        (b"", "not a complete .npz file"),
+    ],
+)
+def test_a_wrong_file(content, words, tmp_path):
+    path = tmp_path / "mine.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(shared.Error, match=words) as error:
+        data.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_unknown_data(monkeypatch):
+    monkeypatch.delenv("TWINS_DATA", raising=False)
+    with pytest.raises(shared.Error, match="'cifar11'; did you mean|'cifar11', did you mean 'cifar10'"):
+        data.load("cifar11")
+    with pytest.raises(shared.Error, match="nowhere.npz: there is no such file"):
+        data.load("nowhere.npz")
+
+
+def test_mnist_in_the_cache_folder_is_read_by_torchvision(tmp_path, monkeypatch):
+    monkeypatch.delenv("TWINS_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = data.cache() / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (5, 28, 28), np.uint8), generator.integers(0, 10, 5).astype(np.uint8)
+    for part in ("train", "t10k"):
+        # The format of LeCun's files: a magic number, the sizes, the bytes.
+        packed = struct.pack(">iiii", 2051, 5, 28, 28) + images.tobytes(), struct.pack(">ii", 2049, 5) + labels.tobytes()
+        for kind, content in zip(("images-idx3-ubyte", "labels-idx1-ubyte"), packed, strict=True):
+            (folder / f"{part}-{kind}").write_bytes(content)
+            (folder / f"{part}-{kind}.gz").write_bytes(gzip.compress(content))
+    found = data.load("mnist")
+    assert np.array_equal(found.x_train[..., 0], images) and np.array_equal(found.y_test, labels)
+
+
+def test_a_picture(tmp_path):
+    from PIL import Image
+
+    Image.new("CMYK", (5, 3), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
+    assert data.picture(tmp_path / "red.jpg").shape == (3, 5, 3)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(shared.Error, match="text.png: not an image"):
+        data.picture(tmp_path / "text.png")
+    with pytest.raises(shared.Error, match="none.png: there is no such file"):
+        data.picture(tmp_path / "none.png")
