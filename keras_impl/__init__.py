@@ -4,9 +4,13 @@ from shared import coexist
 
 coexist.prepare("torch")
 
+import keras  # noqa: E402
+
 from .engine import Engine  # noqa: E402
 from .network import Network, build  # noqa: E402
 from .optimizers import SGD  # noqa: E402
 from .weights import load, state  # noqa: E402
+
+keras.saving.register_keras_serializable("resnet_twins")(Network)
 
 __all__ = ["SGD", "Engine", "Network", "build", "load", "state"]

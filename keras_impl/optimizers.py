@@ -15,7 +15,9 @@ class SGD(keras.optimizers.Optimizer):
     def __init__(self, learning_rate=0.1, momentum=0.9, name="sgd", **options):
         super().__init__(learning_rate=learning_rate, name=name, **options)
         self.momentum = momentum
-        self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
+        if isinstance(self._learning_rate, keras.Variable):  # a rate, not a schedule of rates
+            self._untrack_variable(self._learning_rate)
+            self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
 
     def build(self, variables):
         super().build(variables)

@@ -13,7 +13,8 @@ TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
 def variables(layer, prefix=""):
     """{PyTorch's name: variable} of all weights and running statistics, read off the attributes."""
     found = {}
-    for name, value in vars(layer).items():
+    attributes = vars(layer) | vars(layer).get("_modules", {})  # where Keras on PyTorch has a layer's layers
+    for name, value in attributes.items():
         if name.startswith("_"):
             continue
         if isinstance(value, keras.Variable):

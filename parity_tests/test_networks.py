@@ -47,7 +47,7 @@ def activations(pair):
 
 @pytest.fixture(scope="module")
 def gradients(pair, activations):
-    found = compare.gradients(pair.engines, pair.images, pair.labels, pair.spec)
+    found = compare.gradients(pair.engines, pair.images, pair.labels)
     return found, compare.statistics(pair.engines)
 
 

@@ -35,4 +35,3 @@ def test_contributing_lists_the_words():
     text = Path(ROOT, "CONTRIBUTING.md").read_text()
     for word, other in WORDS.items():
         assert f"| `{word}` | `{other}` |" in text
-

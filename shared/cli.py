@@ -93,14 +93,14 @@ def compare(
     network: Network,
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file with weights for both.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to compare the activations on.")] = None,
-    data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, fashion_mnist, cifar10, cifar100, or an .npz.")] = "digits",
+    data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")] = None,
     dtype: Annotated[str, typer.Option(help="float64, float32 or bfloat16.")] = "float64",
     steps: Annotated[int, typer.Option(min=0, help="Steps of training.")] = 20,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 2 % off the loss in the first step, at most 0.05.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the first step takes 2 % off the loss.")] = None,
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the two loss curves and their difference into this file.")] = None,
-):  # fmt: skip
+):
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 
     Exit status 1 where a bound of the ladder of parity is broken.
@@ -116,8 +116,11 @@ def compare(
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
     rows = shapes.layers(described, size and (size, size))
     state = read(weights) if weights else None
-    if state:
-        check(state, shapes.weights(rows))
+    if state is not None:
+        try:
+            check(state, shapes.weights(rows))
+        except Error as error:
+            raise Error(f"{weights}: {error}") from None
     pixels = datasets.picture(image) if image else None
     datasets.load(data)
     if plot:

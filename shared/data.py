@@ -48,8 +48,9 @@ def load(name="digits"):
         from torch_impl.datasets import download  # torchvision stands on PyTorch, which only a download needs
 
         return Data(*download(name, cache()))
-    known = ["digits", *DOWNLOADS, *sorted(file.stem for file in Path(folder).glob("*.npz"))] if folder else ["digits", *DOWNLOADS]
-    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(dict.fromkeys(known))}, and .npz files")
+    known = ["digits", *DOWNLOADS]
+    known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
+    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files")
 
 
 def cache():

@@ -86,7 +86,8 @@ def _leaf(before, name, kind, sizes, options):
         else:
             size = [(n + 2 * padding - extent) // step + 1 for n in shape[1:]]
         if min(size) < 1:
-            raise Error(f"the image is too small: {before.name} gives {_text(shape)}, a window of {extent}x{extent} does not fit")
+            window = f"{extent}x{extent}"
+            raise Error(f"the image is too small: {before.name} gives {_text(shape)}, a window of {window} does not fit")
         field += (extent - 1) * stride
         stride *= step
         shape = (sizes[1] if kind == "conv" else shape[0], *size)

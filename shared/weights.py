@@ -51,7 +51,8 @@ def randomised(state, seed=0):
     for prefix in [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]:
         for name in ("weight", "bias", "running_mean", "running_var"):
             old = state[prefix + name]
-            new = generator.random(old.shape) + 0.5 if name in ("weight", "running_var") else generator.normal(0, 0.1, old.shape)
+            scales = name in ("weight", "running_var")
+            new = generator.uniform(0.5, 1.5, old.shape) if scales else generator.normal(0, 0.1, old.shape)
             state[prefix + name] = new.astype(old.dtype)
     return state
 

@@ -3,32 +3,29 @@
 import shared
 from shared.weights import initial
 
-from .blocks import BasicBlock, Bottleneck
-from .layers import (
-    AvgPool, BatchNorm, Chain, Conv, Flatten, GlobalAvgPool, Linear, MaxPool, Model, ReLU, construct, copy,
-)  # fmt: skip
+from . import blocks, layers
 from .weights import load
 
 TYPES = {
-    "conv": Conv,
-    "batch_norm": BatchNorm,
-    "relu": ReLU,
-    "max_pool": MaxPool,
-    "avg_pool": AvgPool,
-    "global_avg_pool": GlobalAvgPool,
-    "flatten": Flatten,
-    "linear": Linear,
-    "basic": BasicBlock,
-    "bottleneck": Bottleneck,
+    "conv": layers.Conv,
+    "batch_norm": layers.BatchNorm,
+    "relu": layers.ReLU,
+    "max_pool": layers.MaxPool,
+    "avg_pool": layers.AvgPool,
+    "global_avg_pool": layers.GlobalAvgPool,
+    "flatten": layers.Flatten,
+    "linear": layers.Linear,
+    "basic": blocks.BasicBlock,
+    "bottleneck": blocks.Bottleneck,
 }
 
 
-class Network(Model):
+class Network(layers.Model):
     """The chain of layers that a spec describes; a layer is the attribute of its name, a group of layers a `Chain`."""
 
     def __init__(self, spec):
         super().__init__()
-        self.spec = spec
+        self.name, self.spec = spec["name"], spec
         groups = {}
         for name, kind, sizes, options in shared.unroll(spec):
             groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))
@@ -36,8 +33,8 @@ class Network(Model):
         for group, members in groups.items():
             if hasattr(type(self), group) or hasattr(self, group):
                 raise shared.Error(f"layer {group!r}: every PyTorch network has an attribute of that name, choose another")
-            layers = [layer for _, layer in members]
-            setattr(self, group, layers[0] if members[0][0] == group else Chain(*layers))
+            alone = members[0][0] == group
+            setattr(self, group, members[0][1] if alone else layers.Chain(*(layer for _, layer in members)))
 
     def forward(self, x):
         for group in self.groups:
@@ -49,10 +46,10 @@ class Network(Model):
         outputs = {}
         for group in self.groups:
             layer = getattr(self, group)
-            members = enumerate(layer) if isinstance(layer, Chain) else [(None, layer)]
+            members = enumerate(layer) if isinstance(layer, layers.Chain) else [(None, layer)]
             for number, member in members:
                 name = group if number is None else f"{group}.{number}"
-                outputs[name] = x = member(copy(x))
+                outputs[name] = x = member(layers.copy(x))
         return outputs
 
 
@@ -63,6 +60,6 @@ def build(network, seed=0, dtype="float32"):
     Raises `shared.Error` where the spec is wrong.
     """
     spec = shared.load(network)
-    net = construct(Network, spec, dtype)
+    net = layers.construct(Network, spec, dtype)
     load(net, initial(spec, seed))
     return net

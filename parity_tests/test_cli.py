@@ -1,0 +1,143 @@
+"""The command `twins` as a user has it: what it prints, how it exits, what it says to a mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shared
+from shared import weights
+
+
+def twins(*arguments, folder=None):
+    return subprocess.run(
+        [sys.executable, "-m", "shared.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=folder
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    plot = tmp_path_factory.mktemp("plot") / "curves.png"
+    return twins("compare", "mnist_residual", "--json", "--plot", plot), plot
+
+
+def test_list():
+    done = twins("list")
+    assert done.returncode == 0 and done.stderr == ""
+    for name in shared.names():
+        assert name in done.stdout
+    rows = json.loads(twins("list", "--json").stdout)
+    assert {row["name"]: row["parameters"] for row in rows}["resnet50"] == 25_557_032
+
+
+def test_show():
+    done = twins("show", "drn_a_18")
+    assert done.returncode == 0
+    line = next(line.split() for line in done.stdout.splitlines() if line.startswith("layer3.0"))
+    assert line == ["layer3.0", "basic", "256x28x28", "919,040", "719", "M", "147", "8", "1,", "2"]
+    layers = json.loads(twins("show", "resnet18", "--size", "64", "--json").stdout)["layers"]
+    assert layers[3] == {
+        "name": "maxpool", "type": "max_pool", "shape": [64, 16, 16], "parameters": 0, "macs": 0, "field": 11, "stride": 4,
+        "dilations": [],
+    }  # fmt: skip
+    assert layers[-1]["field"] is None  # everything
+
+
+def test_compare_agrees_to_12_digits(compared):
+    done, _ = compared
+    assert done.returncode == 0 and done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["passed"] and report["broken"] == [] and report["first_diverging_layer"] is None
+    assert len(report["steps"]) == report["judged_steps"] == 20
+    assert max(step["difference"] for step in report["steps"]) < 1e-12
+    assert report["parameters"] == [41_514] * 3
+    assert report["accuracy"][0] == report["accuracy"][1] > 0.7 and report["same_predictions"]
+    assert report["largest_activations"]["value"] <= 1e-12 and report["largest_gradients"]["value"] <= 1e-9
+
+
+def test_compare_draws_the_curves(compared):
+    with Image.open(compared[1]) as plot:
+        assert plot.format == "PNG" and min(plot.size) > 500
+
+
+def test_compare_prints_tables():
+    done = twins("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "block1   16x12x12  12x12x16" in done.stdout
+    assert "Every bound of the ladder is kept." in done.stdout
+
+
+def test_compare_a_network_from_outside(tmp_path):
+    # Words that are not among the project's networks: an odd kernel, "same" padding with stride, dilation, a map of 5 classes.
+    spec = {
+        "name": "mine",
+        "input": [1, 20, 24],
+        "layers": [
+            {"name": "stem", "type": "conv", "in": 1, "out": 8, "kernel": 4, "stride": 2, "padding": "same"},
+            {"name": "pool", "type": "max_pool", "kernel": 3, "stride": 2, "padding": 1},
+            {"name": "body", "type": "bottleneck", "in": 8, "out": 16, "repeat": 2, "dilation": 2, "eps": 0.01},
+            {"name": "mean", "type": "global_avg_pool"},
+            {"name": "flat", "type": "flatten"},
+            {"name": "classes", "type": "linear", "in": 16, "out": 5},
+        ],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(spec))
+    done = twins("compare", "./mine.json", "--steps", "3", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [layer["name"] for layer in json.loads(done.stdout)["activations"]] == [
+        "stem", "pool", "body.0", "body.1", "mean", "flat", "classes",
+    ]  # fmt: skip
+
+
+def test_compare_with_weights_and_a_picture(tmp_path):
+    weights.save(tmp_path / "w.safetensors", weights.randomised(weights.initial("resnet20", seed=4)))
+    Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "p.png")
+    options = ["--weights", tmp_path / "w.safetensors", "--image", tmp_path / "p.png", "--steps", "0", "--json"]
+    done = twins("compare", "resnet20", *options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["steps"] == [] and report["largest_activations"]["value"] <= 1e-12
+
+
+MISTAKES = {
+    "unknown network": (["show", "resnet19"], "no network is called 'resnet19', did you mean"),
+    "no such spec": (["compare", "mine.json"], "mine.json: there is no such file"),
+    "image too small": (["show", "mnist_residual", "--size", "4"], "layer 'conv1': the image is too small"),
+    "image of another size than the network's": (["show", "mnist_residual", "--size", "40"], "flatten gives 1568"),
+    "no such weights": (["compare", "resnet20", "--weights", "w.safetensors"], "w.safetensors: there is no such file"),
+    "weights of another network": (
+        ["compare", "resnet20", "--weights", "other.safetensors"],
+        "other.safetensors: the weights do not fit the network:\n  missing: bn1.weight 16",
+    ),
+    "no such picture": (["compare", "resnet20", "--image", "p.png"], "p.png: there is no such file"),
+    "no picture": (["compare", "resnet20", "--image", "text.txt"], "text.txt: not an image"),
+    "unknown data": (["compare", "resnet20", "--data", "digit"], "no data set is called 'digit', did you mean 'digits'"),
+    "precision": (["compare", "resnet20", "--dtype", "float46"], "did you mean 'float64'"),
+    "learning rate": (["compare", "resnet20", "--learning-rate", "-1"], "expected a number above 0"),
+    "plot into no folder": (["compare", "resnet20", "--plot", "nowhere/p.png"], "there is no folder nowhere"),
+    "plot of no kind": (["compare", "resnet20", "--plot", "p.doc"], "expected a file ending in .png"),
+    "broken JSON": (["show", "broken.json"], "broken.json: line 1, column 2: not JSON"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_message(mistake, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "text.txt").write_text("no picture")
+    weights.save(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
+    before = sorted(tmp_path.iterdir())
+    arguments, words = MISTAKES[mistake]
+    done = twins(*arguments, folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("twins: ") and words in done.stderr and "Traceback" not in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_typo_in_the_command_or_an_option():
+    for arguments in (["sho", "resnet18"], ["show", "resnet18", "--sise", "3"], ["compare", "resnet18", "--steps", "-1"]):
+        done = twins(*arguments)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "resnet" not in twins().stderr
