@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -143,6 +144,7 @@ def compare(
 def _packages():
     from .coexist import silence
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else PyTorch's idle threads spin, and TensorFlow waits for a core
     with silence():  # PyTorch first: it looks for a GPU, and warns when TensorFlow has looked before it
         import torch_impl  # isort: skip
         import keras_impl

@@ -1,0 +1,103 @@
+"""The ladder bites: what a plain translation to Keras gets wrong is put back, and the ladder says where it was."""
+
+import math
+
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_impl
+import torch_impl
+from keras_impl import layers, optimizers
+from shared import compare, weights
+
+BOUNDS = compare.BOUNDS["float64"]
+
+POOLED = {
+    "name": "pooled",
+    "input": [3, 20, 20],
+    "layers": [
+        {"name": "conv1", "type": "conv", "in": 3, "out": 8, "kernel": 3, "stride": 2, "padding": 1, "bias": False},
+        {"name": "bn1", "type": "batch_norm", "in": 8},
+        {"name": "maxpool", "type": "max_pool", "kernel": 3, "stride": 2, "padding": 1},
+        {"name": "flatten", "type": "flatten"},
+        {"name": "fc", "type": "linear", "in": 200, "out": 10},
+    ],
+}
+
+
+def same_padding(self, x):
+    return ops.conv(x, self.weight, self.stride, "same", dilation_rate=self.dilation)
+
+
+def zero_padding(self, x):
+    return ops.max_pool(layers.pad(x, self.padding), self.kernel, self.stride, "valid")
+
+
+def keras_order(self, x):
+    return ops.reshape(x, (-1, math.prod(x.shape[1:])))
+
+
+def keras_constants(self, in_channels, eps=1e-3, momentum=0.1, plain=layers.BatchNorm.__init__):
+    plain(self, in_channels, eps, momentum)
+
+
+def biased_variance(self, running, new, plain=layers.BatchNorm._follow):
+    # 3 images of 10x10 in bn1: taking the factor n / (n - 1) back
+    plain(self, running, new * (299 / 300) if running is self.running_var else new)
+
+
+def old_share(self, running, new):
+    running.assign(self.momentum * running + (1 - self.momentum) * new)
+
+
+def keras_momentum(self, gradient, variable, learning_rate):
+    velocity = self.velocities[self._get_variable_index(variable)]
+    velocity.assign(self.momentum * velocity + (1 - self.momentum) * gradient)
+    variable.assign(variable - ops.cast(learning_rate, variable.dtype) * velocity)
+
+
+# trap: (class, method, the naive one, rung, what diverges first)
+TRAPS = {
+    "same padding in a strided convolution": (layers.Conv, "call", same_padding, "activations", "conv1"),
+    "zero padding of a max pool": (layers.MaxPool, "call", zero_padding, "activations", "maxpool"),
+    "Keras's default eps": (layers.BatchNorm, "__init__", keras_constants, "activations", "bn1"),
+    "flatten in Keras's order": (layers.Flatten, "call", keras_order, "activations", "flatten"),
+    "biased running variance": (layers.BatchNorm, "_follow", biased_variance, "statistics", "bn1.running_var"),
+    "momentum as the share of the old": (layers.BatchNorm, "_follow", old_share, "statistics", "bn1.running_mean"),
+    "another formula of momentum": (optimizers.SGD, "update_step", keras_momentum, "weights", "conv1.weight"),
+}
+
+
+def first_beyond_its_bound():
+    """(rung, name) of what first breaks a bound of the ladder, or None."""
+    state = weights.randomised(weights.initial(POOLED))
+    engines = []
+    for package in (torch_impl, keras_impl):
+        net = package.build(POOLED, dtype="float64")
+        package.load(net, state)
+        engines.append(package.Engine(net))
+    images, labels = np.random.default_rng(0).standard_normal((3, 3, 20, 20)), np.array([1, 2, 3])
+    found = {"activations": compare.activations(engines, images)}
+    found["gradients"] = compare.gradients(engines, images, labels)
+    found["statistics"] = compare.statistics(engines)
+    for _ in range(2):
+        for engine in engines:
+            engine.step(images, labels)
+    found["weights"] = compare.states(engines)
+    for rung, differences in found.items():
+        first = compare.first_beyond(differences, BOUNDS[rung])
+        if first:
+            return rung, first.name
+    return None
+
+
+def test_without_a_trap_every_bound_is_kept():
+    assert first_beyond_its_bound() is None
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_trap(trap, monkeypatch):
+    owner, method, naive, rung, name = TRAPS[trap]
+    monkeypatch.setattr(owner, method, naive)
+    assert first_beyond_its_bound() == (rung, name)
