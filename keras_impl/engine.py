@@ -33,7 +33,7 @@ class Engine:
         return float(self._step(self._tensor(images), ops.convert_to_tensor(labels)))
 
     def loss(self, images, labels):
-        """The mean cross-entropy in training mode."""
+        """The mean cross-entropy in training mode, in which running statistics move."""
         return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels)))
 
     def predict(self, images):

@@ -10,6 +10,8 @@ import math
 import keras
 from keras import ops
 
+from shared import Error
+
 
 class Model(keras.Model):
     """A Keras model that calls its layers by their attributes' names, and saves itself as its spec."""
@@ -24,13 +26,15 @@ class Model(keras.Model):
 
     def get_config(self):
         config = super().get_config()
-        return {"spec": plain(self.spec), "dtype": config["dtype"], "trainable": self.trainable}
+        frozen = [layer.name for layer in self.layers if not layer.trainable]
+        return {"spec": plain(self.spec), "dtype": config["dtype"], "frozen": frozen}
 
     @classmethod
     def from_config(cls, config):
         with precision(keras.dtype_policies.deserialize(config["dtype"])):
             model = cls(config["spec"])
-        model.trainable = config["trainable"]
+        for name in config["frozen"]:
+            model.get_layer(name).trainable = False
         return model
 
 
@@ -112,19 +116,20 @@ class BatchNorm(Layer):
         self.running_var = self.add_weight(initializer="ones", name="running_var", trainable=False, **options)
 
     def call(self, x, training=None):
-        x = ops.cast(x, self.variable_dtype)  # half precision is too coarse for the statistics
+        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))  # half precision is too coarse for the statistics
         if training and self.trainable:
             mean, variance = ops.moments(x, axes=(0, 1, 2))
             count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
             self._follow(self.running_mean, mean)
             self._follow(self.running_var, variance * count / ops.maximum(count - 1, 1))
         else:
-            mean, variance = self.running_mean, self.running_var
-        x = ops.batch_normalization(x, mean, variance, -1, self.bias, self.weight, self.eps)
+            mean, variance = (ops.cast(running, x.dtype) for running in (self.running_mean, self.running_var))
+        bias, weight = ops.cast(self.bias, x.dtype), ops.cast(self.weight, x.dtype)
+        x = ops.batch_normalization(x, mean, variance, -1, bias, weight, self.eps)
         return ops.cast(x, self.compute_dtype)
 
     def _follow(self, running, new):
-        running.assign((1 - self.momentum) * running + self.momentum * new)
+        running.assign((1 - self.momentum) * running + self.momentum * ops.cast(new, running.dtype))
 
 
 class ReLU(Layer):
@@ -208,11 +213,6 @@ def relu(x):
     return ops.relu(x)
 
 
-def copy(x):
-    """x itself: no Keras layer writes over its input."""
-    return x
-
-
 def pad(x, pixels, value=0.0):
     """Pad a map by as many pixels on each side."""
     return ops.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value) if pixels else x
@@ -220,6 +220,12 @@ def pad(x, pixels, value=0.0):
 
 def construct(network, spec, dtype):
     """The network of a spec, built for images of the spec's size, with weights that `load` will fill."""
+    try:
+        keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError):
+        raise Error(
+            f"Keras has no precision {dtype!r}; expected float32, float64, bfloat16, mixed_bfloat16 or another"
+        ) from None
     with precision(dtype):
         model = network(spec)
     channels, height, width = spec["input"]

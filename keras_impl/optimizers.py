@@ -9,7 +9,7 @@ class SGD(keras.optimizers.Optimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`: v = momentum v + g, w = w - rate v.
 
     Keras's own has v = momentum v - rate g, which is another run once the rate changes, and keeps the rate as float32, which
-    parts two float64 runs at the eighth digit: 0.05 becomes 0.0500000007.
+    parts two float64 runs at the eighth digit: 0.05 becomes 0.0500000007. (A `LearningRateSchedule` still gives float32.)
     """
 
     def __init__(self, learning_rate=0.1, momentum=0.9, name="sgd", **options):
@@ -20,6 +20,8 @@ class SGD(keras.optimizers.Optimizer):
             self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
 
     def build(self, variables):
+        if self.built:
+            return
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 

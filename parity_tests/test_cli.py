@@ -118,6 +118,7 @@ MISTAKES = {
     "precision": (["compare", "resnet20", "--dtype", "float46"], "did you mean 'float64'"),
     "learning rate": (["compare", "resnet20", "--learning-rate", "-1"], "expected a number above 0"),
     "plot into no folder": (["compare", "resnet20", "--plot", "nowhere/p.png"], "there is no folder nowhere"),
+    "plot of nothing": (["compare", "resnet20", "--plot", "p.png", "--steps", "0"], "--steps 0 leaves none"),
     "plot of no kind": (["compare", "resnet20", "--plot", "p.doc"], "expected a file ending in .png"),
     "broken JSON": (["show", "broken.json"], "broken.json: line 1, column 2: not JSON"),
 }
@@ -140,4 +141,20 @@ def test_a_typo_in_the_command_or_an_option():
     for arguments in (["sho", "resnet18"], ["show", "resnet18", "--sise", "3"], ["compare", "resnet18", "--steps", "-1"]):
         done = twins(*arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "resnet" not in twins().stderr
+
+
+def test_without_arguments_it_lists_the_commands():
+    assert all(command in twins("--help").stdout for command in ("list", "show", "compare"))
+
+
+def test_text_of_a_spec_is_no_markup(tmp_path):
+    layers = [{"name": "flat", "type": "flatten"}]
+    spec = {"name": "mine", "title": "Net [/v2] [red]x", "input": [1, 2, 2], "layers": layers}
+    (tmp_path / "mine.json").write_text(json.dumps(spec))
+    assert "Net [/v2] [red]x" in twins("show", tmp_path / "mine.json").stdout
+
+
+def test_an_exit_status_of_1_names_the_bound():
+    done = twins("compare", "mnist_residual", "--steps", "4", "--learning-rate", "1e8")
+    assert done.returncode == 1
+    assert "Bound broken: losses: step 3 has none that is a number" in done.stdout

@@ -25,10 +25,10 @@ class Pair:
             package.load(net, state)
             self.engines.append(package.Engine(net))
         channels, *self.size = self.spec["input"]
-        if self.spec["input"][1] == 224:
+        strides = [row.stride for row in shapes.layers(self.spec) if row.type == "global_avg_pool"]
+        if strides:  # the network takes any size
             # Odd, not square, and small, but no smaller than leaves the last map several positions: batch norm needs them.
-            stride = next(row.stride for row in shapes.layers(self.spec) if row.type == "global_avg_pool")
-            self.size = (65, 71) if stride == 32 else (33, 35)
+            self.size = (65, 71) if strides[0] > 8 else (33, 35)
         generator = np.random.default_rng(0)
         self.images = generator.standard_normal((3, channels, *self.size))
         self.labels = generator.integers(0, 10, 3)
@@ -86,3 +86,28 @@ def test_running_statistics(pair, gradients):
     running = [name for name in shapes.weights(shapes.layers(pair.spec)) if ".running_" in name]
     assert sorted(d.name for d in gradients[1]) == sorted(running)
     assert_within(gradients[1], BOUNDS["statistics"])
+
+
+def test_a_relu_anywhere_in_the_chain():
+    # First, where it must leave the caller's images alone; behind a block and behind another, which need their outputs.
+    spec = {
+        "name": "relus",
+        "input": [3, 9, 9],
+        "layers": [
+            {"name": "relu1", "type": "relu"},
+            {"name": "block", "type": "basic", "in": 3, "out": 8},
+            {"name": "relu2", "type": "relu"},
+            {"name": "relu3", "type": "relu"},
+            {"name": "pool", "type": "global_avg_pool"},
+            {"name": "flatten", "type": "flatten"},
+            {"name": "fc", "type": "linear", "in": 8, "out": 4},
+        ],
+    }
+    engines = [package.Engine(package.build(spec, dtype="float64")) for package in (torch_impl, keras_impl)]
+    images = np.random.default_rng(0).standard_normal((3, 3, 9, 9))
+    before = images.copy()
+    assert_within(compare.activations(engines, images), BOUNDS["activations"])
+    assert_within(compare.gradients(engines, images, np.array([0, 1, 2])), BOUNDS["gradients"])
+    for engine in engines:
+        engine.predict(images)
+    assert np.array_equal(images, before)

@@ -135,6 +135,12 @@ MISTAKES = {
     "kernel larger than the map": (changed(0, kernel=19, padding=0), ["layer 'conv1'", "too small", "19x19"]),
     "name with a space": (changed(0, name="conv 1"), ["layer 'conv 1'", "a name is a word"]),
     "group that starts at 1": (changed(0, name="conv.1"), ["layer 'conv.1'", "count up from 0"]),
+    "type that is no word": (changed(0, type=["conv"]), ["layer 'conv1'", "unknown type ['conv']"]),
+    "flatten of a vector": (
+        small(layers=[*small()["layers"][:5], {"name": "again", "type": "flatten"}]),
+        ["layer 'again'", "it takes a map", "flatten gives 16"],
+    ),
+    "name of the network": (small(name="a/b"), ["'name' is \"a/b\"", "a word"]),
     "linear layer on a map": (
         small(layers=small()["layers"][:3] + small()["layers"][5:]),
         ["layer 'fc'", "a vector", "layer1.1"],
@@ -170,6 +176,7 @@ def test_mistake(mistake, tmp_path):
         ("[]", "a spec is a JSON object"),
         ('{"name": "x", "name": "y"}', "the key 'name' is there twice"),
         (b"\xff\xfe", "cannot be read"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_file_that_is_no_spec(text, words, tmp_path):
@@ -180,7 +187,14 @@ def test_file_that_is_no_spec(text, words, tmp_path):
     assert str(path) in str(error.value)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "mine.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(small()).encode())
+    assert shared.load(tmp_path / "mine.json")["name"] == "small"
+
+
 def test_unknown_network():
+    with pytest.raises(shared.Error, match="a network is a name, .* not 3"):
+        shared.load(3)
     with pytest.raises(shared.Error, match="'resnet19'.*did you mean 'resnet1"):
         shared.load("resnet19")
     with pytest.raises(shared.Error, match="nowhere.json: there is no such file"):
@@ -188,7 +202,7 @@ def test_unknown_network():
 
 
 def test_image_too_small():
-    with pytest.raises(shared.Error, match=r"layer 'layer1.0'|image is too small|'in' is"):
+    with pytest.raises(shared.Error, match="layer 'avg_pool': the image is too small: layer3.1 gives 64x2x2, a window of 8x8"):
         shapes.layers(shared.load("cifar10_resnet"), (8, 8))
     with pytest.raises(shared.Error, match="the image is too small: the input gives 1x3x3, a window of 5x5 does not fit"):
         shapes.layers(shared.load("mnist_residual"), (3, 3))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import keras_impl
 import shared
@@ -75,6 +76,18 @@ def test_a_wrong_state_is_named_in_one_error_and_changes_nothing(package):
     assert all(np.array_equal(before[key], array) for key, array in package.state(net).items())
 
 
+def test_whole_numbers_are_no_weights(package):
+    net = package.build("mnist_residual")
+    state = weights.initial("mnist_residual") | {"fc.bias": np.arange(10)}
+    with pytest.raises(shared.Error, match="not of floating point: fc.bias is int64"):
+        package.load(net, state)
+
+
+def test_unknown_precision(package):
+    with pytest.raises(shared.Error, match="has no precision 'float46'"):
+        package.build("mnist_residual", dtype="float46")
+
+
 def test_counters_of_batches_may_be_there(package):
     net = package.build("resnet20")
     state = weights.initial("resnet20", seed=1)
@@ -112,6 +125,12 @@ def test_a_file_that_is_wrong(name, content, words, tmp_path):
     with pytest.raises(shared.Error, match=words) as error:
         weights.read(path)
     assert str(path) in str(error.value)
+
+
+def test_a_file_in_bfloat16(tmp_path):
+    save_file({"a": torch.tensor([1.0, -0.5], dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
+    array = weights.read(tmp_path / "w.safetensors")["a"]
+    assert array.dtype == np.float32 and array.tolist() == [1.0, -0.5]
 
 
 def test_a_truncated_file_of_real_weights(tmp_path):

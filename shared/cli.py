@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import shapes, spec
 from .spec import Error
@@ -55,11 +57,11 @@ def list_networks(as_json: AsJson = False):
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = _table("name", "title", ">parameters", ">MACs", "input", "source")
+    wide = _width() >= 120  # the sources have no room in less; `twins show` has them too
+    table = _table("name", "title", ">parameters", ">MACs", "input", *(["source"] if wide else []))
     for row in rows:
-        table.add_row(
-            row["name"], row["title"], f"{row['parameters']:,}", _count(row["macs"]), _shape(row["input"]), row["source"]
-        )
+        cells = [row["name"], row["title"], f"{row['parameters']:,}", _count(row["macs"]), _shape(row["input"])]
+        table.add_row(*cells, *([row["source"]] if wide else []))
     _console(table)
 
 
@@ -74,10 +76,14 @@ def show(
     rows = shapes.layers(described, size and (size, size))
     if as_json:
         keys = ("name", "type", "shape", "parameters", "macs", "field", "stride", "dilations")
-        layers = [{key: _finite(getattr(row, key)) for key in keys} for row in rows]
-        print(json.dumps({**{k: v for k, v in described.items() if k != "layers"}, "layers": layers}, indent=2))
+        found = {key: described.get(key) for key in ("name", "title", "source", "input")}
+        if size:
+            found["input"] = [described["input"][0], size, size]
+        found |= {"parameters": shapes.parameters(rows), "macs": sum(row.macs for row in rows)}
+        found["layers"] = [{key: _finite(getattr(row, key)) for key in keys} for row in rows]
+        print(json.dumps(found, indent=2))
         return
-    table = _table("layer", "type", ">output", ">parameters", ">MACs", ">receptive field", ">stride", ">dilation")
+    table = _table("layer", "type", ">output", ">parameters", ">MACs", ">receptive\nfield", ">stride", ">dilation")
     for row in rows:
         field = "all" if math.isinf(row.field) else f"{row.field}"
         dilation = ", ".join(map(str, row.dilations))
@@ -123,21 +129,23 @@ def compare(
         except Error as error:
             raise Error(f"{weights}: {error}") from None
     pixels = datasets.picture(image) if image else None
-    datasets.load(data)
+    examples = datasets.load(data)
     if plot:
-        _writable(plot)
+        _check_plot(plot, steps)
     with Console(stderr=True).status("starting PyTorch and TensorFlow") as status:
         packages = _packages()
         report = ladder.run(
-            packages, described, state, pixels, data, size and (size, size), dtype, steps, learning_rate,
+            packages, described, state, pixels, examples, size and (size, size), dtype, steps, learning_rate,
             say=lambda text: status.update(f"{described['name']}: {text}"),
         )  # fmt: skip
-    if plot and report.steps:
-        _plot(report, plot)
+    if report.training:
+        report.training["data"] = data
     if as_json:
         print(json.dumps(_finite(_summary(report)), indent=2))
     else:
         _print_report(report)
+    if plot and report.steps:
+        _plot(report, plot)
     sys.exit(1 if report.broken else 0)
 
 
@@ -152,7 +160,7 @@ def _packages():
 
 
 def _summary(report):
-    from .compare import BOUNDS, first_beyond, largest
+    from .compare import BOUNDS, largest
 
     found = asdict(report)
     for rung in ("activations", "gradients", "statistics", "weights"):
@@ -161,8 +169,7 @@ def _summary(report):
         if differences:
             found[f"largest_{rung}"] = largest(differences)._asdict()
     found["steps"] = [step._asdict() for step in report.steps]
-    first = first_beyond(report.activations, BOUNDS[report.dtype].get("activations", math.inf))
-    found |= {"first_diverging_layer": first and first.name, "judged_steps": report.judged_steps}
+    found |= {"first_diverging_layer": report.first_diverging_layer, "judged_steps": report.judged_steps}
     return found | {"bounds": BOUNDS[report.dtype], "broken": report.broken, "passed": not report.broken}
 
 
@@ -174,7 +181,7 @@ def _print_report(report):
     _console(f"{report.network}, {report.dtype}, images of {_shape(report.size)}", "")
     table = _table("layer", f">{one}", f">{two}", ">difference", title="Activations")
     for name, (ours, theirs), value in report.activations:
-        late = not value <= bounds.get("activations", math.inf)
+        late = not value <= bounds.get("activations", bounds.get("logits"))
         table.add_row(name, _shape(ours), _shape(theirs), f"{value:.1e}", style="red" if late else None)
     _console(table)
 
@@ -185,10 +192,12 @@ def _print_report(report):
             name, _, value = largest(getattr(report, rung))
             label = {"weights": f"weights after {len(report.steps)} steps", "statistics": "running statistics"}.get(rung, rung)
             bound = f"{bounds[rung]:g}" if rung in bounds else "none"
+            bound = "not judged" if rung == "weights" and report.judged_steps < len(report.steps) else bound
             table.add_row(label, f"{value:.1e}", name, bound)
     if report.steps:
-        worst = max(report.steps, key=lambda step: step.difference)
-        table.add_row("losses", f"{worst.difference:.1e}", "", f"{bounds['losses']:g}" if "losses" in bounds else "none")
+        worst = max([step.difference for step in report.steps[: report.judged_steps]], default=0.0, key=_nan_last)
+        label = f"losses of {report.judged_steps} steps"
+        table.add_row(label, f"{worst:.1e}", "", f"{bounds['losses']:g}" if "losses" in bounds else "none")
     if "logits" in bounds:
         table.add_row("logits", f"{report.activations[-1].value:.1e}", report.activations[-1].name, f"{bounds['logits']:g}")
 
@@ -200,26 +209,29 @@ def _print_report(report):
         )
         steps = _table(">step", f">{one}", f">{two}", ">difference", f">{one}, one rounding apart", title=title)
         for number, step in enumerate(report.steps, start=1):
-            losses = [f"{loss:.13f}" for loss in step.losses]
+            losses = [f"{loss:.13f}" if abs(loss) < 1e6 else f"{loss:.6e}" for loss in step.losses]
             dim = "dim" if number > report.judged_steps else None
             steps.add_row(f"{number}", *losses, f"{step.difference:.1e}", f"{step.control:.1e}", style=dim)
-        _console(steps, "")
-    _console(table, "")
+        _console("", steps)
+    _console("", table, "")
     if report.steps and report.judged_steps < len(report.steps):
         _console(
             f"From step {report.judged_steps + 1} on this run is chaotic: {one} departs from itself when its weights begin one "
-            "rounding apart. Losses and weights are not judged from there.",
+            "rounding apart. From there losses, weights and predictions are not judged.",
         )
     if report.accuracy:
         same = "the same predictions" if report.same_predictions else "different predictions"
         ours, theirs = (f"{accuracy:.2%}" for accuracy in report.accuracy)
         _console(f"Test accuracy on {report.training['tested']} images: {one} {ours}, {two} {theirs}, {same}.")
-    if not report.gradients:
-        _console("The network ends in a map, not in a vector of logits: gradients and training are left out.")
+        if report.training["labels_wrapped"]:
+            _console("The data set has more classes than the network: labels wrapped around, the accuracy says nothing else.")
+    if report.left_out:
+        _console(f"{report.left_out[0].upper()}{report.left_out[1:]}.")
     for line in report.broken:
-        _console(f"[red]Bound broken: {line}[/]")
+        _console(Text(f"Bound broken: {line}", style="red"))
     if not report.broken:
-        _console("[green]Every bound of the ladder is kept.[/]")
+        judged = "Every bound of the ladder" if report.judged_steps == len(report.steps) else "Every bound that was judged"
+        _console(Text(f"{judged} is kept.", style="green"))
 
 
 def _plot(report, path):
@@ -244,20 +256,37 @@ def _plot(report, path):
     differences.legend(frameon=False)
     for axes in (losses, differences):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error}") from None
 
 
-def _writable(path):
-    """Find out before the work whether its picture can be written after it."""
+def _nan_last(value):
+    return math.inf if math.isnan(value) else value
+
+
+def _check_plot(path, steps):
+    """Find out before the work whether its picture can be drawn after it."""
+    if not steps:
+        raise Error("--plot draws the training, of which --steps 0 leaves none")
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise Error(f"{path}: expected a file ending in .png, .pdf or .svg")
     if not path.parent.is_dir():
         raise Error(f"{path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise Error(f"{path}: cannot be written")
 
 
 def _table(*columns, title=None):
     """A table; a column whose name begins with > is flush right."""
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(
+        title=title and Text(title),
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        padding=(0, 2 if _width() >= 100 else 1, 0, 0),
+    )
     for column in columns:
         right = column.startswith(">")
         folds = column in ("source", "title")
@@ -266,10 +295,14 @@ def _table(*columns, title=None):
 
 
 def _console(*things):
-    # A pipe has no width of its own: wide enough there for a row to stay a row.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, markup=False, width=_width())
     for thing in things:
         console.print(thing)
+
+
+def _width():
+    # A pipe has no width of its own: wide enough there for a row to stay a row.
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def _shape(shape):

@@ -65,15 +65,15 @@ def activations(engines, images):
 def gradients(engines, images, labels):
     """Rung 3: the gradient of every parameter and of the image, in training mode.
 
-    A bias is measured against the gradient of its layer's kernel where that is the larger. For a batch norm takes away what a
-    bias before it adds, be there a pool or a convolution between them: the true gradient is zero then, and what is computed
-    is rounding noise, as large as itself in the other framework.
+    The bias of a convolution is measured against the gradient of its kernel where that is the larger. For a batch norm takes
+    away what a bias before it adds, be there a pool or a convolution between them: the true gradient is zero then, and what
+    is computed is rounding noise, as large as itself in the other framework.
     """
     ours, theirs = (engine.gradients(images, labels) for engine in engines)
     scales = {}
     for name in ours:
         kernel = name.removesuffix("bias") + "weight"
-        if name.endswith(".bias") and kernel in ours:
+        if name.endswith(".bias") and np.ndim(ours.get(kernel)) == 4:
             scales[name] = max(ours[name], ours[kernel], key=np.linalg.norm)
     return _all(ours, theirs, scales)
 
@@ -102,12 +102,10 @@ def _all(ours, theirs, scales=None):
     return found
 
 
-def one_rounding_apart(state):
-    """The state with its numbers scaled by the smallest step away from 1, up and down in turn."""
-    return {
-        name: array * (1 + np.finfo(array.dtype).eps * np.resize([1, -1], array.shape)).astype(array.dtype)
-        for name, array in state.items()
-    }
+def one_rounding_apart(state, dtype):
+    """The state with its numbers scaled by the smallest step away from 1 in the precision, up and down in turn."""
+    step = 2.0**-7 if dtype == "bfloat16" else np.finfo(dtype).eps
+    return {name: array * (1 + step * np.resize([1, -1], array.shape)).astype(array.dtype) for name, array in state.items()}
 
 
 def first_rate(loss, gradients):
@@ -141,6 +139,7 @@ class Report:
     training: dict = field(default_factory=dict)  # data, size, batch, learning rate, images tested
     accuracy: tuple[float, float] | None = None
     same_predictions: bool | None = None
+    left_out: str = ""  # what could not be compared, and why
 
     @property
     def judged_steps(self):
@@ -150,7 +149,14 @@ class Report:
         one rounding apart: it then makes large what is smallest, and another framework rounds in thousands of places.
         """
         limit = BOUNDS[self.dtype].get("losses", np.inf) / 1000
-        return next((i for i, step in enumerate(self.steps) if not step.control <= limit), len(self.steps))
+        return next((i for i, step in enumerate(self.steps) if step.control > limit), len(self.steps))
+
+    @property
+    def first_diverging_layer(self):
+        """The name of the first layer whose output is beyond the bound, or None."""
+        bounds = BOUNDS[self.dtype]
+        first = first_beyond(self.activations, bounds.get("activations", bounds.get("logits")))
+        return first and first.name
 
     @property
     def broken(self):
@@ -161,6 +167,9 @@ class Report:
         run_is_judged = self.judged_steps == len(self.steps)
         rungs = {"activations": self.activations, "gradients": self.gradients, "statistics": self.statistics}
         rungs["logits"] = self.activations[-1:]
+        ended = next((number for number, step in enumerate(self.steps, start=1) if not np.isfinite(step.losses).all()), None)
+        if ended:
+            lines.append(f"losses: step {ended} has none that is a number; a smaller learning rate would be right")
         rungs["losses"] = [
             Difference(f"step {number}", ((), ()), step.difference)
             for number, step in enumerate(self.steps[: self.judged_steps], start=1)
@@ -168,7 +177,9 @@ class Report:
         rungs["weights"] = self.weights if run_is_judged else []
         for rung, bound in bounds.items():
             first = first_beyond(rungs[rung], bound)
-            if first:
+            if first and rung == "logits":
+                lines.append(f"logits: they differ by {first.value:.1e}; the bound is {bound:g}")
+            elif first:
                 lines.append(f"{rung}: {first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}")
         if run_is_judged and self.same_predictions is False and "losses" in bounds:
             lines.append("predictions: the trained networks predict different classes")
@@ -180,7 +191,7 @@ def run(
     spec,
     weights=None,
     image=None,
-    data="digits",
+    data=None,
     size=None,
     dtype="float64",
     steps=20,
@@ -191,14 +202,15 @@ def run(
 
     `weights` is a state for both, or None: then rungs 2 to 4 have the initial weights with randomised batch norms, and
     training starts from the initial weights. Rungs 2 to 4 look at white noise; rung 2 at `image`, (height, width, channels),
-    if there is one. Training is on the data set; labels beyond the network's classes wrap around. `size` is (height, width),
-    the spec's by default; `rate` the learning rate, by default `first_rate`; `say` hears what is being done.
+    if there is one. Training is on `data`, by default the digits; labels beyond the network's classes wrap around. `size` is
+    (height, width), the spec's by default; `rate` the learning rate, by default `first_rate`; `say` hears what is being done.
     """
     rows = shapes.layers(spec, size)
     channels, *own_size = spec["input"]
     size = tuple(size or own_size)
     state = initial(spec) if weights is None else weights
-    data_name, data = data, datasets.load(data)
+    if not state:
+        raise Error(f"{spec['name']} has no weights, so there is nothing to compare")
 
     def images(indices, size):
         return datasets.prepare(data.x_train[indices], channels, size, precision)
@@ -223,14 +235,19 @@ def run(
         activations=activations(engines, looked_at),
     )
     if len(rows[-1].shape) > 1:
-        return report  # without a vector of logits there is no loss, hence nothing more to compare
+        report.left_out = "gradients and training are left out: the network ends in a map, not in a vector of logits"
+        return report
     classes = rows[-1].shape[0]
     say("gradients")
     report.gradients = gradients(engines, noise, np.arange(len(noise)) % classes)
     report.statistics = statistics(engines)
+    if channels not in datasets.MODES:
+        report.left_out = f"training is left out: the network takes {channels} channels, the data set has 1 or 3"
+        return report
     if not steps:
         return report
 
+    data = data or datasets.load()
     size, batch = _training_size(spec, size)
     batches = [datasets.batch(len(data.x_train), batch, step) for step in range(steps)]
     _load(packages, nets, state)
@@ -239,7 +256,7 @@ def run(
         rate = first_rate(engines[0].loss(*first), engines[0].gradients(*first))
         _load(packages, nets, state)
     control = packages[0].build(spec, dtype=dtype)
-    packages[0].load(control, one_rounding_apart(packages[0].state(nets[0])))
+    packages[0].load(control, one_rounding_apart(packages[0].state(nets[0]), dtype))
     control = packages[0].Engine(control, rate)
     engines = [package.Engine(net, rate) for package, net in zip(packages, nets, strict=True)]
     for number, indices in enumerate(batches, start=1):
@@ -253,8 +270,8 @@ def run(
     predictions = [_classes(engine, test_images, batch) for engine in engines]
     report.accuracy = tuple(float(np.mean(p == data.y_test[:tested] % classes)) for p in predictions)
     report.same_predictions = bool(np.array_equal(*predictions))
-    report.training = {"data": str(data_name), "size": size, "batch": batch, "learning_rate": rate, "momentum": 0.9}
-    report.training["tested"] = tested
+    report.training = {"size": size, "batch": batch, "learning_rate": rate, "momentum": 0.9}
+    report.training |= {"tested": tested, "labels_wrapped": bool(max(data.y_train.max(), data.y_test.max()) >= classes)}
     return report
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .spec import Error, nearest
 
+MODES = {1: "L", 3: "RGB"}  # channels: Pillow's word
 DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 
 
@@ -74,7 +75,7 @@ def _read(path):
         raise Error(f"{path}: there is no such file") from None
     except KeyError as error:
         raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Error(f"{path}: not a complete .npz file: {error}") from None
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
@@ -100,12 +101,11 @@ def _labels(labels):
 
 def prepare(images, channels, size, dtype="float32"):
     """Images of a data set as a batch: resized to (height, width) by bilinear interpolation, grey or colour as needed."""
-    mode = {1: "L", 3: "RGB"}
-    if channels not in mode:
+    if channels not in MODES:
         raise Error(f"the network takes {channels} channels; the images have 1 or 3")
     batch = np.empty((len(images), channels, *size), dtype)
     for i, pixels in enumerate(images):
-        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode[channels])
+        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(MODES[channels])
         if image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         batch[i] = np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)

@@ -67,17 +67,17 @@ def weights(rows):
 
 def _leaf(before, name, kind, sizes, options):
     shape, field, stride, macs, dilations = before.shape, before.field, before.stride, 0, ()
-    if kind not in ("relu", "flatten") and len(shape) != (1 if kind == "linear" else 3):
+    if kind != "relu" and len(shape) != (1 if kind == "linear" else 3):
         wanted = "a vector, as flatten gives it" if kind == "linear" else "a map of channels, height and width"
         raise Error(f"it takes {wanted}, but {before.name} gives {_text(shape)}")
     if sizes and sizes[0] != shape[0]:
-        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {shape[0]} ({_text(shape)})")
+        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {_text(shape)}")
     if kind in ("conv", "max_pool", "avg_pool"):
         kernel, dilation = options["kernel"], options.get("dilation", 1)
         step = options.get("stride", 1 if kind == "conv" else kernel)
         padding = options.get("padding", 0)
         if step > 1 and dilation > 1:
-            raise Error("a convolution with both a stride and a dilation; neither framework agrees on it, use one of them")
+            raise Error("a convolution with both a stride and a dilation, which Keras on TensorFlow refuses: use one of them")
         if kind != "conv" and padding != "same" and padding > kernel // 2:
             raise Error(f"'padding' is {padding}, expected at most half of the kernel, {kernel // 2}")
         extent = dilation * (kernel - 1) + 1

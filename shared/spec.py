@@ -62,7 +62,7 @@ VALUES = {
     "stride_at": _one_of("conv1", "conv2"),
 }
 _SPEC_KEYS = {
-    "name": (lambda v: type(v) is str and v, "a word"),
+    "name": (lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v), "a word of letters, digits, dots, - and _"),
     "title": (lambda v: type(v) is str, "a text"),
     "source": (lambda v: type(v) is str, "a text"),
     "input": (
@@ -91,8 +91,10 @@ def load(network):
     """
     if isinstance(network, dict):
         spec, origin = network, f"spec {network.get('name', '')!r}"
-    else:
+    elif isinstance(network, (str, Path)):
         spec, origin = _read(network)
+    else:
+        raise Error(f"a network is a name, the path of a JSON file or a spec, not {network!r}")
     try:
         _check(spec)
     except Error as error:
@@ -107,14 +109,14 @@ def _read(network):
             raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
         path = SPECS / f"{network}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates), str(network)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates), str(network)
     except FileNotFoundError:
         raise Error(f"{network}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{network}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise Error(f"{network}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except Error as error:
+    except (RecursionError, ValueError) as error:  # nested too deep, a number too long, or a key that is there twice
         raise Error(f"{network}: {error}") from None
 
 
@@ -170,7 +172,7 @@ def _check_keys(given, needed, optional, values):
 
 
 def _check_layer(layer):
-    if layer.get("type") not in TYPES:
+    if not isinstance(layer.get("type"), str) or layer["type"] not in TYPES:
         if "type" not in layer:
             raise Error("the key 'type' is missing")
         raise Error(f"unknown type {layer['type']!r}{nearest(layer['type'], TYPES) or '; expected ' + ', '.join(TYPES)}")

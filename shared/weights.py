@@ -58,13 +58,18 @@ def randomised(state, seed=0):
 
 
 def check(state, expected):
-    """Raise one `Error` that lists every missing, unexpected and misshapen array of a state.
+    """Raise one `Error` that lists every missing, unexpected and misshapen array of a state, and what is no floating point.
 
     `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters may be in the state or not: nothing reads them.
     """
     given = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
     wrong = [f"missing: {name} {_text(expected[name])}" for name in expected if name not in given]
     wrong += [f"unexpected: {name} {_text(given[name])}" for name in given if name not in expected]
+    wrong += [
+        f"not of floating point: {name} is {np.asarray(state[name]).dtype}"
+        for name in expected
+        if name in given and np.asarray(state[name]).dtype.kind != "f"
+    ]
     wrong += [
         f"misshapen: {name} is {_text(given[name])}, expected {_text(expected[name])}"
         for name in expected
@@ -88,16 +93,21 @@ def save(path, state):
 
 
 def read(path):
-    """The state in a safetensors file. Raises `Error` for a file that is missing, truncated or of another kind."""
+    """The state in a safetensors file, bfloat16 as float32. Raises `Error` for a file that is missing, truncated or no such."""
     path = Path(path)
     if not path.is_file():
         raise Error(f"{path}: there is no such file")
     if path.suffix != ".safetensors":
         raise Error(f"{path}: weights are read from .safetensors files")
+    import ml_dtypes  # NumPy learns bfloat16 from it
+
     try:
-        return load_file(path)
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise Error(f"{path}: not a complete safetensors file: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Error(f"{path}: its arrays are of a type that cannot be read, {error}; float32 would be right") from None
+    return {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in state.items()}
 
 
 def _text(shape):

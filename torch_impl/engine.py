@@ -27,7 +27,7 @@ class Engine:
         return loss.item()
 
     def loss(self, images, labels):
-        """The mean cross-entropy in training mode."""
+        """The mean cross-entropy in training mode, in which running statistics move."""
         with torch.no_grad():
             return self._loss(self._tensor(images), labels).item()
 

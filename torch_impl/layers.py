@@ -4,11 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shared import Error
+
 Model = nn.Module
 Identity = nn.Identity
 BatchNorm = nn.BatchNorm2d
 Linear = nn.Linear
 Flatten = nn.Flatten
+ReLU = nn.ReLU  # not in place: what is before it in a chain may need its output, or be the caller's images
 
 
 class Chain(nn.Sequential):
@@ -64,13 +67,6 @@ class GlobalAvgPool(nn.AdaptiveAvgPool2d):
         super().__init__(1)
 
 
-class ReLU(nn.ReLU):
-    """max(x, 0), written over its input, which saves the memory of a map."""
-
-    def __init__(self):
-        super().__init__(inplace=True)
-
-
 class PadChannels(nn.Module):
     """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
 
@@ -88,13 +84,8 @@ class PadChannels(nn.Module):
 
 
 def relu(x):
-    """max(x, 0), written over x."""
+    """max(x, 0), written over x, which saves the memory of a map: for a block's own use, behind a convolution or batch norm."""
     return F.relu_(x)
-
-
-def copy(x):
-    """A copy of x, safe from layers that write over their input."""
-    return x.clone()
 
 
 def pad_same(x, extent, stride, value=0.0):
@@ -105,8 +96,11 @@ def pad_same(x, extent, stride, value=0.0):
 
 def construct(network, spec, dtype):
     """The network of a spec with room for weights, which `load` then brings: none are drawn here."""
+    precision = getattr(torch, str(dtype), None)
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
+        raise Error(f"PyTorch has no precision {dtype!r}; expected float32, float64, bfloat16 or float16")
     default = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_default_dtype(precision)
     try:
         with torch.device("meta"):
             return network(spec)

@@ -49,7 +49,7 @@ class Network(layers.Model):
             members = enumerate(layer) if isinstance(layer, layers.Chain) else [(None, layer)]
             for number, member in members:
                 name = group if number is None else f"{group}.{number}"
-                outputs[name] = x = member(layers.copy(x))
+                outputs[name] = x = member(x)
         return outputs
 
 

@@ -1,0 +1,78 @@
+"""What the comparison makes of what it found."""
+
+import math
+
+import pytest
+
+from shared.compare import Difference, Report, Step, relative
+
+
+def report(dtype="float64", **changes):
+    kept = {
+        "network": "x",
+        "dtype": dtype,
+        "frameworks": ("PyTorch", "Keras"),
+        "size": (8, 8),
+        "parameters": (3, 3, 3),
+        "activations": [Difference("conv1", ((), ()), 1e-16), Difference("fc", ((), ()), 1e-16)],
+        "steps": [Step((1.0, 1.0), 1e-16, 1e-16)] * 3,
+        "weights": [Difference("fc.bias", ((), ()), 1e-15)],
+        "same_predictions": True,
+    }
+    return Report(**kept | changes)
+
+
+def test_nothing_is_broken():
+    assert report().broken == [] and report().judged_steps == 3 and report().first_diverging_layer is None
+
+
+def late(value):
+    return [Difference("conv1", ((), ()), 1e-16), Difference("bn1", ((), ()), value), Difference("fc", ((), ()), value)]
+
+
+def steps(*differences, control=1e-16):
+    return [Step((1.0, 1.0), difference, control) for difference in differences]
+
+
+BROKEN = {
+    "parameters": ({"parameters": (3, 3, 4)}, ["parameters: 3 by arithmetic, 3 and 4 in the networks"]),
+    "activations": ({"activations": late(1e-3)}, ["activations: bn1 is the first to diverge, by 1.0e-03"]),
+    "no number": ({"activations": late(math.nan)}, ["activations: bn1 is the first to diverge, by nan"]),
+    "gradients": ({"gradients": late(1e-8)}, ["gradients: bn1 is the first"]),
+    "statistics": ({"statistics": late(1e-11)}, ["statistics: bn1 is the first"]),
+    "losses": ({"steps": steps(1e-16, 1e-9, 1e-8)}, ["losses: step 2 is the first to diverge, by 1.0e-09"]),
+    "weights": ({"weights": late(1e-9)}, ["weights: bn1 is the first"]),
+    "predictions": ({"same_predictions": False}, ["predictions: "]),
+    "a loss that is no number": (
+        {"steps": [Step((math.nan, math.nan), math.nan, math.nan)]},
+        ["losses: step 1 has none", "losses"],
+    ),
+    "logits": ({"dtype": "float32", "activations": late(1e-3)}, ["logits: they differ by 1.0e-03; the bound is 0.0001"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken(case):
+    changes, words = BROKEN[case]
+    lines = report(**changes).broken
+    assert len(lines) == len(words)
+    for line, word in zip(lines, words, strict=True):
+        assert line.startswith(word)
+
+
+def test_the_first_diverging_layer_is_named_in_any_precision():
+    for dtype in ("float64", "float32", "bfloat16"):
+        assert report(dtype, activations=late(0.1)).first_diverging_layer == "bn1"
+
+
+def test_a_chaotic_run_is_not_judged_beyond_its_chaos():
+    chaos = steps(1e-16) + steps(1e-3, 1e-2, control=1e-12)
+    found = report(steps=chaos, weights=late(0.1), same_predictions=False)
+    assert found.judged_steps == 1 and found.broken == []
+    assert report(steps=steps(1e-3) + chaos).broken  # before the chaos it is
+
+
+def test_relative():
+    assert relative([3.0, 4.0], [3.0, 4.5]) == pytest.approx(0.1)
+    assert relative([0.0], [0.0]) == 0 and relative([1.0], [1.0, 2.0]) == math.inf
+    assert math.isnan(relative([math.nan], [1.0]))
