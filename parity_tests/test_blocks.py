@@ -77,7 +77,7 @@ def title(block):
 def spec_of(block):
     """A network of the block alone, with a classifier behind it so that it has a loss."""
     return {
-        "name": "one block",
+        "name": "one_block",
         "input": [block["in"], *SIZES[0]],
         "layers": [
             {"name": "block", **block},

@@ -84,7 +84,7 @@ CASES = [case for case in CASES if case.fits]
 
 def spec_of(case):
     before = [{"name": "flatten", "type": "flatten"}] if case.layer["type"] == "linear" else []
-    return {"name": "one layer", "input": [3, *case.size], "layers": [*before, {"name": "layer", **case.layer}]}
+    return {"name": "one_layer", "input": [3, *case.size], "layers": [*before, {"name": "layer", **case.layer}]}
 
 
 def random_images(size):
