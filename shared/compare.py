@@ -22,6 +22,9 @@ BOUNDS = {
 }
 
 
+MOMENTUM = 0.9  # of the training runs
+
+
 class Difference(NamedTuple):
     """How far one array of the second engine is from the first's."""
 
@@ -257,8 +260,8 @@ def run(
         _load(packages, nets, state)
     control = packages[0].build(spec, dtype=dtype)
     packages[0].load(control, one_rounding_apart(packages[0].state(nets[0]), dtype))
-    control = packages[0].Engine(control, rate)
-    engines = [package.Engine(net, rate) for package, net in zip(packages, nets, strict=True)]
+    control = packages[0].Engine(control, rate, MOMENTUM)
+    engines = [package.Engine(net, rate, MOMENTUM) for package, net in zip(packages, nets, strict=True)]
     for number, indices in enumerate(batches, start=1):
         say(f"training, step {number} of {steps}")
         first, second, other = (e.step(images(indices, size), data.y_train[indices] % classes) for e in (*engines, control))
@@ -270,7 +273,7 @@ def run(
     predictions = [_classes(engine, test_images, batch) for engine in engines]
     report.accuracy = tuple(float(np.mean(p == data.y_test[:tested] % classes)) for p in predictions)
     report.same_predictions = bool(np.array_equal(*predictions))
-    report.training = {"size": size, "batch": batch, "learning_rate": rate, "momentum": 0.9}
+    report.training = {"size": size, "batch": batch, "learning_rate": rate, "momentum": MOMENTUM}
     report.training |= {"tested": tested, "labels_wrapped": bool(max(data.y_train.max(), data.y_test.max()) >= classes)}
     return report
 
