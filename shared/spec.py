@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SPECS = Path(__file__).parent / "specs"
+CLASSES = Path(__file__).parent / "classes"
 
 
 class Error(ValueError):
@@ -70,8 +71,24 @@ _SPEC_KEYS = {
         "[channels, height, width], each a whole number of at least 1",
     ),
     "parameters": _whole(0),
+    "preprocessing": (lambda v: type(v) is dict, "an object with channels, scale, mean and std"),
+    "classes": (lambda v: type(v) is str and (CLASSES / f"{v}.txt").is_file(), "the name of a list in shared/classes"),
+    "weights": (lambda v: type(v) is str, "a text: who publishes weights, and what they call the network"),
     "layers": (lambda v: type(v) is list and v, "a list of layers, at least one"),
 }
+
+_PREPROCESSING_KEYS = {
+    "resize": _whole(1),  # the shorter side, in pixels
+    "crop": _whole(1),  # the side of the square in the centre, in pixels
+    "channels": _one_of("RGB", "BGR", "L"),
+    "scale": (lambda v: type(v) in (int, float) and v > 0, "a number above 0"),
+    "mean": (lambda v: _numbers(v), "a list of numbers, one a channel"),
+    "std": (lambda v: _numbers(v) and all(n > 0 for n in v), "a list of numbers above 0, one a channel"),
+}
+
+
+def _numbers(value):
+    return type(value) is list and all(type(n) in (int, float) for n in value)
 
 
 def names():
@@ -138,7 +155,9 @@ def nearest(word, words):
 def _check(spec):
     if not isinstance(spec, dict):
         raise Error('a spec is a JSON object with "name", "input" and "layers"')
-    _check_keys(spec, "name input layers", "title source parameters", _SPEC_KEYS)
+    _check_keys(spec, "name input layers", "title source parameters preprocessing classes weights", _SPEC_KEYS)
+    if "preprocessing" in spec:
+        _check_preprocessing(spec["preprocessing"], spec["input"][0])
     seen = []
     for number, layer in enumerate(spec["layers"], start=1):
         if not isinstance(layer, dict):
@@ -155,6 +174,16 @@ def _check(spec):
     count = shapes.parameters(shapes.layers(spec))
     if spec.get("parameters", count) != count:
         raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+
+
+def _check_preprocessing(given, channels):
+    try:
+        _check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
+        for key in ("channels", "mean", "std"):
+            if len(given[key]) != channels:
+                raise Error(f"{key!r} is {json.dumps(given[key])}, but the network takes {channels} channels")
+    except Error as error:
+        raise Error(f"preprocessing: {error}") from None
 
 
 def _check_keys(given, needed, optional, values):
