@@ -80,12 +80,12 @@ class Conv(Layer):
     Keras's own "same" is that rule. It pads a strided convolution otherwise than PyTorch's number of pixels does.
     """
 
-    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True):
+    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True, groups=1):
         super().__init__()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         if stride == 1 and 2 * self.pixels == dilation * (kernel - 1):
             self.padding = "same"  # the same pixels, and the convolution pads without a copy of the map
-        self.weight = self.add_weight((kernel, kernel, in_channels, out_channels), "zeros", name="weight")
+        self.weight = self.add_weight((kernel, kernel, in_channels // groups, out_channels), "zeros", name="weight")
         self.bias = self.add_weight((out_channels,), "zeros", name="bias") if bias else None
 
     @property
@@ -93,9 +93,18 @@ class Conv(Layer):
         return 0 if self.padding == "same" else self.padding
 
     def call(self, x):
-        padding = "same" if self.padding == "same" else "valid"
-        x = ops.conv(pad(x, self.pixels), self.weight, self.stride, padding, dilation_rate=self.dilation)
+        x = pad(x, self.pixels)
+        if self.groups > 1 and keras.backend.backend() == "tensorflow":
+            # On the CPU TensorFlow has no gradients of grouped convolutions; Keras compiles each with XLA, call by call.
+            pairs = zip(ops.split(x, self.groups, -1), ops.split(self.weight, self.groups, -1), strict=True)
+            x = ops.concatenate([self._conv(*pair) for pair in pairs], -1)
+        else:
+            x = self._conv(x, self.weight)
         return x if self.bias is None else x + self.bias
+
+    def _conv(self, x, kernel):
+        padding = "same" if self.padding == "same" else "valid"
+        return ops.conv(x, kernel, self.stride, padding, dilation_rate=self.dilation)
 
 
 class BatchNorm(Layer):
@@ -132,6 +141,43 @@ class BatchNorm(Layer):
         running.assign((1 - self.momentum) * running + self.momentum * ops.cast(new, running.dtype))
 
 
+class LocalResponseNorm(Layer):
+    """x / (k + alpha mean(x² over `size` neighbouring channels)) ** beta: Krizhevsky et al. 2012, section 3.3.
+
+    The paper, and TensorFlow, have the sum where the mean is here and in Caffe: their alpha is `size` times smaller.
+    Keras has no such layer, and TensorFlow's takes neither float64 nor an even size.
+    """
+
+    def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0):
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def call(self, x):
+        around = (self.size // 2, (self.size - 1) // 2)
+        squares = ops.pad(ops.square(x), [(0, 0), (0, 0), (0, 0), around])
+        channels = x.shape[-1]
+        total = sum(squares[..., i : i + channels] for i in range(self.size))
+        return x / (self.k + self.alpha / self.size * total) ** self.beta
+
+
+class Dropout(keras.layers.Dropout):
+    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.kept = None
+
+    def call(self, x, training=None):
+        return super().call(x, training) if self.kept is None or not training else x * self.kept
+
+
+class ScaledTanh(Layer):
+    """1.7159 tanh(2/3 x): LeCun et al. 1998, appendix A."""
+
+    def call(self, x):
+        return 1.7159 * ops.tanh(2 / 3 * x)
+
+
 class ReLU(Layer):
     """max(x, 0)."""
 
@@ -140,16 +186,27 @@ class ReLU(Layer):
 
 
 class MaxPool(Layer):
-    """Max pool. Padding never wins: it counts as minus infinity."""
+    """Max pool. Padding never wins: it counts as minus infinity. `ceil` adds a window where pixels are left over."""
 
-    def __init__(self, kernel, stride=None, padding=0):
+    def __init__(self, kernel, stride=None, padding=0, ceil=False):
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+        self.kernel, self.stride, self.padding, self.ceil = kernel, stride or kernel, padding, ceil
 
     def call(self, x):
         if self.padding == "same":
             return ops.max_pool(x, self.kernel, self.stride, "same")
-        return ops.max_pool(pad(x, self.padding, -math.inf), self.kernel, self.stride, "valid")
+        if self.ceil:
+            more = [(self.padding, self.padding + self._missing(n)) for n in x.shape[1:3]]
+            x = ops.pad(x, [(0, 0), *more, (0, 0)], constant_values=-math.inf)
+        else:
+            x = pad(x, self.padding, -math.inf)
+        return ops.max_pool(x, self.kernel, self.stride, "valid")
+
+    def _missing(self, pixels):
+        """How many pixels a last window lacks; none for a window that would begin behind the last pixel, as in PyTorch."""
+        windows, left = divmod(pixels + 2 * self.padding - self.kernel, self.stride)
+        begins = (windows + 1) * self.stride
+        return self.stride - left if left and begins < pixels + self.padding else 0
 
 
 class AvgPool(Layer):
@@ -163,6 +220,17 @@ class AvgPool(Layer):
         if self.padding == "same":
             return ops.average_pool(x, self.kernel, self.stride, "same")
         return ops.average_pool(pad(x, self.padding), self.kernel, self.stride, "valid")
+
+
+class AdaptiveAvgPool(Layer):
+    """Average pool to a map of `size` by `size`, by windows that may differ by a pixel and overlap."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def call(self, x):
+        return x if x.shape[1:3] == (self.size, self.size) else ops.adaptive_average_pool(x, self.size)
 
 
 class GlobalAvgPool(Layer):
@@ -213,9 +281,27 @@ def relu(x):
     return ops.relu(x)
 
 
+def sigmoid(x):
+    return ops.sigmoid(x)
+
+
+def concatenate(maps):
+    """The channels of all maps, one behind the other."""
+    return ops.concatenate(maps, -1)
+
+
 def pad(x, pixels, value=0.0):
     """Pad a map by as many pixels on each side."""
     return ops.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value) if pixels else x
+
+
+def members(layer, prefix=""):
+    """(name, layer) of all layers inside a layer, by the names of their attributes, as PyTorch's `named_modules`."""
+    attributes = vars(layer) | vars(layer).get("_modules", {})  # where Keras on PyTorch has a layer's layers
+    for name, value in attributes.items():
+        if isinstance(value, keras.Layer) and not name.startswith("_"):
+            yield prefix + name, value
+            yield from members(value, f"{prefix}{name}.")
 
 
 def construct(network, spec, dtype):

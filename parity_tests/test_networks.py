@@ -1,9 +1,11 @@
-"""Rungs 1 to 4 for every network: shapes, activations, gradients and running statistics, in float64."""
+"""Rungs 1 to 4 for every network: shapes, activations, gradients and running statistics, in float64; and torchvision's own."""
 
 import gc
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 import keras_impl
 import shared
@@ -12,20 +14,39 @@ from shared import compare, shapes, weights
 
 BOUNDS = compare.BOUNDS["float64"]
 
+# Ours, and torchvision's call for the same function.
+SAME_NAME = "alexnet resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
+SAME_NAME += [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
+TORCHVISION = {
+    **{name: (name, {}) for name in SAME_NAME},
+    "drn_a_50": ("resnet50", {"replace_stride_with_dilation": [False, True, True]}),
+    "googlenet_bn": ("googlenet", {"aux_logits": False, "init_weights": False}),
+}
+
+
+def narrowed(spec):
+    """The spec with 64 features where a VGG has 4096: nine tenths of its parameters, of which `vgg16` is tried in full."""
+    wide = (("in", 4096), ("out", 4096))
+    layers = [{key: 64 if (key, value) in wide else value for key, value in layer.items()} for layer in spec["layers"]]
+    spec = spec | {"layers": layers}
+    return spec | {"parameters": shapes.parameters(shapes.layers(spec))}
+
 
 class Pair:
     """A network in both frameworks, with the same weights and randomised batch norms, and images for it."""
 
     def __init__(self, name):
         self.spec = shared.load(name)
-        state = weights.randomised(weights.initial(name))
+        if name.startswith("vgg") and name != "vgg16":
+            self.spec = narrowed(self.spec)
+        self.state = weights.randomised(weights.initial(self.spec))
         self.engines = []
         for package in (torch_impl, keras_impl):
-            net = package.build(name, dtype="float64")
-            package.load(net, state)
+            net = package.build(self.spec, dtype="float64")
+            package.load(net, self.state)
             self.engines.append(package.Engine(net))
         channels, *self.size = self.spec["input"]
-        strides = [row.stride for row in shapes.layers(self.spec) if row.type == "global_avg_pool"]
+        strides = [row.stride for row in shapes.layers(self.spec) if row.type in ("global_avg_pool", "adaptive_avg_pool")]
         if strides:  # the network takes any size
             # Odd, not square, and small, but no smaller than leaves the last map several positions: batch norm needs them.
             self.size = (65, 71) if strides[0] > 8 else (33, 35)
@@ -68,10 +89,14 @@ def test_parameters(pair):
     assert sum(int(np.prod(v.shape)) for v in keras_net.trainable_variables) == pair.spec["parameters"]
 
 
-def test_names_and_shapes_of_weights(pair):
-    expected = shapes.weights(shapes.layers(pair.spec))
-    for engine in pair.engines:
-        assert {name: array.shape for name, array in engine.state().items()} == expected
+def test_weights_go_through_both_bit_for_bit(pair, activations):
+    theirs = pair.engines[1].state()
+    torch_impl.load(pair.engines[0].net, theirs)
+    ours = pair.engines[0].state()
+    assert {name: array.shape for name, array in ours.items()} == shapes.weights(shapes.layers(pair.spec))
+    assert ours.keys() == theirs.keys()
+    for name, array in pair.state.items():
+        assert np.array_equal(array, ours[name]) and np.array_equal(array, theirs[name]), name
 
 
 def test_activations(activations):
@@ -86,6 +111,53 @@ def test_running_statistics(pair, gradients):
     running = [name for name in shapes.weights(shapes.layers(pair.spec)) if ".running_" in name]
     assert sorted(d.name for d in gradients[1]) == sorted(running)
     assert_within(gradients[1], BOUNDS["statistics"])
+
+
+@pytest.mark.parametrize("pair", TORCHVISION, indirect=True, scope="module")
+def test_torchvision(pair, gradients):
+    function, options = TORCHVISION[pair.spec["name"]]
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, function)(weights=None, **options)
+        for name, module in theirs.named_modules():
+            if isinstance(module, torch.nn.Linear):  # which may be narrowed
+                module.weight, module.bias = (
+                    torch.nn.Parameter(torch.empty(pair.state[f"{name}.{key}"].shape)) for key in ("weight", "bias")
+                )
+    state = {name: torch.from_numpy(array) for name, array in pair.state.items()}
+    counters = {name: torch.tensor(0) for name in theirs.state_dict() if name.endswith("num_batches_tracked")}
+    theirs.load_state_dict(state | counters, assign=True)
+    theirs = theirs.double()
+    images, labels = torch.from_numpy(pair.images), torch.from_numpy(pair.labels)
+
+    # A pass in training mode, as the pair had one for its gradients; torchvision's dropout drops what it likes.
+    drops = any(isinstance(module, torch.nn.Dropout) for module in theirs.modules())
+    with torch.set_grad_enabled(not drops):
+        loss = torch.nn.functional.cross_entropy(theirs.train()(images), labels)
+    with torch.no_grad():
+        logits = theirs.eval()(images).numpy()
+    for engine in pair.engines:
+        assert compare.relative(logits, engine.predict(pair.images)) <= BOUNDS["activations"], engine.framework
+        after = engine.state()
+        for name, array in theirs.state_dict().items():
+            if ".running_" in name:
+                assert compare.relative(array.numpy(), after[name]) <= BOUNDS["statistics"], (engine.framework, name)
+    if not drops:
+        loss.backward()
+        found = pair.engines[0].gradients(pair.images, pair.labels)
+        for name, parameter in theirs.named_parameters():
+            assert compare.relative(parameter.grad.numpy(), found[name]) <= BOUNDS["gradients"], name
+
+
+def test_the_papers_resnet50_differs_from_torchvisions():
+    # The same weights fit both, and the stride alone makes another function of them.
+    state = weights.initial("resnet50")
+    images = np.random.default_rng(0).standard_normal((1, 3, 64, 64))
+    logits = []
+    for name in ("resnet50", "resnet50_v1"):
+        net = torch_impl.build(name, dtype="float64")
+        torch_impl.load(net, state)
+        logits.append(torch_impl.Engine(net).predict(images))
+    assert compare.relative(*logits) > 0.01
 
 
 def test_a_relu_anywhere_in_the_chain():

@@ -1,4 +1,4 @@
-"""The twins blocks.py and network.py are the same text, but for a list of words."""
+"""The twins, the blocks and the network, are the same text, but for a list of words."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TWINS = ["blocks.py", "preactivation.py", "inception.py", "network.py"]
 
 # PyTorch's word: Keras's. CONTRIBUTING.md prints the same table.
 WORDS = {
@@ -20,14 +21,14 @@ def in_keras(text):
     return re.sub("|".join(map(re.escape, WORDS)), lambda match: WORDS[match.group()], text)
 
 
-@pytest.mark.parametrize("name", ["blocks.py", "network.py"])
+@pytest.mark.parametrize("name", TWINS)
 def test_the_same_text(name):
     ours, theirs = (Path(ROOT, package, name).read_text() for package in ("torch_impl", "keras_impl"))
     assert in_keras(ours).splitlines() == theirs.splitlines()
 
 
 def test_every_word_is_needed():
-    text = "".join(Path(ROOT, "torch_impl", name).read_text() for name in ("blocks.py", "network.py"))
+    text = "".join(Path(ROOT, "torch_impl", name).read_text() for name in TWINS)
     assert all(word in text for word in WORDS)
 
 

@@ -67,33 +67,39 @@ def weights(rows):
 
 def _leaf(before, name, kind, sizes, options):
     shape, field, stride, macs, dilations = before.shape, before.field, before.stride, 0, ()
-    if kind != "relu" and len(shape) != (1 if kind == "linear" else 3):
+    if kind not in ("relu", "scaled_tanh", "dropout") and len(shape) != (1 if kind == "linear" else 3):
         wanted = "a vector, as flatten gives it" if kind == "linear" else "a map of channels, height and width"
         raise Error(f"it takes {wanted}, but {before.name} gives {_text(shape)}")
     if sizes and sizes[0] != shape[0]:
         raise Error(f"'in' is {sizes[0]}, but {before.name} gives {_text(shape)}")
-    if kind in ("conv", "max_pool", "avg_pool"):
-        kernel, dilation = options["kernel"], options.get("dilation", 1)
-        step = options.get("stride", 1 if kind == "conv" else kernel)
+    if kind in ("conv", "gate", "max_pool", "avg_pool"):
+        pools = kind in ("max_pool", "avg_pool")
+        kernel, dilation, groups = options["kernel"], options.get("dilation", 1), options.get("groups", 1)
+        step = options.get("stride", kernel if pools else 1)
         padding = options.get("padding", 0)
         if step > 1 and dilation > 1:
             raise Error("a convolution with both a stride and a dilation, which Keras on TensorFlow refuses: use one of them")
-        if kind != "conv" and padding != "same" and padding > kernel // 2:
+        if pools and padding != "same" and padding > kernel // 2:
             raise Error(f"'padding' is {padding}, expected at most half of the kernel, {kernel // 2}")
         extent = dilation * (kernel - 1) + 1
         if padding == "same":
             size = [-(-n // step) for n in shape[1:]]
         else:
-            size = [(n + 2 * padding - extent) // step + 1 for n in shape[1:]]
+            size = [_windows(n, extent, step, padding, options.get("ceil")) for n in shape[1:]]
         if min(size) < 1:
             window = f"{extent}x{extent}"
             raise Error(f"the image is too small: {before.name} gives {_text(shape)}, a window of {window} does not fit")
         field += (extent - 1) * stride
         stride *= step
-        shape = (sizes[1] if kind == "conv" else shape[0], *size)
-        if kind == "conv":
-            macs = math.prod(shape) * sizes[0] * kernel**2
+        shape = (shape[0] if pools else sizes[1], *size)
+        if not pools:
+            macs = math.prod(shape) * sizes[0] // groups * kernel**2
             dilations = (dilation,) * (kernel > 1)
+    elif kind == "adaptive_avg_pool":
+        # As much as one position sees where the windows are equal, and about as much where they are not.
+        window = [-(-n // options["size"]) for n in shape[1:]]
+        field, stride = field + (max(window) - 1) * stride, stride * max(n // options["size"] for n in shape[1:])
+        shape = (shape[0], options["size"], options["size"])
     elif kind == "global_avg_pool":
         shape, field = (shape[0], 1, 1), math.inf
     elif kind == "flatten":
@@ -104,20 +110,27 @@ def _leaf(before, name, kind, sizes, options):
     return Row(name, kind, shape, found, macs, field, stride, dilations)
 
 
+def _windows(pixels, extent, step, padding, ceil):
+    """How many windows fit; with `ceil` one more where pixels are left over, if it does not begin behind the last."""
+    windows, left = divmod(pixels + 2 * padding - extent, step)
+    more = ceil and left > 0 and (windows + 1) * step < pixels + padding
+    return windows + 1 + bool(more)
+
+
 def _weights(kind, sizes, options):
     if kind == "batch_norm":
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (sizes[0],))
-    if kind not in ("conv", "linear"):
+    if kind not in ("conv", "gate", "linear"):
         return {}
-    kernel = (options["kernel"],) * 2 if kind == "conv" else ()
-    found = {"weight": (sizes[1], sizes[0], *kernel)}
+    kernel = () if kind == "linear" else (options["kernel"],) * 2
+    found = {"weight": (sizes[1], sizes[0] // options.get("groups", 1), *kernel)}
     if options.get("bias", True):
         found["bias"] = (sizes[1],)
     return found
 
 
 def _block(before, layer):
-    """A block: branches that start from the same input and meet in a sum."""
+    """A block: branches that start from the same input and meet in a sum, those of an Inception module side by side."""
     branches = []
     for parts in _BLOCKS[layer.type](*layer.sizes, **layer.options):
         rows = [before]
@@ -127,11 +140,15 @@ def _block(before, layer):
     if layer.options.get("shortcut") == "unused":  # it has weights, but nothing runs through it
         branches[1] = [row._replace(macs=0, field=0) for row in branches[1]]
     parts = tuple(row for rows in branches for row in rows)
-    last = branches[0][-1]
+    last, channels = branches[0][-1], layer.sizes[1]
+    if layer.type.startswith("inception"):
+        given = sum(rows[-1].shape[0] for rows in branches)
+        if given != channels:
+            raise Error(f"'out' is {channels}, but the branches have {given} channels together")
     return Row(
         layer.name,
         layer.type,
-        last.shape,
+        (channels, *last.shape[1:]),
         weights(parts),
         sum(row.macs for row in parts),
         max(rows[-1].field for rows in branches if rows),
@@ -141,10 +158,11 @@ def _block(before, layer):
     )
 
 
-def _conv(number, in_channels, out_channels, kernel, o, stride=1, dilation=1):
+def _conv(number, in_channels, out_channels, kernel, o, stride=1, dilation=1, groups=1):
     """The parts of a block's convolution number n, and of the batch norm behind it."""
     padding = o.get("padding", dilation * (kernel - 1) // 2)
     options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "bias": o.get("bias", False)}
+    options["groups"] = groups
     parts = [(f"conv{number}", "conv", [in_channels, out_channels], options)]
     if o.get("norm", True):
         parts.append((f"bn{number}", "batch_norm", [out_channels], {}))
@@ -170,17 +188,106 @@ def _basic(in_channels, out_channels, **o):
 
 
 def _bottleneck(in_channels, out_channels, **o):
-    if out_channels % 4:
-        raise Error(f"'out' is {out_channels}, expected a multiple of 4: a bottleneck is a quarter as wide inside")
-    width, stride, dilation = out_channels // 4, o.get("stride", 1), o.get("dilation", 1)
+    width, stride, dilation = _width(out_channels, o), o.get("stride", 1), o.get("dilation", 1)
+    groups = o.get("groups", 1)
+    if width % groups:
+        raise Error(f"'groups' is {groups}, expected a divisor of the width inside, {width}")
     first, second = (stride, 1) if o.get("stride_at") == "conv1" else (1, stride)
     main = _conv(1, in_channels, width, 1, o, first)
-    main += _conv(2, width, width, 3, o, second, o.get("first_dilation", dilation))
+    main += _conv(2, width, width, 3, o, second, o.get("first_dilation", dilation), groups)
     main += _conv(3, width, out_channels, 1, o)
     return main, _shortcut(in_channels, out_channels, o)
 
 
-_BLOCKS = {"basic": _basic, "bottleneck": _bottleneck}
+def _width(out_channels, o):
+    if out_channels % 4 and "width" not in o:
+        raise Error(f"'out' is {out_channels}, expected a multiple of 4: a bottleneck is a quarter as wide inside")
+    return o.get("width", out_channels // 4)
+
+
+def _preact(in_channels, convolutions, o):
+    """Batch norm before each convolution, (out channels, kernel, stride); the first may be without."""
+    main = []
+    for number, (out_channels, kernel, stride) in enumerate(convolutions, start=1):
+        if number > 1 or o.get("first_activation", True):
+            main.append((f"bn{number}", "batch_norm", [in_channels], {}))
+        main += _conv(number, in_channels, out_channels, kernel, {"norm": False}, stride)
+        in_channels = out_channels
+    return main
+
+
+def _preact_basic(in_channels, out_channels, **o):
+    convolutions = [(out_channels, 3, o.get("stride", 1)), (out_channels, 3, 1)]
+    return _preact(in_channels, convolutions, o), _shortcut(in_channels, out_channels, o | {"norm": False})
+
+
+def _preact_bottleneck(in_channels, out_channels, **o):
+    width = _width(out_channels, o)
+    convolutions = [(width, 1, 1), (width, 3, o.get("stride", 1)), (out_channels, 1, 1)]
+    return _preact(in_channels, convolutions, o), _shortcut(in_channels, out_channels, o | {"norm": False})
+
+
+def _residual_unit(in_channels, out_channels, **o):
+    kind, stride = o.get("shortcut", "pad"), o.get("stride", 1)
+    main = _conv(1, in_channels, out_channels, 3, o, stride) + _conv(2, out_channels, out_channels, 3, o)
+    conv = [in_channels, out_channels], {"kernel": 1, "stride": stride}
+    if kind == "conv":
+        return main, [("downsample", "conv", *conv)]
+    around = {
+        "dropout": [("dropout", "dropout", [], {})],
+        "exclusive_gate": [("gate", "gate", *conv)],
+        "shortcut_gate": [("gate", "gate", *conv)],
+    }
+    return main, around.get(kind, []) + _shortcut(in_channels, out_channels, {"shortcut": "pad", "stride": stride})
+
+
+def _conv_norm_relu(in_channels, out_channels, **o):
+    (conv, *norm) = _conv("", in_channels, out_channels, o.pop("kernel"), o, o.get("stride", 1))
+    return [[("conv", *conv[1:]), *(("bn", *part[1:]) for part in norm)]]
+
+
+def _units(*units, **o):
+    """The parts of convolutions, (name, in, out, kernel), each with its batch norm and ReLU, one behind the other."""
+    parts = []
+    for name, in_channels, out_channels, kernel in units:
+        (unit,) = _conv_norm_relu(in_channels, out_channels, kernel=kernel, **o)
+        parts += [(f"{name}.{part}", *rest) for part, *rest in unit]
+    return parts
+
+
+def _inception(in_channels, out_channels, branches, kernel=5, **o):
+    (one,), (reduce3, three), (reduce5, five), (projection,) = branches
+    pool = "branch4.0", "max_pool", [], {"kernel": 3, "stride": 1, "padding": 1}
+    return (
+        _units(("branch1", in_channels, one, 1), **o),
+        _units(("branch2.0", in_channels, reduce3, 1), ("branch2.1", reduce3, three, 3), **o),
+        _units(("branch3.0", in_channels, reduce5, 1), ("branch3.1", reduce5, five, kernel), **o),
+        [pool, *_units(("branch4.1", in_channels, projection, 1), **o)],
+    )
+
+
+def _inception_a(in_channels, out_channels):
+    if out_channels <= 224:
+        raise Error(f"'out' is {out_channels}, expected above 224, which the branches without a pool have")
+    pool = "pool", "avg_pool", [], {"kernel": 3, "stride": 1, "padding": 1}
+    return (
+        _units(("branch1x1", in_channels, 64, 1)),
+        _units(("branch5x5_1", in_channels, 48, 1), ("branch5x5_2", 48, 64, 5)),
+        _units(("branch3x3dbl_1", in_channels, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3)),
+        [pool, *_units(("branch_pool", in_channels, out_channels - 224, 1))],
+    )
+
+
+_BLOCKS = {
+    "basic": _basic,
+    "bottleneck": _bottleneck,
+    "preact_basic": _preact_basic,
+    "preact_bottleneck": _preact_bottleneck,
+    "residual_unit": _residual_unit,
+    "conv_norm_relu": _conv_norm_relu,
+    "inception": _inception,
+    "inception_a": _inception_a,
+}
 
 
 def _text(shape):

@@ -5,6 +5,7 @@ A spec is a dictionary as in `specs/*.json`: a chain of layers and blocks, one a
 
 import difflib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,21 +28,48 @@ class Layer(NamedTuple):
 
 
 _CONVOLUTIONS = "stride padding dilation first_dilation bias norm eps momentum shortcut repeat"
-BLOCKS = {"basic": _CONVOLUTIONS, "bottleneck": _CONVOLUTIONS + " stride_at"}
-SHORTCUTS = ("projection", "projection3x3", "conv", "pad", "none", "unused")
+
+_OF_THE_FIRST = ("stride", "first_dilation", "first_activation")  # of a `repeat`, the first block alone has these
 
 # type: keys that it needs, keys that it may have
+BLOCKS = {
+    "basic": ("in out", _CONVOLUTIONS),
+    "bottleneck": ("in out", _CONVOLUTIONS + " stride_at width groups"),
+    "preact_basic": ("in out", "stride shortcut first_activation repeat"),
+    "preact_bottleneck": ("in out", "stride shortcut first_activation repeat"),
+    "residual_unit": ("in out", "stride activation shortcut shortcut_scale residual_scale repeat"),
+    "conv_norm_relu": ("in out kernel", "stride bias norm eps"),
+    "inception": ("in out branches", "kernel bias norm eps"),
+    "inception_a": ("in out", ""),
+}
 TYPES = {
     "conv": ("in out kernel", "stride padding dilation bias"),
     "batch_norm": ("in", "eps momentum"),
+    "local_response_norm": ("size", "alpha beta k"),
     "relu": ("", ""),
-    "max_pool": ("kernel", "stride padding"),
+    "scaled_tanh": ("", ""),
+    "dropout": ("rate", ""),
+    "max_pool": ("kernel", "stride padding ceil"),
     "avg_pool": ("kernel", "stride padding"),
+    "adaptive_avg_pool": ("size", ""),
     "global_avg_pool": ("", ""),
     "flatten": ("", ""),
     "linear": ("in out", "bias"),
-    **{block: ("in out", options) for block, options in BLOCKS.items()},
+    **BLOCKS,
 }
+SHORTCUTS = {
+    **dict.fromkeys(("basic", "bottleneck"), ("projection", "projection3x3", "conv", "pad", "none", "unused")),
+    **dict.fromkeys(("preact_basic", "preact_bottleneck"), ("projection", "pad")),
+    "residual_unit": ("pad", "conv", "exclusive_gate", "shortcut_gate", "dropout"),
+}
+
+
+def _number(value):
+    return type(value) in (int, float) and value > 0
+
+
+def _counts(values):
+    return all(type(v) is int and v > 0 for v in values)
 
 
 def _whole(least):
@@ -54,25 +82,31 @@ def _one_of(*values):
 
 # key: what its value must be, as a test and in words
 VALUES = {
-    **dict.fromkeys(("in", "out", "kernel", "stride", "dilation", "first_dilation", "repeat"), _whole(1)),
+    **dict.fromkeys("in out kernel stride dilation first_dilation repeat size width groups".split(), _whole(1)),
     "padding": (lambda v: v == "same" or _whole(0)[0](v), 'a number of pixels, 0 or more, or "same"'),
-    **dict.fromkeys(("bias", "norm"), _one_of(True, False)),
-    "eps": (lambda v: type(v) in (int, float) and 0 < v < 1, "a number above 0, below 1"),
-    "momentum": (lambda v: type(v) in (int, float) and 0 < v <= 1, "a number above 0, at most 1"),
-    "shortcut": _one_of(*SHORTCUTS),
+    **dict.fromkeys(("bias", "norm", "ceil", "first_activation"), _one_of(True, False)),
+    **dict.fromkeys(("alpha", "beta", "k", "shortcut_scale", "residual_scale"), (_number, "a number above 0")),
+    "eps": (lambda v: _number(v) and v < 1, "a number above 0, below 1"),
+    "rate": (lambda v: type(v) in (int, float) and 0 <= v < 1, "a number of at least 0, below 1"),
+    "momentum": (lambda v: _number(v) and v <= 1, "a number above 0, at most 1"),
     "stride_at": _one_of("conv1", "conv2"),
+    "activation": _one_of("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"),
+    "branches": (
+        lambda v: type(v) is list and [type(b) is list and len(b) for b in v] == [1, 2, 2, 1] and all(map(_counts, v)),
+        "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
+    ),
 }
 _SPEC_KEYS = {
     "name": (lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v), "a word of letters, digits, dots, - and _"),
     "title": (lambda v: type(v) is str, "a text"),
     "source": (lambda v: type(v) is str, "a text"),
     "input": (
-        lambda v: type(v) is list and len(v) == 3 and all(type(n) is int and n > 0 for n in v),
+        lambda v: type(v) is list and len(v) == 3 and _counts(v),
         "[channels, height, width], each a whole number of at least 1",
     ),
     "parameters": _whole(0),
     "preprocessing": (lambda v: type(v) is dict, "an object with channels, scale, mean and std"),
-    "classes": (lambda v: type(v) is str and (CLASSES / f"{v}.txt").is_file(), "the name of a list in shared/classes"),
+    "classes": _one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
     "weights": (lambda v: type(v) is str, "a text: who publishes weights, and what they call the network"),
     "layers": (lambda v: type(v) is list and v, "a list of layers, at least one"),
 }
@@ -81,14 +115,14 @@ _PREPROCESSING_KEYS = {
     "resize": _whole(1),  # the shorter side, in pixels
     "crop": _whole(1),  # the side of the square in the centre, in pixels
     "channels": _one_of("RGB", "BGR", "L"),
-    "scale": (lambda v: type(v) in (int, float) and v > 0, "a number above 0"),
+    "scale": (lambda v: _numbers([v]) and v > 0, "a number above 0"),
     "mean": (lambda v: _numbers(v), "a list of numbers, one a channel"),
     "std": (lambda v: _numbers(v) and all(n > 0 for n in v), "a list of numbers above 0, one a channel"),
 }
 
 
 def _numbers(value):
-    return type(value) is list and all(type(n) in (int, float) for n in value)
+    return type(value) is list and all(type(n) in (int, float) and math.isfinite(n) for n in value)
 
 
 def names():
@@ -156,8 +190,6 @@ def _check(spec):
     if not isinstance(spec, dict):
         raise Error('a spec is a JSON object with "name", "input" and "layers"')
     _check_keys(spec, "name input layers", "title source parameters preprocessing classes weights", _SPEC_KEYS)
-    if "preprocessing" in spec:
-        _check_preprocessing(spec["preprocessing"], spec["input"][0])
     seen = []
     for number, layer in enumerate(spec["layers"], start=1):
         if not isinstance(layer, dict):
@@ -171,19 +203,37 @@ def _check(spec):
         seen.append(layer["name"])
     from . import shapes  # which reads this module
 
-    count = shapes.parameters(shapes.layers(spec))
+    rows = shapes.layers(spec)
+    count = shapes.parameters(rows)
     if spec.get("parameters", count) != count:
         raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+    if "preprocessing" in spec:
+        try:
+            _check_preprocessing(spec)
+        except Error as error:
+            raise Error(f"preprocessing: {error}") from None
+    if "classes" in spec:
+        classes, outputs = len((CLASSES / f"{spec['classes']}.txt").read_text("utf-8").splitlines()), rows[-1].shape[0]
+        if classes != outputs:
+            raise Error(f"'classes' is {json.dumps(spec['classes'])}, which has {classes}, but the network gives {outputs}")
 
 
-def _check_preprocessing(given, channels):
-    try:
-        _check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
-        for key in ("channels", "mean", "std"):
-            if len(given[key]) != channels:
-                raise Error(f"{key!r} is {json.dumps(given[key])}, but the network takes {channels} channels")
-    except Error as error:
-        raise Error(f"preprocessing: {error}") from None
+def _check_preprocessing(spec):
+    from . import shapes
+
+    given, channels = spec["preprocessing"], spec["input"][0]
+    _check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
+    for key in ("channels", "mean", "std"):
+        if len(given[key]) != channels:
+            raise Error(f"{key!r} is {json.dumps(given[key])}, but the input has {channels}")
+    if "crop" in given:
+        crop, resize = given["crop"], given.get("resize", 0)
+        if crop > resize:
+            raise Error(f"'crop' is {crop}, expected a 'resize' of at least as much")
+        try:
+            shapes.layers(spec, (crop, crop))
+        except Error as error:
+            raise Error(f"'crop' is {crop}, which the network does not take: {error}") from None
 
 
 def _check_keys(given, needed, optional, values):
@@ -209,7 +259,8 @@ def _check_layer(layer):
     options = {key: value for key, value in layer.items() if key not in ("name", "type")}
     if "name" not in layer:
         raise Error("the key 'name' is missing")
-    _check_keys(options, needed, optional, VALUES)
+    shortcuts = SHORTCUTS.get(layer["type"], ())
+    _check_keys(options, needed, optional, VALUES | {"shortcut": _one_of(*shortcuts)} if shortcuts else VALUES)
     if layer["type"] in BLOCKS and layer.get("padding", "same") != "same":
         raise Error(f"'padding' is {layer['padding']}, expected \"same\", or no such key for symmetric padding")
 
@@ -244,7 +295,7 @@ def unroll(spec):
         if repeat is None:
             chain.append(Layer(name, kind, sizes, options))
             continue
-        others = {key: value for key, value in options.items() if key not in ("stride", "first_dilation")}
+        others = {key: value for key, value in options.items() if key not in _OF_THE_FIRST}
         chain.append(Layer(f"{name}.0", kind, sizes, options))
         chain += [Layer(f"{name}.{i}", kind, [sizes[1], sizes[1]], others) for i in range(1, repeat)]
     return chain

@@ -4,6 +4,7 @@ A state is a dictionary of NumPy arrays under PyTorch's names, in PyTorch's layo
 linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_var`. A file of it is safetensors.
 """
 
+import contextlib
 import os
 import zlib
 from pathlib import Path
@@ -15,14 +16,18 @@ from safetensors.numpy import load_file, save_file
 from . import shapes
 from .spec import Error, load
 
+# Keras has (height, width, in, out) and (in, out), PyTorch (out, in, height, width) and (out, in).
+TO_PYTORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
+
 
 def initial(network, seed=0):
     """The state that both frameworks start from: float32, the same bits for the same seed.
 
     Convolutions: normal with variance 2 / (out channels x kernel area), He et al. 2015 (arXiv:1502.01852) with fan out, as
     torchvision's ResNets and the DRNs begin. Their biases, and linear layers: uniform within 1 / sqrt(fan in), PyTorch's
-    default. Batch norms: the identity. Each array has a generator of its own, from the seed and its name, so that a change
-    to one layer leaves the others as they were.
+    default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Each array has a generator
+    of its own, from the seed and its name, so that a change to one layer leaves the others as they were.
     """
     state = {}
     for leaf in shapes.leaves(shapes.layers(load(network))):
@@ -31,7 +36,9 @@ def initial(network, seed=0):
             generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
             if leaf.type == "batch_norm":
                 state[name] = np.full(shape, kind in ("weight", "running_var"), np.float32)
-            elif leaf.type == "conv" and kind == "weight":
+            elif leaf.type == "gate" and kind == "bias":
+                state[name] = np.full(shape, -6, np.float32)
+            elif leaf.type in ("conv", "gate") and kind == "weight":
                 out_channels, _, height, width = shape
                 scale = np.float32(np.sqrt(2 / (out_channels * height * width)))
                 state[name] = generator.standard_normal(shape, np.float32) * scale
@@ -80,16 +87,23 @@ def check(state, expected):
 
 
 def save(path, state):
-    """Write a state as safetensors, aside first and renamed when complete."""
+    """Write a state as safetensors."""
+    with aside(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, temporary)
+
+
+@contextlib.contextmanager
+def aside(path):
+    """The path of a file beside `path`, for its new content: renamed to it when complete. Raises `Error` when it is not."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras goes by the end of a name
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, aside)
-        os.replace(aside, path)
-    except (OSError, SafetensorError) as error:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read(path):

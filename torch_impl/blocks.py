@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
         self.bn2 = BatchNorm(out_channels, eps, momentum) if norm else Identity()
         self.residual = shortcut not in ("none", "unused")
         if shortcut != "none":
-            self.downsample = downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut)
+            self.downsample = downsample(in_channels, out_channels, stride, shortcut, padding, bias, norm, eps, momentum)
 
     def forward(self, x):
         y = relu(self.bn1(self.conv1(x)))
@@ -39,24 +39,26 @@ class Bottleneck(nn.Module):
 
     The stride is at the 3x3 convolution, as in torchvision's ResNets ("version 1.5"); the paper has it at the first 1x1
     convolution, `stride_at="conv1"`. Dilation holds for the 3x3 convolution, `first_dilation` in its place if given.
+    `width`, the channels inside, may be another: wide ResNets, Zagoruyko and Komodakis 2016 (arXiv:1605.07146). `groups` divide
+    the 3x3 convolution: ResNeXt, Xie et al. 2017 (arXiv:1611.05431).
     """
 
     def __init__(
         self, in_channels, out_channels, stride=1, padding=None, dilation=1, first_dilation=None,
-        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection", stride_at="conv2",
+        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection", stride_at="conv2", width=None, groups=1,
     ):  # fmt: skip
         super().__init__()
-        width = out_channels // 4
+        width = width or out_channels // 4
         first, second = (stride, 1) if stride_at == "conv1" else (1, stride)
         self.conv1 = conv(in_channels, width, 1, first, padding, 1, bias)
         self.bn1 = BatchNorm(width, eps, momentum) if norm else Identity()
-        self.conv2 = conv(width, width, 3, second, padding, first_dilation or dilation, bias)
+        self.conv2 = conv(width, width, 3, second, padding, first_dilation or dilation, bias, groups)
         self.bn2 = BatchNorm(width, eps, momentum) if norm else Identity()
         self.conv3 = conv(width, out_channels, 1, 1, padding, 1, bias)
         self.bn3 = BatchNorm(out_channels, eps, momentum) if norm else Identity()
         self.residual = shortcut not in ("none", "unused")
         if shortcut != "none":
-            self.downsample = downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut)
+            self.downsample = downsample(in_channels, out_channels, stride, shortcut, padding, bias, norm, eps, momentum)
 
     def forward(self, x):
         y = relu(self.bn1(self.conv1(x)))
@@ -67,14 +69,16 @@ class Bottleneck(nn.Module):
         return relu(y)
 
 
-def conv(in_channels, out_channels, kernel, stride, padding, dilation, bias):
+def conv(in_channels, out_channels, kernel, stride=1, padding=None, dilation=1, bias=False, groups=1):
     """A convolution that keeps the size of the map but for its stride; `padding` is None (as much on each side) or "same"."""
     if padding is None:
         padding = dilation * (kernel - 1) // 2
-    return Conv(in_channels, out_channels, kernel, stride, padding, dilation, bias)
+    return Conv(in_channels, out_channels, kernel, stride, padding, dilation, bias, groups)
 
 
-def downsample(in_channels, out_channels, stride, padding, bias, norm, eps, momentum, shortcut):
+def downsample(
+    in_channels, out_channels, stride, shortcut, padding=None, bias=False, norm=True, eps=1e-5, momentum=0.1
+):  # fmt: skip
     """The way around a block: the identity where the shape stays, else by the kind of shortcut:
 
     - "projection": 1x1 convolution and batch norm (He et al. 2015, section 3.3, option B); "projection3x3" with 3x3;

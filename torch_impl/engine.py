@@ -6,6 +6,9 @@ Images come as (batch, channels, height, width), labels as whole numbers; weight
 import torch
 import torch.nn.functional as F
 
+from shared.dropout import kept
+
+from .layers import Dropout
 from .weights import state
 
 
@@ -16,6 +19,8 @@ class Engine:
 
     def __init__(self, net, learning_rate=0.1, momentum=0.9):
         self.net = net
+        self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
+        self.passes = 0  # in training mode, which dropout counts
         self.optimizer = torch.optim.SGD(net.parameters(), learning_rate, momentum)
 
     def step(self, images, labels):
@@ -64,7 +69,14 @@ class Engine:
 
     def _loss(self, images, labels):
         self.net.train()
-        return F.cross_entropy(self.net(images), torch.from_numpy(labels).to(images.device))
+        rates = {name: layer.rate for name, layer in self.dropouts.items()}
+        for name, array in kept(self.net.spec, rates, images.shape, self.passes).items():
+            self.dropouts[name].kept = torch.from_numpy(array).to(images)
+        self.passes += 1
+        loss = F.cross_entropy(self.net(images), torch.from_numpy(labels).to(images.device))
+        for layer in self.dropouts.values():
+            layer.kept = None
+        return loss
 
     def _tensor(self, images):
         return torch.from_numpy(images).to(next(self.net.parameters()))

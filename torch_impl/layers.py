@@ -21,10 +21,10 @@ class Chain(nn.Sequential):
 class Conv(nn.Conv2d):
     """Convolution. `padding` is in pixels on each side, or "same": TensorFlow's rule, `pad_same` below."""
 
-    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True):
+    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True, groups=1):
         self.same = padding == "same" and (stride > 1 or kernel % 2 == 0)
         pixels = 0 if self.same else dilation * (kernel - 1) // 2 if padding == "same" else padding
-        super().__init__(in_channels, out_channels, kernel, stride, pixels, dilation, bias=bias)
+        super().__init__(in_channels, out_channels, kernel, stride, pixels, dilation, groups, bias)
 
     def forward(self, x):
         if self.same:
@@ -32,17 +32,45 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
-class MaxPool(nn.Module):
-    """Max pool. Padding never wins: it counts as minus infinity."""
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """x / (k + alpha mean(x² over `size` neighbouring channels)) ** beta: Krizhevsky et al. 2012, section 3.3.
 
-    def __init__(self, kernel, stride=None, padding=0):
+    The paper, and TensorFlow, have the sum where the mean is here and in Caffe: their alpha is `size` times smaller.
+    """
+
+    def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0):
+        super().__init__(size, alpha, beta, k)
+
+
+class Dropout(nn.Dropout):
+    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.rate, self.kept = rate, None
+
+    def forward(self, x):
+        return super().forward(x) if self.kept is None or not self.training else x * self.kept
+
+
+class ScaledTanh(nn.Module):
+    """1.7159 tanh(2/3 x): LeCun et al. 1998, appendix A."""
+
+    def forward(self, x):
+        return 1.7159 * torch.tanh(2 / 3 * x)
+
+
+class MaxPool(nn.Module):
+    """Max pool. Padding never wins: it counts as minus infinity. `ceil` adds a window where pixels are left over."""
+
+    def __init__(self, kernel, stride=None, padding=0, ceil=False):
         super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+        self.kernel, self.stride, self.padding, self.ceil = kernel, stride or kernel, padding, ceil
 
     def forward(self, x):
         if self.padding == "same":
             return F.max_pool2d(pad_same(x, self.kernel, self.stride, -torch.inf), self.kernel, self.stride)
-        return F.max_pool2d(x, self.kernel, self.stride, self.padding)
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding, ceil_mode=self.ceil)
 
 
 class AvgPool(nn.Module):
@@ -58,6 +86,13 @@ class AvgPool(nn.Module):
             x = F.avg_pool2d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
             return x / F.avg_pool2d(inside, self.kernel, self.stride)
         return F.avg_pool2d(x, self.kernel, self.stride, self.padding)
+
+
+class AdaptiveAvgPool(nn.AdaptiveAvgPool2d):
+    """Average pool to a map of `size` by `size`, by windows that may differ by a pixel and overlap."""
+
+    def __init__(self, size):
+        super().__init__(size)
 
 
 class GlobalAvgPool(nn.AdaptiveAvgPool2d):
@@ -86,6 +121,15 @@ class PadChannels(nn.Module):
 def relu(x):
     """max(x, 0), written over x, which saves the memory of a map: for a block's own use, behind a convolution or batch norm."""
     return F.relu_(x)
+
+
+def sigmoid(x):
+    return torch.sigmoid(x)
+
+
+def concatenate(maps):
+    """The channels of all maps, one behind the other."""
+    return torch.cat(maps, 1)
 
 
 def pad_same(x, extent, stride, value=0.0):

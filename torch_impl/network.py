@@ -3,20 +3,30 @@
 import shared
 from shared.weights import initial
 
-from . import blocks, layers
+from . import blocks, inception, layers, preactivation
 from .weights import load
 
 TYPES = {
     "conv": layers.Conv,
     "batch_norm": layers.BatchNorm,
+    "local_response_norm": layers.LocalResponseNorm,
     "relu": layers.ReLU,
+    "scaled_tanh": layers.ScaledTanh,
+    "dropout": layers.Dropout,
     "max_pool": layers.MaxPool,
     "avg_pool": layers.AvgPool,
+    "adaptive_avg_pool": layers.AdaptiveAvgPool,
     "global_avg_pool": layers.GlobalAvgPool,
     "flatten": layers.Flatten,
     "linear": layers.Linear,
     "basic": blocks.BasicBlock,
     "bottleneck": blocks.Bottleneck,
+    "preact_basic": preactivation.PreActBasic,
+    "preact_bottleneck": preactivation.PreActBottleneck,
+    "residual_unit": preactivation.ResidualUnit,
+    "conv_norm_relu": inception.ConvNormReLU,
+    "inception": inception.Inception,
+    "inception_a": inception.InceptionA,
 }
 
 

@@ -1,0 +1,67 @@
+"""Inception modules. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
+
+from torch import nn
+
+from .blocks import conv
+from .layers import AvgPool, BatchNorm, Chain, Identity, MaxPool, concatenate, relu
+
+
+class ConvNormReLU(nn.Module):
+    """A convolution that keeps the size of the map but for its stride, a batch norm and a ReLU."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, bias=False, norm=True, eps=1e-5):
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, kernel, stride, bias=bias)
+        self.bn = BatchNorm(out_channels, eps) if norm else Identity()
+
+    def forward(self, x):
+        return relu(self.bn(self.conv(x)))
+
+
+class Inception(nn.Module):
+    """1x1, 3x3 and 5x5 convolutions and a max pool side by side: Szegedy et al. 2014 (arXiv:1409.4842), figure 2(b).
+
+    `branches` are the channels as in the paper's table 1: [[1x1], [3x3 reduce, 3x3], [5x5 reduce, 5x5], [projection behind
+    the pool]]. The paper has no batch norm, and biases. torchvision's GoogLeNet has batch norms, and a `kernel` of 3 where
+    the paper has 5x5.
+    """
+
+    def __init__(self, in_channels, out_channels, branches, kernel=5, bias=False, norm=True, eps=1e-5):
+        super().__init__()
+
+        def unit(*sizes):
+            return ConvNormReLU(*sizes, bias=bias, norm=norm, eps=eps)
+
+        (one,), (reduce3, three), (reduce5, five), (projection,) = branches
+        self.branch1 = unit(in_channels, one, 1)
+        self.branch2 = Chain(unit(in_channels, reduce3, 1), unit(reduce3, three, 3))
+        self.branch3 = Chain(unit(in_channels, reduce5, 1), unit(reduce5, five, kernel))
+        self.branch4 = Chain(MaxPool(3, stride=1, padding=1), unit(in_channels, projection, 1))
+
+    def forward(self, x):
+        return concatenate([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)])
+
+
+class InceptionA(nn.Module):
+    """1x1, 1x1 and 5x5, 1x1 and twice 3x3 convolutions and an average pool side by side: Szegedy et al. 2015
+    (arXiv:1512.00567), figure 5, with the channels and weight names of torchvision's Inception v3.
+
+    Behind the pool come `out_channels` less the 224 of the other branches: torchvision's `pool_features`. The pool counts its
+    padding as zeros, as torchvision's.
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.branch1x1 = ConvNormReLU(in_channels, 64, 1, eps=1e-3)
+        self.branch5x5_1 = ConvNormReLU(in_channels, 48, 1, eps=1e-3)
+        self.branch5x5_2 = ConvNormReLU(48, 64, 5, eps=1e-3)
+        self.branch3x3dbl_1 = ConvNormReLU(in_channels, 64, 1, eps=1e-3)
+        self.branch3x3dbl_2 = ConvNormReLU(64, 96, 3, eps=1e-3)
+        self.branch3x3dbl_3 = ConvNormReLU(96, 96, 3, eps=1e-3)
+        self.pool = AvgPool(3, stride=1, padding=1)
+        self.branch_pool = ConvNormReLU(in_channels, out_channels - 224, 1, eps=1e-3)
+
+    def forward(self, x):
+        branch5x5 = self.branch5x5_2(self.branch5x5_1(x))
+        branch3x3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return concatenate([self.branch1x1(x), branch5x5, branch3x3, self.branch_pool(self.pool(x))])

@@ -1,0 +1,113 @@
+"""Residual units of He et al. 2016. A twin: the text is that of the other package, but for the words in CONTRIBUTING.md."""
+
+from torch import nn
+
+from .blocks import conv, downsample
+from .layers import BatchNorm, Conv, Dropout, Identity, ReLU, relu, sigmoid
+
+
+class PreActBasic(nn.Module):
+    """Two 3x3 convolutions, each behind a batch norm and ReLU: He et al. 2016 (arXiv:1603.05027), figure 4(e).
+
+    A projection, a 1x1 convolution without batch norm, begins behind the first ReLU (the paper's appendix). The first block
+    of a network has no batch norm and ReLU of its own, `first_activation=False`: those behind the network's first
+    convolution serve both its paths. `shortcut` is "projection" or "pad", see `blocks.downsample`.
+    """
+
+    def __init__(self, in_channels, out_channels, stride=1, shortcut="projection", first_activation=True):
+        super().__init__()
+        self.first_activation = first_activation
+        self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.bn2 = BatchNorm(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
+        self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
+
+    def forward(self, x):
+        y = relu(self.bn1(x)) if self.first_activation else x
+        around = self.downsample(y if self.projects else x)
+        y = self.conv1(y)
+        y = self.conv2(relu(self.bn2(y)))
+        return y + around
+
+
+class PreActBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, each behind a batch norm and ReLU; else as `PreActBasic`."""
+
+    def __init__(self, in_channels, out_channels, stride=1, shortcut="projection", first_activation=True):
+        super().__init__()
+        width = out_channels // 4
+        self.first_activation = first_activation
+        self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn2 = BatchNorm(width)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn3 = BatchNorm(width)
+        self.conv3 = conv(width, out_channels, 1)
+        self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
+        self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
+
+    def forward(self, x):
+        y = relu(self.bn1(x)) if self.first_activation else x
+        around = self.downsample(y if self.projects else x)
+        y = self.conv1(y)
+        y = self.conv2(relu(self.bn2(y)))
+        y = self.conv3(relu(self.bn3(y)))
+        return y + around
+
+
+class ResidualUnit(nn.Module):
+    """The basic block as He et al. 2016 take it apart, to compare what stands where.
+
+    `activation` is the order of figure 4: "original" (a), "bn_after_addition" (b), "relu_before_addition" (c) or
+    "relu_only_preactivation" (d); (e) is `PreActBasic`.
+
+    `shortcut` is of table 1 and figure 2. "pad" is the identity, see `blocks.downsample`, and "dropout" drops half of it;
+    "conv" is a 1x1 convolution in every block. A gate g(x), sigmoid of a 1x1 convolution that begins with a bias of -6, weighs
+    the shortcut by 1 - g(x) ("shortcut_gate") and also the residual by g(x) ("exclusive_gate"). `shortcut_scale` and
+    `residual_scale` are constant weights of the two. How a gate's map shrinks where the block's does is not in the paper: its
+    convolution has the block's stride and channels here.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, stride=1, activation="original", shortcut="pad", shortcut_scale=1, residual_scale=1,
+    ):  # fmt: skip
+        super().__init__()
+        self.activation, self.shortcut_scale, self.residual_scale = activation, shortcut_scale, residual_scale
+        self.relu = ReLU()
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.bn1 = BatchNorm(out_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.bn2 = BatchNorm(out_channels)
+        gated = shortcut in ("shortcut_gate", "exclusive_gate")
+        self.gate = Conv(in_channels, out_channels, 1, stride) if gated else None
+        self.exclusive = shortcut == "exclusive_gate"
+        self.dropout = Dropout(0.5) if shortcut == "dropout" else Identity()
+        if shortcut == "conv":
+            self.downsample = Conv(in_channels, out_channels, 1, stride)
+        else:
+            self.downsample = downsample(in_channels, out_channels, stride, "pad")
+
+    def forward(self, x):
+        y = self.relu(x) if self.activation == "relu_only_preactivation" else x
+        y = relu(self.bn1(self.conv1(y)))
+        y = self.conv2(y)
+        if self.activation != "bn_after_addition":
+            y = self.bn2(y)
+        if self.activation == "relu_before_addition":
+            y = relu(y)
+        y = self.add(x, y)
+        if self.activation == "bn_after_addition":
+            y = self.bn2(y)
+        return relu(y) if self.activation in ("original", "bn_after_addition") else y
+
+    def add(self, x, y):
+        """The sum of the shortcut from x and of the residual y, each with its weight."""
+        around = self.downsample(self.dropout(x))
+        if self.gate is not None:
+            gate = sigmoid(self.gate(x))
+            around = (1 - gate) * around
+            if self.exclusive:
+                y = gate * y
+        return self.shortcut_scale * around + self.residual_scale * y
