@@ -3,25 +3,19 @@
 import keras
 import numpy as np
 
-from shared.weights import check
+from shared.weights import TO_KERAS, TO_PYTORCH, check
 
-# Keras has (height, width, in, out) and (in, out), PyTorch (out, in, height, width) and (out, in).
-TO_PYTORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
-TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
+from .layers import members
 
 
-def variables(layer, prefix=""):
+def variables(net):
     """{PyTorch's name: variable} of all weights and running statistics, read off the attributes."""
-    found = {}
-    attributes = vars(layer) | vars(layer).get("_modules", {})  # where Keras on PyTorch has a layer's layers
-    for name, value in attributes.items():
-        if name.startswith("_"):
-            continue
-        if isinstance(value, keras.Variable):
-            found[prefix + name] = value
-        elif isinstance(value, keras.Layer):
-            found |= variables(value, f"{prefix}{name}.")
-    return found
+    return {
+        f"{name}.{attribute}": value
+        for name, layer in members(net)
+        for attribute, value in vars(layer).items()
+        if isinstance(value, keras.Variable) and not attribute.startswith("_")
+    }
 
 
 def state(net):

@@ -1,5 +1,6 @@
-"""The command `twins`. Only `compare` imports the frameworks, so that looking things up is quick."""
+"""The command `twins`. What looks things up imports neither framework, so that it is quick."""
 
+import contextlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Network = Annotated[str, typer.Argument(help="A name, as `twins list` shows it, or the path of a spec ending in .json.")]
+BACKENDS = {"torch": ["PyTorch"], "tf": ["TensorFlow"], "both": ["PyTorch", "TensorFlow"]}  # what each starts
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -41,7 +43,7 @@ def list_networks(as_json: AsJson = False):
     """List all networks: name, title, parameters, multiply-accumulates, input, source."""
     rows = []
     for name in spec.names():
-        network = spec.load(name)
+        network = json.loads((spec.SPECS / f"{name}.json").read_text(encoding="utf-8"))  # the tests have checked it
         layers = shapes.layers(network)
         macs = sum(row.macs for row in layers)
         rows.append(
@@ -98,7 +100,7 @@ def show(
 @app.command()
 def compare(
     network: Network,
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with weights for both.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file with weights for both, or the word imagenet.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to compare the activations on.")] = None,
     data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")] = None,
@@ -112,22 +114,17 @@ def compare(
 
     Exit status 1 where a bound of the ladder of parity is broken.
     """
+    from . import checkpoints
     from . import compare as ladder
     from . import data as datasets
-    from .weights import check, read
 
     described = spec.load(network)
     if dtype not in ladder.BOUNDS:
         raise Error(f"--dtype is {dtype!r}{spec.nearest(dtype, ladder.BOUNDS)}; expected {', '.join(ladder.BOUNDS)}")
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
-    rows = shapes.layers(described, size and (size, size))
-    state = read(weights) if weights else None
-    if state is not None:
-        try:
-            check(state, shapes.weights(rows))
-        except Error as error:
-            raise Error(f"{weights}: {error}") from None
+    shapes.layers(described, size and (size, size))  # finds out whether the network takes images of that size
+    state = checkpoints.load(weights, described) if weights else None
     pixels = datasets.picture(image) if image else None
     examples = datasets.load(data)
     if plot:
@@ -149,14 +146,171 @@ def compare(
     sys.exit(1 if report.broken else 0)
 
 
-def _packages():
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint of any format, or the word imagenet.")],
+    destination: Annotated[Path, typer.Argument(help="A file ending in the format it shall have.")],
+    network: Annotated[str | None, typer.Option(help="Whose weights they are: a name or the path of a spec.")] = None,
+):
+    """Convert weights between PyTorch, Keras and other projects, and show where every array went.
+
+    Formats: .safetensors, .pth, .pt, .th, .keras, .weights.h5, and .h5 of keras.applications. Code in files is never run.
+    """
+    from . import checkpoints
+
+    with Console(stderr=True).status(f"{source} to {destination}") as status:
+        if source == "imagenet":
+            status.stop()  # the download has a progress bar of its own
+        report = checkpoints.convert(source, destination, network)
+    table = _table("from", ">shape", "to", ">shape")
+    moved = [move for move in report.moves if not move.ignored]
+    for move in moved:
+        table.add_row(move.source, _shape(move.source_shape), move.destination, _shape(move.destination_shape))
+    _console(table, "")
+    ignored = {}
+    for move in report.moves:
+        if move.ignored:
+            ignored.setdefault(move.ignored, []).append(move.source)
+    for why, names in ignored.items():
+        _console(f"Ignored ({why}): {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}.")
+    for note in report.notes:
+        _console(note)
+    numbers = sum(math.prod(move.source_shape) for move in moved)
+    left = f"; {len(report.moves) - len(moved)} ignored" if len(moved) < len(report.moves) else ""
+    fitting = " or ".join(report.networks)
+    _console(f"{len(moved)} arrays of {fitting}, {numbers:,} numbers, written to {destination}{left}.")
+
+
+@app.command()
+def predict(
+    network: Network,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to test on: digits, mnist, cifar10, … or an .npz file.")] = None,
+    backend: Annotated[str, typer.Option(help="torch, tf or both.")] = "torch",
+    as_json: AsJson = False,
+):
+    """Say what a trained network sees in pictures, or how often it is right on the test images of a data set.
+
+    Exit status 2 where a picture cannot be read; the others are predicted all the same.
+    """
+    from . import checkpoints
+    from . import data as datasets
+    from . import predict as predictions
+
+    described = spec.load(network)
+    if backend not in BACKENDS:
+        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected {', '.join(BACKENDS)}")
+    if not images and not data:
+        raise Error("there is nothing to predict: name pictures, or a data set with --data")
+    if images and data:
+        raise Error(f"{images[0]}: pictures and --data exclude one another")
+    if weights is None:
+        raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
+    predictions.check(described)
+    _check_pictures(images or [])
+    examples = datasets.load(data) if data else None
+    if examples:
+        try:
+            predictions.check(described, examples)
+        except Error as error:
+            raise Error(f"{data}: {error}") from None
+    state = checkpoints.load(weights, described)
+    with Console(stderr=True).status("starting " + " and ".join(BACKENDS[backend])):
+        engines = predictions.engines(_packages(backend), described, state)
+    found = {"network": described["name"], "weights": weights, "frameworks": [engine.framework for engine in engines]}
+    with _progress(described["name"], len(images or examples.x_test)) as seen:
+        if data:
+            found |= {"data": data, **predictions.accuracy(engines, described, examples.x_test, examples.y_test, seen)}
+        else:
+            found["images"] = predictions.pictures(engines, described, images, seen)
+    if as_json:
+        print(json.dumps(_finite(found), indent=2))
+    elif data:
+        _print_accuracy(found)
+    else:
+        _print_pictures(found)
+    sys.exit(2 if any("error" in picture for picture in found.get("images", [])) else 0)
+
+
+def _check_pictures(paths):
+    """Find out before the work whether the files are there."""
+    folders = [path for path in paths if path.is_dir()]
+    if folders:
+        raise Error(f"{folders[0]}: a folder; its pictures would be right, as {folders[0] / '*.jpg'}")
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise Error(f"{missing[0]}: there is no such file" + (f", nor {', '.join(missing[1:])}" if missing[1:] else ""))
+
+
+@contextlib.contextmanager
+def _progress(text, total):
+    """A bar on stderr, with images a second and the time left; gives what is to hear how many more images are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    speed = TextColumn("{task.fields[speed]}")
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(text, total=total, speed="")
+
+        def seen(count):
+            bar.advance(task, count)
+            speed = bar.tasks[0].speed
+            bar.update(task, speed=f"{speed:.3g} images/s" if speed else "")
+
+        yield seen
+
+
+def _print_accuracy(found):
+    accuracies = ", ".join(f"{name} {share:.2%}" for name, share in zip(found["frameworks"], found["accuracy"], strict=True))
+    _console(f"{found['network']} on {found['data']}, accuracy on {found['tested']:,} test images: {accuracies}.")
+    if "same_predictions" in found:
+        same = found["same_predictions"]
+        _console(f"The same prediction for {'all' if same == found['tested'] else f'{same:,}'} of them.")
+
+
+def _print_pictures(found):
+    frameworks, pictures = found["frameworks"], found["images"]
+    for picture in pictures:
+        if "error" in picture:
+            _console(Text(picture["error"], style="red"), "")
+            continue
+        named = picture["top"][0]["name"] is not None
+        columns = [">class", *(["label"] if named else []), *(f">{framework}" for framework in frameworks)]
+        table = _table(*columns)
+        for row in picture["top"]:
+            chances = (f"{probability:.2%}" for probability in row["probabilities"])
+            table.add_row(f"{row['class']}", *([row["name"]] if named else []), *chances)
+        _console(Text(picture["image"], style="bold"), table)
+        if len(frameworks) > 1:
+            same = picture["same_top"]
+            words = f"{'The same' if same else 'Not the same'} top classes in both; logits {picture['difference']:.1e} apart."
+            _console(Text(words, style="green" if same else "red"))
+        _console("")
+    seen = [picture for picture in pictures if "top" in picture]
+    if len(frameworks) > 1 and len(seen) > 1:
+        same, apart = sum(picture["same_top"] for picture in seen), max(picture["difference"] for picture in seen)
+        _console(f"{len(seen)} pictures: the same top classes for {same}, logits at most {apart:.1e} apart.")
+    if len(seen) < len(pictures):
+        _console(Text(f"{len(pictures) - len(seen)} of {len(pictures)} files could not be read.", style="red"))
+
+
+def _packages(backend="both"):
     from .coexist import silence
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else PyTorch's idle threads spin, and TensorFlow waits for a core
+    packages = []
     with silence():  # PyTorch first: it looks for a GPU, and warns when TensorFlow has looked before it
-        import torch_impl  # isort: skip
-        import keras_impl
-    return torch_impl, keras_impl
+        if "PyTorch" in BACKENDS[backend]:
+            import torch_impl
+
+            packages.append(torch_impl)
+        if "TensorFlow" in BACKENDS[backend]:
+            import keras_impl
+
+            packages.append(keras_impl)
+    return packages
 
 
 def _summary(report):
@@ -289,7 +443,7 @@ def _table(*columns, title=None):
     )
     for column in columns:
         right = column.startswith(">")
-        folds = column in ("source", "title")
+        folds = column in ("source", "title", "label")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=not folds)
     return table
 

@@ -1,17 +1,18 @@
 """Data sets as NumPy arrays, and the batches that both frameworks get.
 
 A data set has uint8 images (count, height, width, channels) and whole-number labels. A batch is ready for a network:
-(count, channels, height, width), pixels in [-1, 1].
+(count, channels, height, width), pixels in [-1, 1] or as the network's spec says.
 """
 
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .spec import Error, nearest
 
@@ -100,26 +101,62 @@ def _labels(labels):
 
 
 def prepare(images, channels, size, dtype="float32"):
-    """Images of a data set as a batch: resized to (height, width) by bilinear interpolation, grey or colour as needed."""
+    """Images as a batch: resized to (height, width) by bilinear interpolation, grey or colour as needed, in [-1, 1]."""
+    return preprocess(images, {"input": [channels, *size]}, dtype)
+
+
+def preprocess(images, spec, dtype="float32"):
+    """Images, each (height, width, 1 or 3), as the batch that a network takes; "preprocessing" in its spec says how.
+
+    They become colour or grey, then the shorter side becomes "resize" pixels long and the central square of "crop" pixels
+    is taken, as by torchvision's Resize (bilinear) and CenterCrop; without these, the spec's own height and width. Values
+    are (pixel / scale - mean) / std, channels in the order that "channels" gives. A spec without the key wants [-1, 1].
+    With a resize and no crop, images of one batch have to be of one size. Raises `Error` for other channels than 1 or 3.
+    """
+    channels, *size = spec["input"]
     if channels not in MODES:
         raise Error(f"the network takes {channels} channels; the images have 1 or 3")
-    batch = np.empty((len(images), channels, *size), dtype)
-    for i, pixels in enumerate(images):
-        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(MODES[channels])
-        if image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        batch[i] = np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
-    return batch / 127.5 - 1
+    plain = {"channels": MODES[channels], "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
+    wanted = spec.get("preprocessing", plain)
+    batch = np.stack([_pixels(image, MODES[channels], size, wanted) for image in images])
+    if wanted["channels"] == "BGR":
+        batch = batch[..., ::-1]
+    batch = batch.transpose(0, 3, 1, 2).astype(dtype, order="C")
+    mean, std = (np.array(wanted[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return (batch / wanted["scale"] - mean) / std
+
+
+def _pixels(pixels, mode, size, wanted):
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
+    if "resize" in wanted:
+        size = [int(wanted["resize"] * side / min(image.size)) for side in reversed(image.size)]
+    if image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    if "crop" in wanted:
+        left, top = (round((side - wanted["crop"]) / 2) for side in image.size)
+        image = image.crop((left, top, left + wanted["crop"], top + wanted["crop"]))
+    return np.atleast_3d(np.asarray(image))
 
 
 def picture(path):
-    """The pixels of an image file as (height, width, 3). Raises `Error` for a file that is no image."""
+    """The pixels of an image file as (height, width, 3): upright, as its EXIF data say, on white where it is transparent.
+
+    16 bits become 8, CMYK becomes RGB by Pillow's formula, a film its first image. Raises `Error` for a file that is no image.
+    """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # of large images and odd EXIF data, both read
+            image = ImageOps.exif_transpose(file)
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits, 8 or 16 would be right")
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise Error(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Error(f"{path}: not an image that Pillow can read: {error}") from None
 
 

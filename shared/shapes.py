@@ -143,6 +143,8 @@ def _block(before, layer):
     last, channels = branches[0][-1], layer.sizes[1]
     if layer.type.startswith("inception"):
         given = sum(rows[-1].shape[0] for rows in branches)
+        if len({rows[-1].shape[1:] for rows in branches}) > 1:
+            raise Error(f"'kernel' is {layer.options['kernel']}, expected an odd number: the branches keep the size of the map")
         if given != channels:
             raise Error(f"'out' is {channels}, but the branches have {given} channels together")
     return Row(

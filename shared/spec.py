@@ -156,9 +156,9 @@ def load(network):
 def _read(network):
     path = Path(network)
     if path.suffix != ".json":
-        if str(network) not in names():
+        path = SPECS / f"{path.name}.json"
+        if path.stem != str(network) or not path.is_file():
             raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
-        path = SPECS / f"{network}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates), str(network)
     except FileNotFoundError:
