@@ -81,9 +81,11 @@ class Engine:
     def _loss(self, images, labels, dropped):
         for name, tensor in dropped.items():
             self.dropouts[name].kept = tensor
-        logits = self.net(images, training=True)
-        for layer in self.dropouts.values():
-            layer.kept = None
+        try:
+            logits = self.net(images, training=True)
+        finally:
+            for layer in self.dropouts.values():
+                layer.kept = None
         return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
 
     def _kept(self, images):

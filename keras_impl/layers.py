@@ -55,6 +55,10 @@ class Chain(Layer):
             setattr(self, str(number), layer)
         self.length = len(layers)
 
+    def __dir__(self):
+        # Keras saves what it finds here, and on PyTorch modules leave out attributes whose names are numbers.
+        return [*super().__dir__(), *(str(number) for number in range(getattr(self, "length", 0)))]
+
     def __len__(self):
         return self.length
 
@@ -230,7 +234,14 @@ class AdaptiveAvgPool(Layer):
         self.size = size
 
     def call(self, x):
-        return x if x.shape[1:3] == (self.size, self.size) else ops.adaptive_average_pool(x, self.size)
+        # Keras's own fails in graphs of TensorFlow where a window has one pixel.
+        for axis in (1, 2):
+            pixels = x.shape[axis]
+            if pixels != self.size:
+                windows = [slice(i * pixels // self.size, -(-(i + 1) * pixels // self.size)) for i in range(self.size)]
+                parts = [x[:, window] if axis == 1 else x[:, :, window] for window in windows]
+                x = ops.concatenate([ops.mean(part, axis, keepdims=True) for part in parts], axis)
+        return x
 
 
 class GlobalAvgPool(Layer):

@@ -6,11 +6,19 @@ import pytest
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # else PyTorch's idle threads spin, and TensorFlow waits for a core
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each of which gets a core
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Which tests share a process: those of one pair of networks, which is built once, and else those of one file."""
-    for item in items:
-        pair = item.callspec.id if "pair" in item.fixturenames and hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {pair}"))
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist all tests share one
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """A file's tests share a process, in `test_networks.py` a network's, which is built once for all of them."""
+
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            return test.partition("[")[2] if file.endswith("test_networks.py") and "[" in test else file
+
+    return Scheduling(config, log)

@@ -1,4 +1,4 @@
-"""Every block with every option, in both frameworks and against torchvision's: it runs, its shapes, its values.
+"""Every block with every option, in both frameworks and against torchvision's or the paper's: it runs, its shapes, its values.
 
 Images are (batch, channels, height, width), odd-sized, not square; everything is in float64.
 """
@@ -8,11 +8,14 @@ import functools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.models import resnet
+from torchvision.models.googlenet import BasicConv2d, Inception
+from torchvision.models.inception import InceptionA
 
 import shared
 import torch_impl
-from shared import compare, shapes, weights
+from shared import compare, dropout, shapes, weights
 
 # isort: split
 # PyTorch first, then TensorFlow: the other modules of this suite import them in the other order.
@@ -42,7 +45,7 @@ CASES = [
     {**SMALLER, "norm": False, "bias": True},
     {**SMALLER, "eps": 1e-3},
     {**SMALLER, "momentum": 0.01},
-    *({**size, "shortcut": kind} for kind in shared.spec.SHORTCUTS for size in (WIDER, SMALLER)),
+    *({**size, "shortcut": kind} for kind in shared.spec.SHORTCUTS["basic"] for size in (WIDER, SMALLER)),
     *({**SAME_SHAPE, "shortcut": kind} for kind in ("pad", "none", "unused")),
     *({**SMALLER, "shortcut": kind, "norm": False, "bias": True} for kind in ("projection3x3", "conv", "unused")),
     *({**SMALLER, "shortcut": kind, "padding": "same"} for kind in ("projection3x3", "conv")),
@@ -59,6 +62,65 @@ CASES += [
     {"type": "bottleneck", **SMALLER, "stride_at": "conv1", **options}
     for options in ({}, {"stride_at": "conv2"}, {"padding": "same"}, {"dilation": 2}, {"shortcut": "conv"}, {"repeat": 2})
 ]
+CASES += [
+    {"type": "bottleneck", **case}
+    for case in (
+        {**SAME_SHAPE, "width": 3},
+        {**SMALLER, "width": 4, "groups": 2},
+        {**SAME_SHAPE, "width": 6, "groups": 6},
+        {"in": 5, "out": 32, "groups": 4},
+        {**SMALLER, "width": 6, "groups": 3, "padding": "same", "bias": True},
+        {**WIDER, "width": 4, "groups": 2, "dilation": 2, "repeat": 2},
+    )
+]
+CASES += [
+    {"type": kind, **case}
+    for kind in ("preact_basic", "preact_bottleneck")
+    for case in (
+        SAME_SHAPE,
+        WIDER,
+        SMALLER,
+        {**SAME_SHAPE, "stride": 2},
+        {"in": 8, "out": 4, "stride": 3},
+        *({**size, "shortcut": "pad"} for size in (SAME_SHAPE, WIDER, SMALLER)),
+        *({**size, "first_activation": False} for size in (SAME_SHAPE, SMALLER)),
+        {**SMALLER, "first_activation": False, "shortcut": "pad"},
+        {**SMALLER, "first_activation": False, "repeat": 3},
+        {**WIDER, "shortcut": "pad", "repeat": 2},
+    )
+]
+ACTIVATIONS = ("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation")
+CASES += [
+    {"type": "residual_unit", **case}
+    for case in (
+        *({**size, "activation": order} for order in ACTIVATIONS for size in (SAME_SHAPE, SMALLER)),
+        *({**size, "shortcut": kind} for kind in shared.spec.SHORTCUTS["residual_unit"][1:] for size in (SAME_SHAPE, SMALLER)),
+        *({**WIDER, "activation": order, "shortcut": "exclusive_gate"} for order in ACTIVATIONS[1:]),
+        {**SAME_SHAPE, "shortcut_scale": 0.5},
+        {**SAME_SHAPE, "residual_scale": 2},
+        {**SMALLER, "shortcut_scale": 0.5, "residual_scale": 0.25, "shortcut": "conv", "activation": "bn_after_addition"},
+        {**SMALLER, "shortcut_scale": 0.5, "residual_scale": 0.25, "shortcut": "shortcut_gate"},
+        {"in": 8, "out": 4, "stride": 3, "shortcut": "conv"},
+        {**SMALLER, "shortcut": "dropout", "repeat": 3},
+        {**SMALLER, "shortcut": "shortcut_gate", "activation": "relu_before_addition", "shortcut_scale": 0.5, "repeat": 2},
+    )
+]
+CASES += [
+    {"type": "conv_norm_relu", **size, **options}
+    for size, options in (
+        (SAME_SHAPE, {"kernel": 1}),
+        (WIDER, {"kernel": 3, "eps": 1e-3}),
+        (SMALLER, {"kernel": 5}),
+        (SMALLER, {"kernel": 7, "bias": True}),
+        (SMALLER, {"kernel": 3, "bias": True, "norm": False}),
+    )
+]
+BRANCHES = {"in": 5, "out": 18, "branches": [[4], [2, 6], [3, 7], [1]]}
+CASES += [
+    {"type": "inception", **BRANCHES, **options}
+    for options in ({}, {"kernel": 3, "eps": 1e-3}, {"bias": True, "norm": False}, {"kernel": 3, "bias": True})
+]
+CASES += [{"type": "inception_a", "in": 5, "out": out} for out in (225, 256)]
 IMPOSSIBLE = [
     ({**SMALLER, "type": "basic", "dilation": 2}, "both a stride and a dilation"),
     ({**SMALLER, "type": "bottleneck", "dilation": 2}, "both a stride and a dilation"),
@@ -66,6 +128,17 @@ IMPOSSIBLE = [
     ({"type": "bottleneck", "in": 8, "out": 6}, "a multiple of 4"),
     ({**SMALLER, "type": "basic", "padding": 1}, "'padding' is 1"),
     ({**SMALLER, "type": "basic", "stride_at": "conv1"}, "unknown key 'stride_at'"),
+    ({**SMALLER, "type": "bottleneck", "groups": 3}, "'groups' is 3, expected a divisor of the width inside, 2"),
+    ({**SMALLER, "type": "bottleneck", "width": 4, "groups": 8}, "'groups' is 8, expected a divisor of the width inside, 4"),
+    ({"type": "preact_bottleneck", "in": 8, "out": 6}, "a multiple of 4"),
+    ({"type": "preact_basic", "in": 8, "out": 5, "shortcut": "pad"}, "only adds channels"),
+    *(
+        ({"type": "residual_unit", "in": 8, "out": 5, "shortcut": kind}, "only adds channels")
+        for kind in ("pad", "exclusive_gate", "shortcut_gate", "dropout")
+    ),
+    ({"type": "inception", **BRANCHES, "out": 19}, "'out' is 19, but the branches have 18 channels together"),
+    ({"type": "inception", **BRANCHES, "kernel": 4}, "'kernel' is 4"),
+    ({"type": "inception_a", "in": 5, "out": 224}, "'out' is 224, expected above 224"),
 ]
 
 
@@ -170,26 +243,95 @@ def test_running_statistics(pair, gradients):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_torchvision(pair, training):
+def test_by_other_code(pair, training):
     """Equal names of weights, outputs and, after training mode, running statistics."""
-    state = {name.removeprefix("block."): array for name, array in pair.state.items() if name.startswith("block.")}
+    state = {name: torch.from_numpy(array).double() for name, array in pair.state.items()}
+    state = {name.removeprefix("block."): array for name, array in state.items() if name.startswith("block.")}
     images = torch.from_numpy(pair.images[0])
-    other = torchvision_blocks(**pair.block).double().train(training)
-    assert {name for name in other.state_dict() if not name.endswith("num_batches_tracked")} == set(state)
-    other.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    masks = dropout.kept(pair.spec, dict.fromkeys(pair.engines[0].dropouts, 0.5), images.shape, step=0)
+    masks = {name: torch.from_numpy(array) for name, array in masks.items()}
     for package, engine in zip((torch_impl, keras_impl), pair.engines, strict=True):
         package.load(engine.net, pair.state)
+        for name, layer in engine.dropouts.items():
+            layer.kept = masks[name] if package is torch_impl else np.moveaxis(masks[name].numpy(), 1, -1)
     with torch.no_grad():
-        expected = other(images).numpy()
+        if pair.block["type"] in OF_THE_PAPER:
+            expected = by_the_paper(pair.block, state, images, masks, training).numpy()
+        else:
+            expected = by_torchvision(pair.block, state, images, training).numpy()
         ours = pair.engines[0].net.train(training).block(images).numpy()
     theirs = pair.engines[1].net.block(np.moveaxis(images.numpy(), 1, -1), training=training).numpy()
     assert compare.relative(expected, ours) <= BOUNDS["activations"]
     assert compare.relative(expected, np.moveaxis(theirs, -1, 1)) <= BOUNDS["activations"]
-    running = {name: array.numpy() for name, array in other.state_dict().items() if "running_" in name}
     for engine in pair.engines:
         after = engine.state()
-        for name, array in running.items():
-            assert compare.relative(array, after[f"block.{name}"]) <= BOUNDS["statistics"], name
+        for name in [name for name in state if "running_" in name]:
+            assert compare.relative(state[name].numpy(), after[f"block.{name}"]) <= BOUNDS["statistics"], name
+
+
+# He et al. 2016, figure 4 (a) to (e), and (e) with three convolutions. A projection begins at |, + is the addition.
+FIGURE_4 = {
+    "original": "| conv1 bn1 relu conv2 bn2 + relu",
+    "bn_after_addition": "| conv1 bn1 relu conv2 + bn2 relu",
+    "relu_before_addition": "| conv1 bn1 relu conv2 bn2 relu +",
+    "relu_only_preactivation": "| relu conv1 bn1 relu conv2 bn2 +",
+    "preact_basic": "bn1 relu | conv1 bn2 relu conv2 +",
+    "preact_bottleneck": "bn1 relu | conv1 bn2 relu conv2 bn3 relu conv3 +",
+}
+OF_THE_PAPER = ("preact_basic", "preact_bottleneck", "residual_unit")
+
+
+def by_the_paper(block, state, x, masks, training):
+    """The units of a line of a spec, word by word as in the figure. Running statistics in `state` move."""
+    block = {"stride": 1, "first_activation": True, "activation": "original", **block}
+    words = FIGURE_4[block["activation"] if block["type"] == "residual_unit" else block["type"]].split()
+    for number in range(block.get("repeat", 1)):
+        prefix = f"{number}." if "repeat" in block else ""
+        arrays = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+        kept = masks.get(f"block.{prefix}dropout", 1) if training else 1
+        y = x
+        for word in words if block["first_activation"] else words[words.index("|") :]:
+            if word == "|":
+                beginning = y
+            elif word == "+":
+                y = addition(block, arrays, x, beginning, y, kept)
+            elif word == "relu":
+                y = F.relu(y)
+            elif word.startswith("bn"):
+                norm = (arrays[f"{word}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+                y = F.batch_norm(y, *norm, training, eps=1e-5, momentum=0.1)
+            else:
+                kernel = arrays[f"{word}.weight"]
+                strided = word == ("conv2" if block["type"] == "preact_bottleneck" else "conv1")
+                y = F.conv2d(y, kernel, stride=block["stride"] if strided else 1, padding=kernel.shape[-1] // 2)
+        x, block = y, {**block, "in": block["out"], "stride": 1, "first_activation": True}
+    return x
+
+
+def addition(block, arrays, x, beginning, y, kept):
+    """The shortcuts of table 1 and of the appendix."""
+    kind = block.get("shortcut", "pad" if block["type"] == "residual_unit" else "projection")
+    if kind == "conv":
+        around = F.conv2d(x, arrays["downsample.weight"], arrays["downsample.bias"], block["stride"])
+    elif kind == "projection" and (block["stride"] > 1 or block["in"] != block["out"]):
+        around = F.conv2d(beginning, arrays["downsample.0.weight"], None, block["stride"])
+    else:
+        around = Pad(block["in"], block["out"], block["stride"])(x * kept)
+    if kind.endswith("gate"):
+        gate = 1 / (1 + torch.exp(-F.conv2d(x, arrays["gate.weight"], arrays["gate.bias"], block["stride"])))
+        around = (1 - gate) * around
+        y = gate * y if kind == "exclusive_gate" else y
+    return block.get("shortcut_scale", 1) * around + block.get("residual_scale", 1) * y
+
+
+def by_torchvision(block, state, images, training):
+    """What torchvision's block gives. Running statistics in `state` move."""
+    other = torchvision_blocks(**block).double().train(training)
+    assert {name for name in other.state_dict() if not name.endswith("num_batches_tracked")} == set(state)
+    other.load_state_dict(state)
+    output = other(images)
+    state |= {name: array for name, array in other.state_dict().items() if name in state}
+    return output
 
 
 class Unused(torch.nn.Sequential):
@@ -219,6 +361,8 @@ def pad_same(conv, inputs):
 
 def torchvision_blocks(repeat=None, **block):
     """A line of a spec by torchvision's blocks; only the first has the stride and the first dilation."""
+    if block["type"] not in ("basic", "bottleneck"):
+        return torchvision_inception(**block)
     if repeat is None:
         return torchvision_block(**block)
     others = {key: value for key, value in block.items() if key not in ("stride", "first_dilation")} | {"in": block["out"]}
@@ -227,7 +371,7 @@ def torchvision_blocks(repeat=None, **block):
 
 def torchvision_block(
     type, stride=1, padding=None, dilation=1, first_dilation=None, bias=False, norm=True, eps=1e-5, momentum=0.1,
-    shortcut="projection", stride_at="conv2", **sizes,
+    shortcut="projection", stride_at="conv2", width=None, groups=1, **sizes,
 ):  # fmt: skip
     """torchvision's block, altered where it lacks an option."""
     in_channels, out_channels = sizes["in"], sizes["out"]
@@ -244,7 +388,8 @@ def torchvision_block(
         block = resnet.BasicBlock(in_channels, out_channels, stride, around, norm_layer=normed)
         dilations = {"conv1": first_dilation or dilation, "conv2": dilation}
     else:
-        block = resnet.Bottleneck(in_channels, out_channels // 4, stride, around, norm_layer=normed)
+        base_width = 64 * (width or out_channels // 4) / (out_channels // 4) / groups
+        block = resnet.Bottleneck(in_channels, out_channels // 4, stride, around, groups, base_width, norm_layer=normed)
         dilations = {"conv2": first_dilation or dilation}
     for name, pixels in dilations.items():
         conv = block.get_submodule(name)
@@ -258,6 +403,40 @@ def torchvision_block(
             conv.padding = (0, 0)
             conv.register_forward_pre_hook(pad_same)
     return block
+
+
+def torchvision_inception(type, kernel=5, stride=1, bias=False, norm=True, eps=1e-5, branches=None, **sizes):
+    """torchvision's module, altered where it lacks an option."""
+    in_channels, out_channels = sizes["in"], sizes["out"]
+
+    def unit(in_channels, out_channels, **options):
+        other = BasicConv2d(in_channels, out_channels, **options)
+        other.bn.eps = eps
+        if not norm:
+            other.bn = torch.nn.Identity()
+        if bias:
+            other.conv.bias = torch.nn.Parameter(torch.zeros(out_channels))
+        return other
+
+    if type == "conv_norm_relu":
+        return unit(in_channels, out_channels, kernel_size=kernel, stride=stride, padding=kernel // 2)
+    if type == "inception_a":
+        return InceptionA(in_channels, out_channels - 224)
+    (one,), three, five, (projection,) = branches
+    block = Inception(in_channels, one, *three, *five, projection, conv_block=unit)
+    if kernel == 5:
+        block.branch3[1] = unit(*five, kernel_size=5, padding=2)
+    return block
+
+
+def test_gates_begin_almost_shut():
+    """He et al. 2016, section 3.1: with a bias of -6, so that the shortcut is the identity nearly."""
+    for kind in ("exclusive_gate", "shortcut_gate"):
+        block = {"type": "residual_unit", **SMALLER, "shortcut": kind}
+        for package in (torch_impl, keras_impl):
+            state = package.state(package.build(spec_of(block)))
+            assert np.array_equal(state["block.gate.bias"], np.full(8, -6))
+            assert state["block.gate.weight"].std() > 0
 
 
 @pytest.mark.parametrize(("block", "message"), IMPOSSIBLE, ids=[title(block) for block, _ in IMPOSSIBLE])

@@ -163,6 +163,9 @@ keras_impl.load(twin, dict(np.load("w.npz")))
 np.save("y.npy", keras.ops.convert_to_numpy(twin(np.load("x.npy"))))
 twin.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 twin.fit(np.load("x.npy"), np.array([1, 2]), verbose=0)
+twin.save("x.keras")
+saved, state = keras_impl.state(keras.saving.load_model("x.keras")), keras_impl.state(twin)
+assert all(np.array_equal(saved[name], state[name]) for name in state)
 print(keras.backend.backend())
 """
     done = subprocess.run(

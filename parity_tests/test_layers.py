@@ -65,14 +65,20 @@ POOLS = [
     for kind in ("max_pool", "avg_pool")
     for layer in product(kind, kernel=[2, 3], stride=[1, 2], padding=[0, 1, "same"]) + [{"type": kind, "kernel": 3}]
 ]
+POOLS += product("max_pool", kernel=[2, 3], stride=[2, 3], padding=[0, 1], ceil=[True])
+POOLS += product("adaptive_avg_pool", size=[1, 2, 3, 6, 7, 12])
 NORMS = [{"type": "batch_norm", "in": 3, **options} for options in ({}, {"eps": 1e-3}, {"momentum": 0.01})]
 NORMS.append({"type": "batch_norm", "in": 3, "eps": 1e-3, "momentum": 0.01})
-OTHERS = [{"type": kind} for kind in ("relu", "global_avg_pool", "flatten")]
+RESPONSES = product("local_response_norm", size=[1, 2, 3, 4, 5, 8])
+RESPONSES += [{"type": "local_response_norm", "size": 3, **options} for options in ({"alpha": 2}, {"beta": 0.5}, {"k": 2})]
+RESPONSES.append({"type": "local_response_norm", "size": 2, "alpha": 0.3, "beta": 1.5, "k": 0.5})
+OTHERS = [{"type": kind} for kind in ("relu", "scaled_tanh", "global_avg_pool", "flatten")] + [{"type": "dropout", "rate": 0.5}]
 # Not a type of specs but a part of blocks. An odd difference leaves the odd channel behind the input's.
 PADS = product("pad_channels", stride=[1, 2, 3], out=[3, 4, 6, 8])
 
-CASES = [Case(layer, size) for layer in CONVOLUTIONS + POOLS + OTHERS + PADS for size in SIZES]
+CASES = [Case(layer, size) for layer in CONVOLUTIONS + POOLS + RESPONSES + OTHERS + PADS for size in SIZES]
 CASES += [Case(layer, size, training) for layer in NORMS for size in SIZES for training in (False, True)]
+CASES.append(Case({"type": "adaptive_avg_pool", "size": 3}, (1, 4)))
 CASES += [
     Case({"type": "linear", "in": 3 * math.prod(size), "out": 5, **options}, size)
     for size in SIZES
@@ -206,11 +212,21 @@ def oracle(pair):
         return F.conv2d(*map(torch.from_numpy, (images, *state.values())), **options).numpy()
     if kind == "batch_norm":
         return torch_batch_norm(pair)(torch.from_numpy(images)).detach().numpy()
-    if kind in ("max_pool", "avg_pool"):
-        pool = {"max_pool": F.max_pool2d, "avg_pool": F.avg_pool2d}[kind]
-        return pool(torch.from_numpy(images), layer["kernel"], **options).numpy()
+    if kind == "avg_pool":
+        return F.avg_pool2d(torch.from_numpy(images), layer["kernel"], **options).numpy()
+    if kind == "max_pool":
+        ceil = layer.get("ceil", False)
+        return F.max_pool2d(torch.from_numpy(images), layer["kernel"], **options, ceil_mode=ceil).numpy()
+    if kind == "adaptive_avg_pool":
+        return adaptive_average(images, layer["size"])
+    if kind == "local_response_norm":
+        return local_response(images, **{key: value for key, value in layer.items() if key != "type"})
     if kind == "relu":
         return np.maximum(images, 0)
+    if kind == "scaled_tanh":
+        return 1.7159 * np.tanh(images * 2 / 3)
+    if kind == "dropout":  # in evaluation mode; test_dropout.py has the other
+        return images
     if kind == "global_avg_pool":
         return images.mean((2, 3), keepdims=True)
     vector = images.reshape(len(images), -1)
@@ -222,6 +238,21 @@ def oracle(pair):
     before, added = (layer["out"] - 3) // 2, layer["out"] - 3
     small = images[:, :, :: layer["stride"], :: layer["stride"]]
     return np.pad(small, [(0, 0), (before, added - before), (0, 0), (0, 0)])
+
+
+def adaptive_average(images, size):
+    """Position i is the mean from floor(i n / size) to ceil((i + 1) n / size): PyTorch's rule."""
+    spans = [[slice(i * n // size, -(-(i + 1) * n // size)) for i in range(size)] for n in images.shape[2:]]
+    return np.stack([np.stack([images[:, :, y, x].mean((2, 3)) for x in spans[1]], -1) for y in spans[0]], -2)
+
+
+def local_response(images, size, alpha=1e-4, beta=0.75, k=1.0):
+    """As Krizhevsky et al. 2012 write it, with the mean for their sum; of an even size the longer half is before."""
+    output, channels = np.empty_like(images), images.shape[1]
+    for i in range(channels):
+        neighbours = images[:, max(0, i - size // 2) : min(channels, i + (size - 1) // 2 + 1)]
+        output[:, i] = images[:, i] / (k + alpha / size * (neighbours**2).sum(1)) ** beta
+    return output
 
 
 def bare(state):
@@ -274,7 +305,7 @@ def test_frozen_batch_norm_keeps_its_statistics(frozen):
     assert all(np.array_equal(array, before[name]) for name, array in keras_impl.state(net).items())
 
 
-PADDED = [case for case in CASES if case.layer["type"] == "max_pool" and case.layer.get("padding")]
+PADDED = [case for case in CASES if case.layer["type"] == "max_pool" and {"padding", "ceil"} & case.layer.keys()]
 
 
 @pytest.mark.parametrize("case", PADDED, ids=str)
@@ -283,6 +314,62 @@ def test_padding_never_wins_a_maximum(case):
     for output, _, _ in pair.results:
         assert output.max() <= -1
         assert compare.relative(oracle(pair), output) <= BOUNDS["activations"]
+
+
+def alone(layer, images, **options):
+    """What a layer class gives in both packages, with no spec around it."""
+    ours = getattr(torch_impl.layers, layer)(**options)(torch.from_numpy(images)).numpy()
+    with keras_impl.layers.precision(images.dtype.name):
+        theirs = getattr(keras_impl.layers, layer)(**options)(channels_last(images)).numpy()
+    return ours, channels_first(theirs)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+def test_pools_that_round_up(kernel):
+    """As PyTorch's, of many sizes, where no more window may begin in the padding; one may be larger than the image."""
+    for stride, padding, height in itertools.product(range(1, 6), range(kernel // 2 + 1), range(1, 13)):
+        options, size = {"kernel": kernel, "stride": stride, "padding": padding}, (height, 13 - height)
+        images = -1 - np.random.default_rng(0).random((1, 2, *size))
+        spec = spec_of(Case({"type": "max_pool", **options, "ceil": True}, size)) | {"input": [2, *size]}
+        try:
+            expected = F.max_pool2d(torch.from_numpy(images), kernel, stride, padding, ceil_mode=True).numpy()
+        except RuntimeError:
+            with pytest.raises(shared.Error, match="the image is too small"):
+                shapes.layers(spec)
+            continue
+        assert shapes.layers(spec)[0].shape == expected.shape[1:], (options, size)
+        for output in alone("MaxPool", images, **options, ceil=True):
+            assert np.array_equal(output, expected), (options, size)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_adaptive_pools(size):
+    """As PyTorch's, where the map does not divide and where it is smaller than what comes out."""
+    for height in range(1, 13):
+        images = np.random.default_rng(0).standard_normal((2, 3, height, 13 - height))
+        expected = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(images)).numpy()
+        for output in alone("AdaptiveAvgPool", images, size=size):
+            assert compare.relative(expected, output) <= BOUNDS["activations"], images.shape
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize("channels", [1, 7])
+def test_local_response_norm_is_that_of_pytorch(channels, size):
+    images = 5 * np.random.default_rng(0).standard_normal((2, channels, 3, 5))
+    for options in ({}, {"alpha": 2.0, "beta": 0.5, "k": 3.0}):
+        expected = torch.nn.LocalResponseNorm(size, **options)(torch.from_numpy(images)).numpy()
+        for output in alone("LocalResponseNorm", images, size=size, **options):
+            assert compare.relative(expected, output) <= BOUNDS["activations"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+def test_local_response_norm_is_that_of_tensorflow(size):
+    """Its window is odd, its alpha a `size`-th, its precision float32."""
+    images = 5 * np.random.default_rng(0).standard_normal((2, 7, 3, 5), np.float32)
+    for alpha, beta, k in ((1e-4, 0.75, 1.0), (2.0, 0.5, 3.0)):
+        expected = tensorflow.nn.local_response_normalization(channels_last(images), size // 2, k, alpha / size, beta)
+        for output in alone("LocalResponseNorm", images, size=size, alpha=alpha, beta=beta, k=k):
+            assert compare.relative(channels_first(expected.numpy()), output) <= 1e-6
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE, ids=str)

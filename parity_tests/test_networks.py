@@ -14,6 +14,15 @@ from shared import compare, shapes, weights
 
 BOUNDS = compare.BOUNDS["float64"]
 
+# What magnifies rounding so much, or is so deep, that PyTorch departs from itself beyond a bound: see `compare.chaos`.
+CHAOTIC = {
+    "preact_resnet1001",
+    "resnet110_bn_after_addition",
+    "resnet110_half_shortcut",
+    "resnet110_half_sum",
+    "resnet110_shortcut_gate",
+}
+
 # Ours, and torchvision's call for the same function.
 SAME_NAME = "alexnet resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
 SAME_NAME += [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
@@ -46,9 +55,10 @@ class Pair:
             package.load(net, self.state)
             self.engines.append(package.Engine(net))
         channels, *self.size = self.spec["input"]
-        if any(row.type in ("global_avg_pool", "adaptive_avg_pool") for row in shapes.layers(self.spec)):
-            # The network takes any size: odd, not square, as small as leaves a batch norm 2x2 positions of each image.
-            self.size = (65, 71) if name == "alexnet" else (33, 35)
+        strides = [row.stride for row in shapes.layers(self.spec) if row.type in ("global_avg_pool", "adaptive_avg_pool")]
+        if strides:
+            # The network takes any size: odd, not square, small, with positions left for a residual network's batch norms.
+            self.size = (65, 71) if strides[0] > 8 and not name.startswith("vgg") else (33, 35)
         generator = np.random.default_rng(0)
         self.images = generator.standard_normal((3, channels, *self.size))
         self.labels = generator.integers(0, 10, 3)
@@ -69,6 +79,14 @@ def activations(pair):
 def gradients(pair, activations):
     found = compare.gradients(pair.engines, pair.images, pair.labels)
     return found, compare.statistics(pair.engines)
+
+
+@pytest.fixture(scope="module")
+def bounds(pair, activations, gradients):
+    if pair.spec["name"] not in CHAOTIC:
+        return BOUNDS
+    chaos = compare.chaos(torch_impl, pair.spec, pair.state, pair.images, pair.labels)
+    return {rung: max(bound, 10 * chaos.get(rung, 0)) for rung, bound in BOUNDS.items()}
 
 
 def assert_within(differences, bound):
@@ -98,18 +116,18 @@ def test_weights_go_through_both_bit_for_bit(pair, activations):
         assert np.array_equal(array, ours[name]) and np.array_equal(array, theirs[name]), name
 
 
-def test_activations(activations):
-    assert_within(activations, BOUNDS["activations"])
+def test_activations(activations, bounds):
+    assert_within(activations, bounds["activations"])
 
 
-def test_gradients(gradients):
-    assert_within(gradients[0], BOUNDS["gradients"])
+def test_gradients(gradients, bounds):
+    assert_within(gradients[0], bounds["gradients"])
 
 
-def test_running_statistics(pair, gradients):
+def test_running_statistics(pair, gradients, bounds):
     running = [name for name in shapes.weights(shapes.layers(pair.spec)) if ".running_" in name]
     assert sorted(d.name for d in gradients[1]) == sorted(running)
-    assert_within(gradients[1], BOUNDS["statistics"])
+    assert_within(gradients[1], bounds["statistics"])
 
 
 @pytest.mark.parametrize("pair", TORCHVISION, indirect=True, scope="module")

@@ -149,6 +149,38 @@ def changed(number, **changes):
     return spec
 
 
+# A right line of each type of layer that is not in `small`, without its name.
+RIGHT = {
+    "local_response_norm": {"size": 5},
+    "scaled_tanh": {},
+    "dropout": {"rate": 0.5},
+    "max_pool": {"kernel": 2},
+    "adaptive_avg_pool": {"size": 6},
+    "bottleneck": {"in": 8, "out": 16},
+    "preact_basic": {"in": 8, "out": 16},
+    "preact_bottleneck": {"in": 8, "out": 16},
+    "residual_unit": {"in": 8, "out": 16},
+    "conv_norm_relu": {"in": 8, "out": 16, "kernel": 3},
+    "inception": {"in": 8, "out": 16, "branches": [[4], [2, 6], [2, 5], [1]]},
+    "inception_a": {"in": 8, "out": 256},
+}
+
+
+def alone(kind, **options):
+    """A spec of one layer; an option that is None is left out."""
+    layer = {"name": "mine", "type": kind, **RIGHT[kind], **options}
+    return small(input=[8, 16, 16], layers=[{key: value for key, value in layer.items() if value is not None}])
+
+
+def prepared(**changes):
+    given = {"resize": 20, "crop": 16, "channels": "RGB", "scale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1], **changes}
+    return small(preprocessing={key: value for key, value in given.items() if value is not None})
+
+
+def behind_flatten(kind):
+    return small(layers=[*small()["layers"][:5], {"name": "mine", "type": kind, **RIGHT[kind]}])
+
+
 MISTAKES = {
     "key with a typo": (changed(0, strid=2), ["layer 'conv1'", "'strid'", "did you mean 'stride'"]),
     "key of another type": (changed(1, kernel=3), ["layer 'bn1'", "'kernel'", "expected in, eps, momentum"]),
@@ -167,7 +199,10 @@ MISTAKES = {
     "shortcut": (changed(2, shortcut="identity"), ["layer 'layer1'", "'shortcut' is \"identity\"", '"projection"']),
     "stride with dilation": (changed(2, dilation=2), ["layer 'layer1.0'", "stride and a dilation"]),
     "bottleneck's width": (changed(2, type="bottleneck", out=18), ["layer 'layer1.0'", "'out' is 18", "multiple of 4"]),
-    "shortcut that would drop channels": (changed(2, shortcut="pad", out=4), ["layer 'layer1.0'", '"pad"', "'in' is 8"]),
+    "shortcut that would drop channels": (
+        changed(2, shortcut="pad", out=4),
+        ["layer 'layer1.0'", "only adds channels", "'in' is 8"],
+    ),
     "kernel larger than the map": (changed(0, kernel=19, padding=0), ["layer 'conv1'", "too small", "19x19"]),
     "name with a space": (changed(0, name="conv 1"), ["layer 'conv 1'", "a name is a word"]),
     "group that starts at 1": (changed(0, name="conv.1"), ["layer 'conv.1'", "count up from 0"]),
@@ -186,11 +221,142 @@ MISTAKES = {
     "no layers": (small(layers=[]), ["'layers' is []", "at least one"]),
     "layer that is no object": (small(layers=["conv"]), ["layer 1", '"conv"']),
     "spec key with a typo": (small(titel="x"), ["'titel'", "did you mean 'title'"]),
+    "dropout without a rate": (alone("dropout", rate=None), ["layer 'mine'", "'rate' is missing"]),
+    "pool without a size": (alone("adaptive_avg_pool", size=None), ["layer 'mine'", "'size' is missing"]),
+    "module without branches": (alone("inception", branches=None), ["layer 'mine'", "'branches' is missing"]),
+    "PyTorch's word for a rate": (alone("dropout", p=0.5), ["layer 'mine'", "unknown key 'p'", "expected rate"]),
+    "module that repeats": (alone("inception_a", repeat=2), ["layer 'mine'", "unknown key 'repeat'", "expected in, out"]),
+    "gate of another unit": (alone("preact_basic", activation="original"), ["layer 'mine'", "unknown key 'activation'"]),
+    "groups that do not divide": (
+        alone("bottleneck", groups=3),
+        ["layer 'mine'", "'groups' is 3", "divisor", "width inside, 4"],
+    ),
+    "more groups than channels": (alone("bottleneck", groups=8, width=4), ["'groups' is 8", "divisor", "width inside, 4"]),
+    "width of a pre-activation": (alone("preact_bottleneck", out=18), ["layer 'mine'", "'out' is 18", "multiple of 4"]),
+    "unit that drops channels": (alone("residual_unit", out=4), ["layer 'mine'", "only adds channels", "'in' is 8", "'out' 4"]),
+    "branches that do not add up": (
+        alone("inception", out=17),
+        ["layer 'mine'", "'out' is 17", "the branches have 16 channels together"],
+    ),
+    "even kernel of a branch": (alone("inception", kernel=4), ["layer 'mine'", "'kernel' is 4", "odd"]),
+    "no channels for the pool": (alone("inception_a", out=224), ["layer 'mine'", "'out' is 224", "above 224"]),
+    "padding of more than half a pool": (
+        alone("max_pool", padding=2, ceil=True),
+        ["layer 'mine'", "'padding' is 2", "at most half of the kernel, 1"],
+    ),
+    "norm behind flatten": (behind_flatten("local_response_norm"), ["layer 'mine'", "it takes a map", "flatten gives 16"]),
+    "pool behind flatten": (behind_flatten("adaptive_avg_pool"), ["layer 'mine'", "it takes a map", "flatten gives 16"]),
+    "preprocessing that is no object": (
+        small(preprocessing="imagenet"),
+        ["'preprocessing' is", "channels, scale, mean and std"],
+    ),
+    "preprocessing with a typo": (prepared(chanels="RGB"), ["preprocessing", "'chanels'", "did you mean 'channels'"]),
+    "preprocessing without a key": (prepared(std=None), ["preprocessing", "the key 'std' is missing"]),
+    "gray preprocessing of colours": (prepared(channels="L"), ["preprocessing", "'channels' is \"L\"", "the input has 3"]),
+    "means for other channels": (prepared(mean=[0]), ["preprocessing", "'mean' is [0]", "the input has 3"]),
+    "deviations for other channels": (prepared(std=[1, 1]), ["preprocessing", "'std' is [1, 1]", "the input has 3"]),
+    "deviation of zero": (prepared(std=[1, 0, 1]), ["preprocessing", "'std' is [1, 0, 1]", "above 0"]),
+    "crop of what was not resized": (prepared(resize=None), ["preprocessing", "'crop' is 16", "'resize' of at least as much"]),
+    "crop larger than the image": (prepared(resize=15), ["preprocessing", "'crop' is 16", "'resize' of at least as much"]),
+    "crop that the network does not take": (
+        prepared(crop=8) | {"layers": [{"name": "mine", "type": "max_pool", "kernel": 9}]},
+        ["preprocessing", "'crop' is 8", "layer 'mine'", "the image is too small"],
+    ),
+    "classes that are not there": (small(classes="imagnet"), ["'classes' is \"imagnet\"", '"cifar10"', '"imagenet"']),
+    "classes for another network": (small(classes="imagenet"), ["'classes' is \"imagenet\"", "1000", "gives 10"]),
+    "weights that are no text": (small(weights=["torchvision"]), ["'weights' is", "a text"]),
 }
+
+WHOLE, ABOVE_0 = "a whole number of at least 1", "a number above 0"
+NO_WHOLE, NOT_ABOVE_0, NO_TRUTH = (0, -1, 2.0, "5", True, [5], None), (0, -0.5, "1", True, [1], None), (0, 1, "true", None)
+NO_BRANCHES = (
+    16,
+    [],
+    [4, 8, 7, 1],
+    {"1x1": [4]},
+    [[4], [2, 6], [2, 5]],
+    [[4], [6], [2, 5], [1]],
+    [[4], [2, 6], [2, 5], [1, 1]],
+)
+NO_BRANCHES += tuple([[4], [2, wrong], [2, 5], [1]] for wrong in NO_WHOLE)
+ACTIVATIONS = ("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation")
+# layer, its key, values that this key may not have, and what the message says would be right
+WRONG_VALUES = [
+    ("local_response_norm", "size", NO_WHOLE, WHOLE),
+    *(("local_response_norm", key, NOT_ABOVE_0, ABOVE_0) for key in ("alpha", "beta", "k")),
+    ("adaptive_avg_pool", "size", NO_WHOLE, WHOLE),
+    ("dropout", "rate", (1, 1.5, -0.1, "0.5", False, None), "a number of at least 0, below 1"),
+    ("max_pool", "ceil", NO_TRUTH, "one of true, false"),
+    *(("bottleneck", key, NO_WHOLE, WHOLE) for key in ("width", "groups")),
+    *((kind, "first_activation", NO_TRUTH, "one of true, false") for kind in ("preact_basic", "preact_bottleneck")),
+    *(("residual_unit", key, NOT_ABOVE_0, ABOVE_0) for key in ("shortcut_scale", "residual_scale")),
+    (
+        "residual_unit",
+        "activation",
+        ("preact_basic", 1, None, ["original"]),
+        "one of " + ", ".join(map(json.dumps, ACTIVATIONS)),
+    ),
+    ("conv_norm_relu", "kernel", NO_WHOLE, WHOLE),
+    ("inception", "kernel", NO_WHOLE, WHOLE),
+    (
+        "inception",
+        "branches",
+        NO_BRANCHES,
+        "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
+    ),
+]
 
 
 def test_the_spec_that_the_mistakes_are_made_in_is_right():
     assert shared.load(small())["name"] == "small"
+
+
+def test_the_lines_that_the_mistakes_are_made_in_are_right():
+    for kind in RIGHT:
+        assert shared.load(alone(kind))["layers"][0]["type"] == kind
+    assert shared.load(prepared())["preprocessing"]["crop"] == 16
+    assert RIGHT.keys() | {layer["type"] for layer in small()["layers"]} | {"relu", "avg_pool"} == shared.spec.TYPES.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "values", "right"), WRONG_VALUES, ids=[f"{kind}-{key}" for kind, key, *_ in WRONG_VALUES]
+)
+def test_wrong_value(kind, key, values, right):
+    for value in values:
+        spec = alone(kind)
+        spec["layers"][0][key] = value
+        with pytest.raises(shared.Error) as error:
+            shared.load(spec)
+        assert str(error.value) == f"spec 'small': layer 'mine': {key!r} is {json.dumps(value)[:60]}, expected {right}"
+
+
+@pytest.mark.parametrize("kind", sorted(shared.spec.SHORTCUTS.keys() & RIGHT.keys()))
+def test_shortcut_of_another_block(kind):
+    kinds = shared.spec.SHORTCUTS[kind]
+    others = {other for block in shared.spec.SHORTCUTS.values() for other in block} - set(kinds)
+    for other in [*others, "identity", 1, ["pad"]]:
+        with pytest.raises(shared.Error) as error:
+            shared.load(alone(kind, shortcut=other))
+        right = "one of " + ", ".join(map(json.dumps, kinds))
+        assert str(error.value) == f"spec 'small': layer 'mine': 'shortcut' is {json.dumps(other)}, expected {right}"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "right"),
+    [
+        ("resize", NO_WHOLE[:-1], WHOLE),
+        ("crop", NO_WHOLE[:-1], WHOLE),
+        ("channels", ("rgb", "GBR", 3, ["R", "G", "B"]), 'one of "RGB", "BGR", "L"'),
+        ("scale", NOT_ABOVE_0[:-1], ABOVE_0),
+        ("mean", (0.5, "0", ["0", "0", "0"], [0, 0, True], [0, 0, float("nan")]), "a list of numbers, one a channel"),
+        ("std", (0.5, "1", [1, 1, "1"], [1, 1, -1], [1, 1, float("inf")]), "a list of numbers above 0, one a channel"),
+    ],
+)
+def test_wrong_preprocessing(key, values, right):
+    for value in values:
+        with pytest.raises(shared.Error) as error:
+            shared.load(prepared(**{key: value}))
+        assert str(error.value) == f"spec 'small': preprocessing: {key!r} is {json.dumps(value)}, expected {right}"
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -314,7 +314,7 @@ def _packages(backend="both"):
 
 
 def _summary(report):
-    from .compare import BOUNDS, largest
+    from .compare import largest
 
     found = asdict(report)
     for rung in ("activations", "gradients", "statistics", "weights"):
@@ -324,14 +324,14 @@ def _summary(report):
             found[f"largest_{rung}"] = largest(differences)._asdict()
     found["steps"] = [step._asdict() for step in report.steps]
     found |= {"first_diverging_layer": report.first_diverging_layer, "judged_steps": report.judged_steps}
-    return found | {"bounds": BOUNDS[report.dtype], "broken": report.broken, "passed": not report.broken}
+    return found | {"bounds": report.bounds, "broken": report.broken, "passed": not report.broken}
 
 
 def _print_report(report):
-    from .compare import BOUNDS, largest
+    from .compare import largest
 
     one, two = report.frameworks
-    bounds = BOUNDS[report.dtype]
+    bounds = report.bounds
     _console(f"{report.network}, {report.dtype}, images of {_shape(report.size)}", "")
     table = _table("layer", f">{one}", f">{two}", ">difference", title="Activations")
     for name, (ours, theirs), value in report.activations:
@@ -345,7 +345,7 @@ def _print_report(report):
         if getattr(report, rung):
             name, _, value = largest(getattr(report, rung))
             label = {"weights": f"weights after {len(report.steps)} steps", "statistics": "running statistics"}.get(rung, rung)
-            bound = f"{bounds[rung]:g}" if rung in bounds else "none"
+            bound = f"{bounds[rung]:.2g}" if rung in bounds else "none"
             bound = "not judged" if rung == "weights" and report.judged_steps < len(report.steps) else bound
             table.add_row(label, f"{value:.1e}", name, bound)
     if report.steps:
@@ -368,6 +368,12 @@ def _print_report(report):
             steps.add_row(f"{number}", *losses, f"{step.difference:.1e}", f"{step.control:.1e}", style=dim)
         _console("", steps)
     _console("", table, "")
+    if report.chaos:
+        apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
+        _console(
+            f"This network magnifies rounding: when its weights begin one rounding apart, {one} departs from itself: {apart}. "
+            "Where ten times that is more than the bound of the ladder, it is the bound.",
+        )
     if report.steps and report.judged_steps < len(report.steps):
         _console(
             f"From step {report.judged_steps + 1} on this run is chaotic: {one} departs from itself when its weights begin one "

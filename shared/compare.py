@@ -111,6 +111,22 @@ def one_rounding_apart(state, dtype):
     return {name: array * (1 + step * np.resize([1, -1], array.shape)).astype(array.dtype) for name, array in state.items()}
 
 
+def chaos(package, spec, state, images, labels, dtype="float64"):
+    """{rung: largest difference} of a framework from itself, when its weights begin one rounding apart: rungs 2 to 4.
+
+    What comes to more than a bound there is the network's doing, which makes large what is smallest, and not a framework's.
+    """
+    engines = []
+    for change in (dict, lambda state: one_rounding_apart(state, dtype)):
+        net = package.build(spec, dtype=dtype)
+        package.load(net, state)
+        package.load(net, change(package.state(net)))
+        engines.append(package.Engine(net))
+    found = {"activations": activations(engines, images), "gradients": gradients(engines, images, labels)}
+    found["statistics"] = statistics(engines)
+    return {rung: largest(differences).value for rung, differences in found.items() if differences}
+
+
 def first_rate(loss, gradients):
     """A learning rate for a first look at any network: its first step takes 2 % off the loss, to first order; at most 0.05."""
     square = sum(float(np.sum(np.square(g))) for name, g in gradients.items() if name != "input")
@@ -139,6 +155,7 @@ class Report:
     statistics: list[Difference] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     weights: list[Difference] = field(default_factory=list)
+    chaos: dict = field(default_factory=dict)  # what `chaos` gives, where a rung is beyond its bound
     training: dict = field(default_factory=dict)  # data, size, batch, learning rate, images tested
     accuracy: tuple[float, float] | None = None
     same_predictions: bool | None = None
@@ -155,16 +172,21 @@ class Report:
         return next((i for i, step in enumerate(self.steps) if step.control > limit), len(self.steps))
 
     @property
+    def bounds(self):
+        """{rung: what may differ by how much}: ten times what the first framework departs from itself, where that is more."""
+        return {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
+
+    @property
     def first_diverging_layer(self):
         """The name of the first layer whose output is beyond the bound, or None."""
-        bounds = BOUNDS[self.dtype]
+        bounds = self.bounds
         first = first_beyond(self.activations, bounds.get("activations", bounds.get("logits")))
         return first and first.name
 
     @property
     def broken(self):
         """A line for each bound of the ladder that is not kept."""
-        bounds, lines = BOUNDS[self.dtype], []
+        bounds, lines = self.bounds, []
         if len(set(self.parameters)) > 1:
             lines.append("parameters: {:,} by arithmetic, {:,} and {:,} in the networks".format(*self.parameters))
         run_is_judged = self.judged_steps == len(self.steps)
@@ -244,6 +266,12 @@ def run(
     say("gradients")
     report.gradients = gradients(engines, noise, np.arange(len(noise)) % classes)
     report.statistics = statistics(engines)
+    bounds = BOUNDS[dtype]
+    rungs = [rung for rung in ("activations", "gradients", "statistics") if rung in bounds]
+    if any(first_beyond(getattr(report, rung), bounds[rung]) for rung in rungs):
+        say(f"how far {engines[0].framework} departs from itself")
+        start = randomised(state) if weights is None else state
+        report.chaos = chaos(packages[0], spec, start, noise, np.arange(len(noise)) % classes, dtype)
     if channels not in datasets.MODES:
         report.left_out = f"training is left out: the network takes {channels} channels, the data set has 1 or 3"
         return report

@@ -77,6 +77,8 @@ def _leaf(before, name, kind, sizes, options):
         kernel, dilation, groups = options["kernel"], options.get("dilation", 1), options.get("groups", 1)
         step = options.get("stride", kernel if pools else 1)
         padding = options.get("padding", 0)
+        if padding == "same" and options.get("ceil"):
+            raise Error("'ceil' with a padding of \"same\", which rounds up already: use one of them")
         if step > 1 and dilation > 1:
             raise Error("a convolution with both a stride and a dilation, which Keras on TensorFlow refuses: use one of them")
         if pools and padding != "same" and padding > kernel // 2:
@@ -98,7 +100,8 @@ def _leaf(before, name, kind, sizes, options):
     elif kind == "adaptive_avg_pool":
         # As much as one position sees where the windows are equal, and about as much where they are not.
         window = [-(-n // options["size"]) for n in shape[1:]]
-        field, stride = field + (max(window) - 1) * stride, stride * max(n // options["size"] for n in shape[1:])
+        field += (max(window) - 1) * stride
+        stride *= max(1, *(n // options["size"] for n in shape[1:]))
         shape = (shape[0], options["size"], options["size"])
     elif kind == "global_avg_pool":
         shape, field = (shape[0], 1, 1), math.inf
@@ -143,8 +146,6 @@ def _block(before, layer):
     last, channels = branches[0][-1], layer.sizes[1]
     if layer.type.startswith("inception"):
         given = sum(rows[-1].shape[0] for rows in branches)
-        if len({rows[-1].shape[1:] for rows in branches}) > 1:
-            raise Error(f"'kernel' is {layer.options['kernel']}, expected an odd number: the branches keep the size of the map")
         if given != channels:
             raise Error(f"'out' is {channels}, but the branches have {given} channels together")
     return Row(
@@ -174,7 +175,7 @@ def _conv(number, in_channels, out_channels, kernel, o, stride=1, dilation=1, gr
 def _shortcut(in_channels, out_channels, o):
     kind, stride = o.get("shortcut", "projection"), o.get("stride", 1)
     if kind == "pad" and in_channels > out_channels:
-        raise Error(f"the shortcut \"pad\" only adds channels, but 'in' is {in_channels} and 'out' {out_channels}")
+        raise Error(f"a shortcut without weights only adds channels, but 'in' is {in_channels} and 'out' {out_channels}")
     if kind in ("none", "pad") or (stride == 1 and in_channels == out_channels):
         return []
     kernel = 3 if kind == "projection3x3" else 1
@@ -244,7 +245,10 @@ def _residual_unit(in_channels, out_channels, **o):
 
 
 def _conv_norm_relu(in_channels, out_channels, **o):
-    (conv, *norm) = _conv("", in_channels, out_channels, o.pop("kernel"), o, o.get("stride", 1))
+    kernel = o.pop("kernel")
+    if kernel % 2 == 0:
+        raise Error(f"'kernel' is {kernel}, expected an odd number, so that it has a middle")
+    conv, *norm = _conv("", in_channels, out_channels, kernel, o, o.get("stride", 1))
     return [[("conv", *conv[1:]), *(("bn", *part[1:]) for part in norm)]]
 
 

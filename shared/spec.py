@@ -65,7 +65,7 @@ SHORTCUTS = {
 
 
 def _number(value):
-    return type(value) in (int, float) and value > 0
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _counts(values):
@@ -225,7 +225,7 @@ def _check_preprocessing(spec):
     _check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
     for key in ("channels", "mean", "std"):
         if len(given[key]) != channels:
-            raise Error(f"{key!r} is {json.dumps(given[key])}, but the input has {channels}")
+            raise Error(f"{key!r} is {json.dumps(given[key])}, but the input has {channels} channels")
     if "crop" in given:
         crop, resize = given["crop"], given.get("resize", 0)
         if crop > resize:
@@ -240,7 +240,10 @@ def _check_keys(given, needed, optional, values):
     needed, optional = needed.split(), optional.split()
     for key in given:
         if key not in needed + optional:
-            raise Error(f"unknown key {key!r}{nearest(key, needed + optional) or '; expected ' + ', '.join(needed + optional)}")
+            known = needed + optional
+            raise Error(
+                f"unknown key {key!r}{nearest(key, known) or '; expected ' + (', '.join(known) or 'none but name and type')}"
+            )
     for key in needed:
         if key not in given:
             raise Error(f"the key {key!r} is missing")

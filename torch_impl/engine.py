@@ -73,10 +73,11 @@ class Engine:
         for name, array in kept(self.net.spec, rates, images.shape, self.passes).items():
             self.dropouts[name].kept = torch.from_numpy(array).to(images)
         self.passes += 1
-        loss = F.cross_entropy(self.net(images), torch.from_numpy(labels).to(images.device))
-        for layer in self.dropouts.values():
-            layer.kept = None
-        return loss
+        try:
+            return F.cross_entropy(self.net(images), torch.from_numpy(labels).to(images.device))
+        finally:
+            for layer in self.dropouts.values():
+                layer.kept = None
 
     def _tensor(self, images):
         return torch.from_numpy(images).to(next(self.net.parameters()))
