@@ -58,7 +58,8 @@ class Pair:
         strides = [row.stride for row in shapes.layers(self.spec) if row.type in ("global_avg_pool", "adaptive_avg_pool")]
         if strides:
             # The network takes any size: odd, not square, small, with positions left for a residual network's batch norms.
-            self.size = (65, 71) if strides[0] > 8 and not name.startswith("vgg") else (33, 35)
+            sizes = {4: (17, 19), 8: (33, 35), 32: (33, 35) if name.startswith("vgg") else (65, 71)}
+            self.size = next(size for stride, size in sizes.items() if min(strides[0], 32) <= stride)
         generator = np.random.default_rng(0)
         self.images = generator.standard_normal((3, channels, *self.size))
         self.labels = generator.integers(0, 10, 3)

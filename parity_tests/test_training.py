@@ -32,7 +32,7 @@ def test_losses_and_weights(name):
     size = (33, 33) if height > 64 else (height, width)
     generator = np.random.default_rng(0)
     for step in range(1, 21):
-        images, labels = generator.standard_normal((16, channels, *size)), generator.integers(0, 10, 16)
+        images, labels = generator.standard_normal((8, channels, *size)), generator.integers(0, 10, 8)
         first, second = (engine.step(images, labels) for engine in pair)
         assert compare.relative(first, second) <= BOUNDS["losses"], f"step {step}: {first!r} and {second!r}"
     worst = compare.largest(compare.states(pair))
