@@ -6,6 +6,7 @@ one rounding apart.
 """
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -39,18 +40,21 @@ def main():
 
 
 def _differences(packages, spec):
+    """The cells of the two last columns."""
     state = weights.randomised(weights.initial(spec))
-    channels, generator = spec["input"][0], np.random.default_rng(0)
-    images = generator.standard_normal((4, channels, *_size(spec)))
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((4, spec["input"][0], *_size(spec)))
     labels = generator.integers(0, shapes.layers(spec)[-1].shape[0], 4)
-    nets = [package.build(spec, dtype="float64") for package in packages]
-    for package, net in zip(packages, nets, strict=True):
-        package.load(net, state)
-    engines = [package.Engine(net) for package, net in zip(packages, nets, strict=True)]
+    engines = []
+    for package in packages:
+        engines.append(package.Engine(package.build(spec, dtype="float64")))
+        package.load(engines[-1].net, state)
     found = compare.activations(engines, images), compare.gradients(engines, images, labels)
+    engines.clear()
+    gc.collect()  # a VGG in two frameworks takes 6 GB
     apart = compare.chaos(packages[0], spec, state, images, labels)
-    for differences, rung in zip(found, ("activations", "gradients"), strict=True):
-        yield f"{compare.largest(differences).value:.0e} ({apart[rung]:.0e})"
+    rungs = zip(found, ("activations", "gradients"), strict=True)
+    return [f"{compare.largest(differences).value:.0e} ({apart[rung]:.0e})" for differences, rung in rungs]
 
 
 def _size(spec):

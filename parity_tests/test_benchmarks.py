@@ -57,3 +57,25 @@ def test_a_mistake_is_one_line(options, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"run.py: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_table_of_networks():
+    command = [sys.executable, "benchmarks/parity.py", "--network", "lenet_caffe", "resnet20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = done.stdout.splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in cells] == ["`lenet_caffe`", "`resnet20`"]
+    assert [row[2:4] for row in cells] == [
+        ["431,080", "BVLC/caffe lenet"],
+        ["269,722", "akamaster/pytorch_resnet_cifar10 resnet20"],
+    ]
+    for row in cells:
+        outputs, gradients = (float(cell.split()[0]) for cell in row[4:])
+        assert 0 < outputs <= 1e-12 and 0 < gradients <= 1e-9
+
+
+def test_the_readme_has_every_network_in_its_table():
+    text = (ROOT / "README.md").read_text()
+    for name in shared.names():
+        assert f"| `{name}` | " in text, name

@@ -302,8 +302,7 @@ def by_the_paper(block, state, x, masks, training):
                 y = F.batch_norm(y, *norm, training, eps=1e-5, momentum=0.1)
             else:
                 kernel = arrays[f"{word}.weight"]
-                strided = word == ("conv2" if block["type"] == "preact_bottleneck" else "conv1")
-                y = F.conv2d(y, kernel, stride=block["stride"] if strided else 1, padding=kernel.shape[-1] // 2)
+                y = F.conv2d(y, kernel, stride=block["stride"] if word == "conv1" else 1, padding=kernel.shape[-1] // 2)
         x, block = y, {**block, "in": block["out"], "stride": 1, "first_activation": True}
     return x
 

@@ -386,6 +386,7 @@ def files(tmp_path_factory):
         checkpoints.convert(folder / "x.safetensors", folder / name, "resnet20")
     torch.save(list(map(torch.from_numpy, state.values())), folder / "list.pth")
     torch.save({"state_dict": {"epoch": 3}}, folder / "numbers.pth")
+    torch.save({1: torch.ones(3)}, folder / "counted.pth")
     small_vgg().save(folder / "vgg.h5")
     with h5py.File(folder / "old.weights.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 4))
@@ -419,6 +420,7 @@ MISTAKES = {
     "no network": ("strange.safetensors", "y.pth", None, "fit no network; resnet20 is nearest:\n  missing: layer1.2.conv1"),
     "one array twice": ("both.safetensors", "y.pth", "resnet20", "both fc.bias and module.fc.bias would be fc.bias"),
     "a list": ("list.pth", "y.pth", None, "list.pth: has no state dict in it"),
+    "names that are numbers": ("counted.pth", "y.pth", None, "counted.pth: has no state dict in it"),
     "numbers": ("numbers.pth", "y.pth", None, "numbers.pth: has no state dict in it"),
     "not for keras.applications": ("x.pth", "y.h5", "resnet20", "resnet20 goes into .keras or .weights.h5; .h5 is for keras."),
     "layers without names": ("old.weights.h5", "y.pth", None, "old.weights.h5: its layers have no names"),
@@ -564,3 +566,10 @@ def test_real_checkpoints(file, network, numbers, data, tmp_path):
     assert sum(array.size for array in state.values()) == numbers
     assert_same(checkpoints.load(tmp_path / "x.pth", shared.load(network)), state)
     assert len(report.moves) == len(state)
+
+
+def test_predicting_needs_the_classifier(tmp_path):
+    spec = checkpoints.headless(shared.load("resnet20"))
+    weights.save(tmp_path / "x.safetensors", weights.initial(spec))
+    with pytest.raises(shared.Error, match="x.safetensors: has no classifier, which resnet20 needs"):
+        checkpoints.load(tmp_path / "x.safetensors", shared.load("resnet20"))

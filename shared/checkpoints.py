@@ -88,6 +88,9 @@ def load(source, spec):
     """
     arrays = _published(spec) if str(source) == "imagenet" else read(source)[0]
     try:
+        fitted, _ = _fitting(_empty(arrays), spec)
+        if fitted is not spec:
+            raise Error(f"has no classifier, which {spec['name']} needs; `twins convert` takes such files")
         return fit(arrays, spec)[0]
     except Error as error:
         raise Error(f"{source}: {error}") from None
@@ -138,7 +141,7 @@ def suffix(path):
     """Which of the `FORMATS` a path ends in. Raises `Error` when it is none of them."""
     found = [kind for kind in FORMATS if str(path).endswith(kind)]
     if not found:
-        raise Error(f"{path}: expected a file ending in {', '.join(FORMATS)}")
+        raise Error(f"{path}: expected a file ending in {', '.join(FORMATS)}, or as a source the word imagenet")
     return max(found, key=len)  # .weights.h5 ends in .h5 too
 
 

@@ -23,6 +23,7 @@ BOUNDS = {
 
 
 MOMENTUM = 0.9  # of the training runs
+CEILING = 1e-6  # of what a network that magnifies rounding may be held to
 
 
 class Difference(NamedTuple):
@@ -111,8 +112,10 @@ def one_rounding_apart(state, dtype):
     return {name: array * (1 + step * np.resize([1, -1], array.shape)).astype(array.dtype) for name, array in state.items()}
 
 
-def chaos(package, spec, state, images, labels, dtype="float64"):
+def chaos(package, spec, state, images, labels, dtype="float64", looked_at=None):
     """{rung: largest difference} of a framework from itself, when its weights begin one rounding apart: rungs 2 to 4.
+
+    Rung 2 is of the images `looked_at`, if given.
 
     What comes to more than a bound there is the network's doing, which makes large what is smallest, and not a framework's.
     """
@@ -122,7 +125,8 @@ def chaos(package, spec, state, images, labels, dtype="float64"):
         package.load(net, state)
         package.load(net, change(package.state(net)))
         engines.append(package.Engine(net))
-    found = {"activations": activations(engines, images), "gradients": gradients(engines, images, labels)}
+    looked_at = images if looked_at is None else looked_at
+    found = {"activations": activations(engines, looked_at), "gradients": gradients(engines, images, labels)}
     found["statistics"] = statistics(engines)
     return {rung: largest(differences).value for rung, differences in found.items() if differences}
 
@@ -173,8 +177,12 @@ class Report:
 
     @property
     def bounds(self):
-        """{rung: what may differ by how much}: ten times what the first framework departs from itself, where that is more."""
-        return {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
+        """{rung: what may differ by how much}: ten times what the first framework departs from itself, where that is more.
+
+        Infinite where that is more than 1e-6: such a number would say nothing.
+        """
+        found = {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
+        return {rung: np.inf if rung in self.chaos and bound > CEILING else bound for rung, bound in found.items()}
 
     @property
     def first_diverging_layer(self):
@@ -248,7 +256,10 @@ def run(
     say("activations")
     # White noise: in a smooth picture all positions are alike, and batch norms, which take away what is alike, leave rounding.
     noise = np.random.default_rng(0).standard_normal((4, channels, *size)).astype(precision)
-    looked_at = noise if image is None else datasets.prepare([image], channels, size, precision)
+    looked_at = noise
+    if image is not None:
+        wanted = spec if size == tuple(own_size) else {"input": [channels, *size]}  # another size leaves out resize and crop
+        looked_at = datasets.preprocess([image], wanted, precision)
     trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
     counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
     report = Report(
@@ -271,7 +282,7 @@ def run(
     if any(first_beyond(getattr(report, rung), bounds[rung]) for rung in rungs):
         say(f"how far {engines[0].framework} departs from itself")
         start = randomised(state) if weights is None else state
-        report.chaos = chaos(packages[0], spec, start, noise, np.arange(len(noise)) % classes, dtype)
+        report.chaos = chaos(packages[0], spec, start, noise, np.arange(len(noise)) % classes, dtype, looked_at)
     if channels not in datasets.MODES:
         report.left_out = f"training is left out: the network takes {channels} channels, the data set has 1 or 3"
         return report

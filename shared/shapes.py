@@ -226,7 +226,7 @@ def _preact_basic(in_channels, out_channels, **o):
 
 def _preact_bottleneck(in_channels, out_channels, **o):
     width = _width(out_channels, o)
-    convolutions = [(width, 1, 1), (width, 3, o.get("stride", 1)), (out_channels, 1, 1)]
+    convolutions = [(width, 1, o.get("stride", 1)), (width, 3, 1), (out_channels, 1, 1)]
     return _preact(in_channels, convolutions, o), _shortcut(in_channels, out_channels, o | {"norm": False})
 
 

@@ -99,6 +99,9 @@ def aside(path):
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras goes by the end of a name
     try:
         yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # as of any file; safetensors has its own for the owner alone
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None

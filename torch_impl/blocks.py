@@ -76,9 +76,7 @@ def conv(in_channels, out_channels, kernel, stride=1, padding=None, dilation=1, 
     return Conv(in_channels, out_channels, kernel, stride, padding, dilation, bias, groups)
 
 
-def downsample(
-    in_channels, out_channels, stride, shortcut, padding=None, bias=False, norm=True, eps=1e-5, momentum=0.1
-):  # fmt: skip
+def downsample(in_channels, out_channels, stride, shortcut, padding=None, bias=False, norm=True, eps=1e-5, momentum=0.1):
     """The way around a block: the identity where the shape stays, else by the kind of shortcut:
 
     - "projection": 1x1 convolution and batch norm (He et al. 2015, section 3.3, option B); "projection3x3" with 3x3;

@@ -11,6 +11,8 @@ import torch
 import shared
 from shared.weights import aside
 
+NESTED = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the state dict
+
 
 def read(path):
     """The arrays of a `.pth`, `.pt` or `.th` file: of the state dict in it, bfloat16 as float32.
@@ -21,16 +23,18 @@ def read(path):
         with warnings.catch_warnings(action="ignore"):  # of the storages that old files have
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
-        code = re.search(r"GLOBAL (\S+)", str(error))
+        code = re.search(r"GLOBAL (\S+)|TorchScript archive", str(error))
         if code:
             raise shared.Error(
-                f"{path}: cannot be read without running code, {code[1]}; a file that torch.save(net.state_dict(), path) "
-                "wrote would be right"
+                f"{path}: cannot be read without running code, {code[1] or code[0]}; "
+                "a file that torch.save(net.state_dict(), path) wrote would be right"
             ) from None
         raise shared.Error(f"{path}: not a complete file of PyTorch's: {_first_line(error)}") from None
     state = _state_dict(content)
     if state is None:
-        raise shared.Error(f"{path}: has no state dict in it, which would be a dictionary of tensors")
+        raise shared.Error(
+            f"{path}: has no state dict in it: a dictionary of names and tensors and nothing else, on its own or as {NESTED}"
+        )
     try:
         return {name: _array(tensor) for name, tensor in state.items()}
     except (RuntimeError, TypeError) as error:
@@ -74,9 +78,9 @@ def _state_dict(content):
     """The first dictionary of tensors: the content itself, or under a name that training scripts give it."""
     if not isinstance(content, dict):
         return None
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if content and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         return content
-    inner = (_state_dict(content.get(key)) for key in ("state_dict", "model", "model_state_dict", "net"))
+    inner = (_state_dict(content.get(key)) for key in NESTED)
     return next((state for state in inner if state is not None), None)
 
 

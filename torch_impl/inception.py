@@ -43,8 +43,8 @@ class Inception(nn.Module):
 
 
 class InceptionA(nn.Module):
-    """1x1, 1x1 and 5x5, 1x1 and twice 3x3 convolutions and an average pool side by side: Szegedy et al. 2015
-    (arXiv:1512.00567), figure 5, with the channels and weight names of torchvision's Inception v3.
+    """1x1, 1x1 and 5x5, 1x1 and twice 3x3 convolutions and an average pool side by side: the channels and weight names of
+    torchvision's Inception v3, after Szegedy et al. 2015 (arXiv:1512.00567), figure 5, which has 3x3 in place of the 5x5.
 
     Behind the pool come `out_channels` less the 224 of the other branches: torchvision's `pool_features`. The pool counts its
     padding as zeros, as torchvision's.

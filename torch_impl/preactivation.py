@@ -33,16 +33,19 @@ class PreActBasic(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, each behind a batch norm and ReLU; else as `PreActBasic`."""
+    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, each behind a batch norm and ReLU; else as `PreActBasic`.
+
+    The stride is at the first 1x1 convolution, as in the paper's bottlenecks and the authors' code.
+    """
 
     def __init__(self, in_channels, out_channels, stride=1, shortcut="projection", first_activation=True):
         super().__init__()
         width = out_channels // 4
         self.first_activation = first_activation
         self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
-        self.conv1 = conv(in_channels, width, 1)
+        self.conv1 = conv(in_channels, width, 1, stride)
         self.bn2 = BatchNorm(width)
-        self.conv2 = conv(width, width, 3, stride)
+        self.conv2 = conv(width, width, 3)
         self.bn3 = BatchNorm(width)
         self.conv3 = conv(width, out_channels, 1)
         self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
