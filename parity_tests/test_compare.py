@@ -2,8 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
+import shared
+import torch_impl
+from shared import compare, weights
 from shared.compare import Difference, Report, Step, relative
 
 
@@ -76,3 +80,27 @@ def test_relative():
     assert relative([3.0, 4.0], [3.0, 4.5]) == pytest.approx(0.1)
     assert relative([0.0], [0.0]) == 0 and relative([1.0], [1.0, 2.0]) == math.inf
     assert math.isnan(relative([math.nan], [1.0]))
+
+
+def test_a_network_that_magnifies_rounding_is_held_to_ten_times_that():
+    broken = "activations: bn1 is the first to diverge, by 5.0e-12; the bound is 1e-12"
+    assert report(activations=late(5e-12), chaos={"activations": 1e-14}).broken == [broken]
+    assert report(activations=late(5e-12), chaos={"activations": 1e-12}).broken == []
+    assert len(report(activations=late(5e-11), chaos={"activations": 1e-12}).broken) == 1
+    # What is no number is wrong in any case, and other rungs keep their bounds.
+    chaos = {"activations": 1e-3, "gradients": 1e-14}
+    assert len(report(activations=late(math.nan), gradients=late(1e-8), chaos=chaos).broken) == 2
+
+
+def test_chaos_is_measured_on_networks_that_magnify_rounding_alone():
+    calm, wild = (
+        compare.chaos(torch_impl, name, weights.randomised(weights.initial(name)), *noise(name))
+        for name in ("mnist_residual", "resnet110_half_sum")
+    )
+    assert calm["gradients"] < 1e-13 and "statistics" not in calm
+    assert 1e-10 < wild["gradients"] < 1e-6 and wild["activations"] < 1e-12
+
+
+def noise(name):
+    channels, height, width = shared.load(name)["input"]
+    return np.random.default_rng(0).standard_normal((3, channels, height, width)), np.arange(3)

@@ -328,7 +328,7 @@ def _summary(report):
 
 
 def _print_report(report):
-    from .compare import largest
+    from .compare import CEILING, largest
 
     one, two = report.frameworks
     bounds = report.bounds
@@ -345,7 +345,7 @@ def _print_report(report):
         if getattr(report, rung):
             name, _, value = largest(getattr(report, rung))
             label = {"weights": f"weights after {len(report.steps)} steps", "statistics": "running statistics"}.get(rung, rung)
-            bound = f"{bounds[rung]:.2g}".replace("inf", "not judged") if rung in bounds else "none"
+            bound = f"{bounds[rung]:.2g}" if rung in bounds else "none"
             bound = "not judged" if rung == "weights" and report.judged_steps < len(report.steps) else bound
             table.add_row(label, f"{value:.1e}", name, bound)
     if report.steps:
@@ -372,7 +372,7 @@ def _print_report(report):
         apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
         _console(
             f"This network magnifies rounding: when its weights begin one rounding apart, {one} departs from itself: {apart}. "
-            "Where ten times that is more than the bound of the ladder, it is the bound, up to 1e-6.",
+            f"Where ten times that is more than the bound of the ladder, it is the bound; above {CEILING:g} it says little.",
         )
     if report.steps and report.judged_steps < len(report.steps):
         _console(
@@ -390,8 +390,9 @@ def _print_report(report):
     for line in report.broken:
         _console(Text(f"Bound broken: {line}", style="red"))
     if not report.broken:
-        everything = report.judged_steps == len(report.steps) and math.inf not in bounds.values()
-        judged = "Every bound of the ladder" if everything else "Every bound that was judged"
+        loose = any(10 * value > CEILING for value in report.chaos.values())
+        everything = report.judged_steps == len(report.steps) and not loose
+        judged = "Every bound of the ladder" if everything else "Every bound that says something"
         _console(Text(f"{judged} is kept.", style="green"))
 
 

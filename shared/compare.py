@@ -23,7 +23,7 @@ BOUNDS = {
 
 
 MOMENTUM = 0.9  # of the training runs
-CEILING = 1e-6  # of what a network that magnifies rounding may be held to
+CEILING = 1e-6  # a bound that is more than this, for a network that magnifies rounding, says little
 
 
 class Difference(NamedTuple):
@@ -177,12 +177,8 @@ class Report:
 
     @property
     def bounds(self):
-        """{rung: what may differ by how much}: ten times what the first framework departs from itself, where that is more.
-
-        Infinite where that is more than 1e-6: such a number would say nothing.
-        """
-        found = {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
-        return {rung: np.inf if rung in self.chaos and bound > CEILING else bound for rung, bound in found.items()}
+        """{rung: what may differ by how much}: ten times what the first framework departs from itself, where that is more."""
+        return {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
 
     @property
     def first_diverging_layer(self):
