@@ -385,6 +385,7 @@ def test_data_in_words(files, monkeypatch, capsys):
     _, out, _ = twins("predict small.json --weights w.safetensors --data mine.npz --backend both", monkeypatch, capsys)
     assert out == (
         "small on mine.npz, accuracy on 8 test images: PyTorch 75.00%, Keras 75.00%.\nThe same prediction for all of them.\n"
+        "The data set has 6 classes, the network 10: the same numbers may be other things.\n"
     )
 
 

@@ -228,6 +228,9 @@ def predict(
         print(json.dumps(_finite(found), indent=2))
     elif data:
         _print_accuracy(found)
+        labels, classes = examples.y_test.max() + 1, shapes.layers(described)[-1].shape[0]
+        if labels < classes:
+            _console(f"The data set has {labels:,} classes, the network {classes:,}: the same numbers may be other things.")
     else:
         _print_pictures(found)
     sys.exit(2 if any("error" in picture for picture in found.get("images", [])) else 0)

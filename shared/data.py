@@ -52,7 +52,8 @@ def load(name="digits"):
         return Data(*download(name, cache()))
     known = ["digits", *DOWNLOADS]
     known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
-    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files")
+    where = f"in TWINS_DATA, {folder}" if folder else "in a folder that TWINS_DATA names, which is not set"
+    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")
 
 
 def cache():
