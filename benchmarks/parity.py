@@ -16,8 +16,6 @@ import numpy as np
 import shared
 from shared import coexist, compare, shapes, weights
 
-SIZE = 64  # pixels, for networks that take larger images as well
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -43,7 +41,7 @@ def _differences(packages, spec):
     """The cells of the two last columns."""
     state = weights.randomised(weights.initial(spec))
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((4, spec["input"][0], *_size(spec)))
+    images = generator.standard_normal((4, spec["input"][0], *compare.small(spec, spec["input"][1:])))
     labels = generator.integers(0, shapes.layers(spec)[-1].shape[0], 4)
     engines = []
     for package in packages:
@@ -55,18 +53,6 @@ def _differences(packages, spec):
     apart = compare.chaos(packages[0], spec, state, images, labels)
     rungs = zip(found, ("activations", "gradients"), strict=True)
     return [f"{compare.largest(differences).value:.0e} ({apart[rung]:.0e})" for differences, rung in rungs]
-
-
-def _size(spec):
-    """The spec's own size, or a smaller one where the network takes it."""
-    size = spec["input"][1:]
-    if max(size) > SIZE:
-        try:
-            shapes.layers(spec, (SIZE, SIZE))
-            return SIZE, SIZE
-        except shared.Error:
-            pass
-    return size
 
 
 if __name__ == "__main__":

@@ -318,14 +318,20 @@ def _load(packages, nets, state):
         package.load(net, state)
 
 
-def _training_size(spec, size):
-    """The size of the images to train on, at most 64x64 where the network takes it, and how many make a batch."""
+def small(spec, size):
+    """The size, (height, width), or 64x64 pixels where that is less and the network takes it."""
     if min(size) > 64:
         try:
             shapes.layers(spec, (64, 64))
-            size = (64, 64)
+            return 64, 64
         except Error:
             pass
+    return size
+
+
+def _training_size(spec, size):
+    """The size of the images to train on, and how many make a batch."""
+    size = small(spec, size)
     cost = sum(row.macs for row in shapes.layers(spec, size))
     return size, int(np.clip(1e9 // max(cost, 1), 8, 64))
 
