@@ -3,42 +3,71 @@
 Images come as (batch, channels, height, width), labels as whole numbers; weights and gradients have PyTorch's names.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
 
 import shared
+from shared import weights
 from shared.dropout import kept
 
+from . import optimizers
 from .layers import Dropout, members
-from .optimizers import SGD
-from .weights import state, to_pytorch, variables
+from .network import build
+from .weights import load, state, to_keras, to_pytorch, variables
+
+OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam, "adamw": optimizers.AdamW}
 
 
 class Engine:
-    """A network in training by stochastic gradient descent with momentum, on Keras's TensorFlow backend."""
+    """A network, and in training its optimiser, on Keras's TensorFlow backend.
+
+    `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
+    `seed` is of what dropout drops. With `compiled`, XLA compiles the training step. A network that was built in the scope of
+    a `tf.distribute` strategy trains on all of its devices, each of which takes a share of every batch.
+    """
 
     framework = "Keras"
+    rank, processes = 0, 1
 
-    def __init__(self, net, learning_rate=0.1, momentum=0.9):
+    def __init__(self, net, optimizer=None, seed=0, compiled=False):
         if keras.backend.backend() != "tensorflow":
             raise shared.Error(f"training and gradients need Keras on tensorflow, found {keras.backend.backend()}")
         import tensorflow
 
-        self.net, self.tf = net, tensorflow
+        self.net, self.seed, self.tf = net, seed, tensorflow
         self.dropouts = {name: layer for name, layer in members(net) if isinstance(layer, Dropout)}
         self.passes = 0  # in training mode, which dropout counts
-        self.optimizer = SGD(learning_rate, momentum)
-        self.optimizer.build(net.trainable_variables)
-        self._step = tensorflow.function(self._one_step)
+        self.weights = {name: variable for name, variable in variables(net).items() if variable.trainable}
+        self.slots, self.optimizer = weights.slots(optimizer), None
+        one = tensorflow.distribute.get_strategy()
+        self.strategy = next((getattr(v.value, "distribute_strategy", one) for v in self.weights.values()), one)
+        self.devices = self.strategy.num_replicas_in_sync
+        if optimizer:
+            options = {"momentum": 0.0} | optimizer if optimizer["name"] == "sgd" else dict(optimizer)
+            with self.strategy.scope():
+                self.optimizer = OPTIMIZERS[options.pop("name")](**options)
+                self.optimizer.build(list(self.weights.values()))
+        self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
+        self._steps = self._step if self.devices == 1 else tensorflow.function(self._all_steps)
 
-    def step(self, images, labels):
-        """One training step; returns the mean cross-entropy before it."""
-        return float(self._step(self._tensor(images), ops.convert_to_tensor(labels), self._kept(images)))
+    def step(self, images, labels, learning_rate=None):
+        """One training step; returns the mean cross-entropy before it, and how many of the images were classified right."""
+        if learning_rate is not None:
+            self.optimizer.learning_rate = learning_rate
+        dropped = self._kept(images)
+        if self.devices == 1:
+            loss, right = self._steps(self._tensor(images), ops.convert_to_tensor(labels), dropped)
+        else:
+            shares = (self._shared(self._tensor(images)), self._shared(ops.convert_to_tensor(labels)))
+            loss, right = self._steps(*shares, {name: self._shared(array) for name, array in dropped.items()})
+        return float(loss), int(right)
 
     def loss(self, images, labels):
         """The mean cross-entropy in training mode, in which running statistics move."""
-        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels), self._kept(images)))
+        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels), self._kept(images))[0])
 
     def predict(self, images):
         """Logits in evaluation mode."""
@@ -54,16 +83,36 @@ class Engine:
         As in every pass in training mode, the running statistics of batch norms move.
         """
         dropped, images = self._kept(images), self._tensor(images)
-        weights = {name: v.value for name, v in variables(self.net).items() if v.trainable}
         with self.tf.GradientTape() as tape:
             tape.watch(images)
-            loss = self._loss(images, ops.convert_to_tensor(labels), dropped)
-        found = tape.gradient(loss, {"input": images, **weights}, unconnected_gradients="zero")
+            loss, _ = self._loss(images, ops.convert_to_tensor(labels), dropped)
+        wanted = {"input": images, **{name: variable.value for name, variable in self.weights.items()}}
+        found = tape.gradient(loss, wanted, unconnected_gradients="zero")
         image = self.channels_first(_numpy(found.pop("input")))
         return {"input": image, **{name: to_pytorch(_numpy(gradient)) for name, gradient in found.items()}}
 
     def state(self):
-        return state(self.net)
+        """The weights and, in training, what the optimiser keeps besides, as `shared.weights.slots` names it."""
+        arrays = state(self.net)
+        for slot in self.slots:
+            for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
+                arrays[f"optimizer.{slot}.{name}"] = to_pytorch(_numpy(variable))
+        return arrays
+
+    def load(self, arrays, steps=0):
+        """Take up a run where `state` gave these arrays, after as many steps; without an optimiser's, that begins anew."""
+        load(self.net, {name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
+        self.passes = steps
+        for slot in self.slots:
+            for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
+                array = arrays.get(f"optimizer.{slot}.{name}")
+                variable.assign(np.zeros(variable.shape) if array is None else to_keras(array))
+        if self.optimizer:
+            self.optimizer.iterations.assign(steps)
+
+    def total(self, array):
+        """The sum of an array over all processes, of which there is one."""
+        return array
 
     @staticmethod
     def channels_first(output):
@@ -72,13 +121,21 @@ class Engine:
 
     def _one_step(self, images, labels, dropped):
         with self.tf.GradientTape() as tape:
-            loss = self._loss(images, labels, dropped)
-        weights = self.net.trainable_variables
-        gradients = tape.gradient(loss, [v.value for v in weights], unconnected_gradients="zero")
-        self.optimizer.apply(gradients, weights)
-        return loss
+            loss, right = self._loss(images, labels, dropped)
+            share = loss / self.devices  # the optimiser adds up what all devices give
+        found = tape.gradient(share, [variable.value for variable in self.weights.values()])
+        # A weight that nothing uses has no gradient, and PyTorch leaves it alone: no weight decay either.
+        pairs = [(g, v) for g, v in zip(found, self.weights.values(), strict=True) if g is not None]
+        self.optimizer.apply_gradients(pairs)
+        return loss, right
+
+    def _all_steps(self, images, labels, dropped):
+        loss, right = self.strategy.run(self._one_step, args=(images, labels, dropped))
+        reduce, kinds = self.strategy.reduce, self.tf.distribute.ReduceOp
+        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, right, axis=None)
 
     def _loss(self, images, labels, dropped):
+        """The loss, and how many images are classified right."""
         for name, tensor in dropped.items():
             self.dropouts[name].kept = tensor
         try:
@@ -86,18 +143,57 @@ class Engine:
         finally:
             for layer in self.dropouts.values():
                 layer.kept = None
-        return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+        logits = ops.cast(logits, self.net.variable_dtype)
+        right = ops.sum(ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(labels, "int32")), "int32"))
+        return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)), right
 
     def _kept(self, images):
         """What dropout keeps in the coming pass, for each such layer."""
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        arrays = kept(self.net.spec, rates, images.shape, self.passes)
+        arrays = kept(self.net.spec, rates, images.shape, self.passes, self.seed)
         self.passes += 1
         return {name: self._tensor(array) for name, array in arrays.items()}
+
+    def _shared(self, batch):
+        """Of a batch, each device's share."""
+        devices = self.devices
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: batch[context.replica_id_in_sync_group :: devices]
+        )
 
     def _tensor(self, array):
         array = np.moveaxis(array, 1, -1) if array.ndim == 4 else array
         return ops.convert_to_tensor(array, dtype=self.net.compute_dtype)
+
+
+def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=False, devices=None):
+    """An engine that trains a new network with the optimiser of a recipe, on the GPUs if there are any.
+
+    `precision` is a recipe's, `freeze` names layers that stay as they are, `seed` is of the initial weights and of dropout.
+    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error`.
+    """
+    with _devices(devices):
+        net = build(spec, seed, precision)
+        layers = dict(members(net))
+        for name in freeze:
+            layers[name].trainable = False
+    return Engine(net, optimizer, seed, compiled)
+
+
+def _devices(count):
+    """The scope in which a network is one for many devices."""
+    if not count or count == 1:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and len(gpus) < count:
+        raise shared.Error(f"--devices is {count}, but there are {len(gpus)} GPUs")
+    kind = "GPU" if gpus else "CPU"
+    if not gpus:
+        parts = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+    return tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)]).scope()
 
 
 def _numpy(tensor):

@@ -125,8 +125,9 @@ class BatchNorm(Layer):
         options = {"shape": (in_channels,), "autocast": False}
         self.weight = self.add_weight(initializer="ones", name="weight", **options)
         self.bias = self.add_weight(initializer="zeros", name="bias", **options)
-        self.running_mean = self.add_weight(initializer="zeros", name="running_mean", trainable=False, **options)
-        self.running_var = self.add_weight(initializer="ones", name="running_var", trainable=False, **options)
+        options |= {"trainable": False, "aggregation": "mean"}  # of several devices
+        self.running_mean = self.add_weight(initializer="zeros", name="running_mean", **options)
+        self.running_var = self.add_weight(initializer="ones", name="running_var", **options)
 
     def call(self, x, training=None):
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))  # half precision is too coarse for the statistics

@@ -31,13 +31,17 @@ def load(net, state):
     found = variables(net)
     check(state, {name: _permuted(variable.shape, TO_PYTORCH) for name, variable in found.items()})
     for name, variable in found.items():
-        array = np.asarray(state[name])
-        variable.assign(array.transpose(TO_KERAS[array.ndim]) if array.ndim in TO_KERAS else array)
+        variable.assign(to_keras(np.asarray(state[name])))
 
 
 def to_pytorch(array):
     """A kernel, or the gradient of one, in PyTorch's layout."""
     return np.ascontiguousarray(array.transpose(TO_PYTORCH[array.ndim])) if array.ndim in TO_PYTORCH else array
+
+
+def to_keras(array):
+    """The way back."""
+    return array.transpose(TO_KERAS[array.ndim]) if array.ndim in TO_KERAS else array
 
 
 def _permuted(shape, orders):

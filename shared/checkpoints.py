@@ -13,7 +13,7 @@ import numpy as np
 
 from . import keras_files, shapes, weights
 from .coexist import silence
-from .spec import Error, names
+from .spec import Error, classifier, names, with_classes
 from .spec import load as load_spec
 
 # What other projects call layers that networks here call otherwise. Tried in order, until a name is one of the network's.
@@ -94,6 +94,26 @@ def load(source, spec):
         return fit(arrays, spec)[0]
     except Error as error:
         raise Error(f"{source}: {error}") from None
+
+
+def backbone(source, spec):
+    """The state of a network from a file of any of the `FORMATS`, or of "imagenet", without its classifier if that differs.
+
+    The file may have another number of classes, or no classifier. Raises `Error` where the rest does not fit.
+    """
+    arrays = _published(spec) if str(source) == "imagenet" else read(source)[0]
+    own = shapes.weights(shapes.layers(spec))
+    last = f"{classifier(spec)['name']}.weight"
+    counts = [
+        array.shape[-1 if word else 0]
+        for array, (name, word) in ((a, _renamed(n, own, {})) for n, a in arrays.items())
+        if name == last
+    ]
+    try:
+        state, _ = fit(arrays, with_classes(spec, counts[0]) if counts else headless(spec))
+    except Error as error:
+        raise Error(f"{source}: {error}") from None
+    return {name: array for name, array in state.items() if array.shape == own[name]}
 
 
 def convert(source, destination, network=None):

@@ -127,8 +127,10 @@ def compare(
     state = checkpoints.load(weights, described) if weights else None
     pixels = datasets.picture(image) if image else None
     examples = datasets.load(data)
+    if plot and not steps:
+        raise Error("--plot draws the training, of which --steps 0 leaves none")
     if plot:
-        _check_plot(plot, steps)
+        _check_picture(plot)
     with Console(stderr=True).status("starting PyTorch and TensorFlow") as status:
         packages = _packages()
         report = ladder.run(
@@ -236,6 +238,119 @@ def predict(
     sys.exit(2 if any("error" in picture for picture in found.get("images", [])) else 0)
 
 
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A name, or the path of a recipe ending in .json. Default: digits_residual.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="torch or tf.")] = "torch",
+    out: Annotated[Path | None, typer.Option(help="The folder for what comes of it. Default: a new one under runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a run: its folder or checkpoint, of either backend.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs in all.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="Begin with the weights in a file, or with the word imagenet.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Layers to keep as they are, as layer1,layer2; or backbone.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
+    devices: Annotated[int | None, typer.Option(min=1, help="GPUs for tf, or parts of the CPU. For torch: torchrun.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard, too.")] = False,
+):
+    """Train a network by a recipe, in PyTorch or in Keras; go on with a run in either.
+
+    The folder gets last.safetensors, from which the run can go on, best.safetensors, the weights of the best epoch,
+    network.json, recipe.json, log.jsonl and curves.png. Ctrl-C ends a run with nothing lost.
+    """
+    from . import checkpoints, curves, recipes, training
+
+    if backend not in ("torch", "tf"):
+        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected torch or tf")
+    changes = [*(changes or []), *([f"init={init}"] if init else [])]
+    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze else []
+    checkpoint = training.read(resume) if resume else None
+    if checkpoint:
+        name = checkpoint.recipe["name"]
+        if recipe and recipes.load(recipe)["name"] != name:
+            raise Error(f"{resume}: a checkpoint of a run of {name}, not of {recipe}")
+        described = training.resumed(checkpoint, changes)
+    else:
+        described = recipes.load(recipes.changed(recipes.load(recipe or "digits_residual"), changes))
+    network, data = training.prepare(described)
+    per_epoch = training.steps_per_epoch(described, data)
+    if epochs:
+        length = f"epochs={epochs}" if "epochs" in described else f"steps={epochs * per_epoch}"
+        described = recipes.load(recipes.changed(described, [length]))
+    steps, done = recipes.length(described, per_epoch), checkpoint.step if checkpoint else 0
+    if checkpoint and done >= steps:
+        raise Error(f"{resume}: the run is complete, {done:,} steps; more --epochs than {-(-done // per_epoch)} would go on")
+    state = (
+        checkpoints.backbone(described["init"], spec.load(described["network"])) if "init" in described and not resume else {}
+    )
+    hear = lambda progress: None  # noqa: E731
+    folder = _run_folder(out, resume, f"{described['name']}-{backend}")
+    if tensorboard:
+        hear = curves.tensorboard(folder)
+    with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
+        (package,) = _packages(backend)
+        frozen = recipes.frozen(described, network)
+        engine = package.trainer(
+            network, described["optimizer"], described["precision"], frozen, described["seed"], compiled, devices
+        )
+    if checkpoint:
+        engine.load(checkpoint.arrays, done)
+    elif state:
+        arrays = engine.state()
+        engine.load(arrays | {name: array for name, array in state.items() if array.shape == arrays[name].shape})
+    title = f"{described.get('title', described['name'])}, {engine.framework}"
+    if engine.rank == 0:
+        going_on = f", going on from step {done:,}" if done else ""
+        _console(f"{title}: {steps:,} steps of {described['batch']} images{going_on}, into {folder}")
+    history = _watch(training.run, (engine, described, network, data, folder, checkpoint), done, described["batch"], hear)
+    if engine.rank:
+        return
+    if history:
+        curves.draw({engine.framework: history}, folder / "curves.png", described.get("title", described["name"]))
+
+
+def _run_folder(out, resume, name):
+    """The folder of a run, made where it is not there. A run that is in it already stays: raises `Error`."""
+    if resume and not out:
+        return resume if resume.is_dir() else resume.parent
+    if not out:
+        out, number = Path("runs", name), 1
+        while out.exists():
+            number += 1
+            out = Path("runs", f"{name}-{number}")
+    elif (out / "last.safetensors").exists() and not resume:
+        raise Error(f"{out}: a run is there already; go on with it by --resume {out}, or choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{out}: cannot be made: {error.strerror}") from None
+    return out
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or their logs.")],
+    out: Annotated[Path, typer.Option(help="A file ending in .png, .pdf or .svg.")],
+    label: Annotated[list[str] | None, typer.Option(help="What a run is called, in order. Default: its framework.")] = None,
+    title: Annotated[str, typer.Option(help="What stands above.")] = "",
+):
+    """Draw the losses and test accuracies of several runs into one picture."""
+    from . import curves as pictures
+
+    _check_picture(out)
+    logs = [pictures.read(run) for run in runs]
+    if label and len(label) != len(runs):
+        raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
+    if not label:
+        label = [" and ".join(dict.fromkeys(row["framework"] for row in rows)) for rows in logs]
+        if len({*label}) < len(label):
+            label = [str(run) for run in runs]
+    pictures.draw(dict(zip(label, logs, strict=True)), out, title)
+
+
 def _check_pictures(paths):
     """Find out before the work whether the files are there."""
     folders = [path for path in paths if path.is_dir()]
@@ -263,6 +378,60 @@ def _progress(text, total):
             bar.update(task, speed=f"{speed:.3g} images/s" if speed else "")
 
         yield seen
+
+
+def _watch(run, arguments, done, batch, hear):
+    """Run the training with a bar, and a line an epoch; returns the rows of the log. Ctrl-C ends it after the step."""
+    import signal
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    engine, folder, rows = arguments[0], arguments[4], list(arguments[5].history) if arguments[5] else []
+    pressed = []
+
+    def stop(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    screen = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
+    shown = screen.is_terminal and engine.rank == 0
+    try:
+        with Progress(*columns, console=screen, transient=True, disable=not shown, speed_estimate_period=60) as bar:
+            task = bar.add_task("", total=None, told="", completed=done)
+            for now in run(*arguments, stop=lambda: bool(pressed)):
+                hear(now)
+                speed = bar.tasks[0].speed
+                told = f"loss {now.loss:.4f}  accuracy {now.accuracy:.2%}  {batch * speed if speed else 0:,.0f} images/s"
+                bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", told=told)
+                if now.row:
+                    rows.append(now.row)
+                    if engine.rank == 0:
+                        _print_epoch(now.row)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if engine.rank == 0:
+        _print_run(rows, folder)
+    if pressed and now.step < now.steps:
+        raise Error(f"interrupted after step {now.step:,} of {now.steps:,}; go on with: twins train --resume {folder}")
+    return rows
+
+
+def _print_epoch(row):
+    _console(
+        f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
+        f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}  "
+        f"rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
+    )
+
+
+def _print_run(rows, folder):
+    if rows:
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        _console(f"Best test accuracy {best['test_accuracy']:.2%}, after epoch {best['epoch']}: {folder / 'best.safetensors'}")
 
 
 def _print_accuracy(found):
@@ -431,10 +600,8 @@ def _nan_last(value):
     return math.inf if math.isnan(value) else value
 
 
-def _check_plot(path, steps):
+def _check_picture(path):
     """Find out before the work whether its picture can be drawn after it."""
-    if not steps:
-        raise Error("--plot draws the training, of which --steps 0 leaves none")
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise Error(f"{path}: expected a file ending in .png, .pdf or .svg")
     if not path.parent.is_dir():

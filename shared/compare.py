@@ -90,7 +90,7 @@ def statistics(engines):
 
 
 def states(engines):
-    """Rung 5: all weights and running statistics, after steps of training."""
+    """Rung 5: all weights, running statistics and arrays of the optimiser, after steps of training."""
     return _all(*(engine.state() for engine in engines))
 
 
@@ -295,11 +295,12 @@ def run(
         _load(packages, nets, state)
     control = packages[0].build(spec, dtype=dtype)
     packages[0].load(control, one_rounding_apart(packages[0].state(nets[0]), dtype))
-    control = packages[0].Engine(control, rate, MOMENTUM)
-    engines = [package.Engine(net, rate, MOMENTUM) for package, net in zip(packages, nets, strict=True)]
+    optimizer = {"name": "sgd", "learning_rate": rate, "momentum": MOMENTUM}
+    control = packages[0].Engine(control, optimizer)
+    engines = [package.Engine(net, optimizer) for package, net in zip(packages, nets, strict=True)]
     for number, indices in enumerate(batches, start=1):
         say(f"training, step {number} of {steps}")
-        first, second, other = (e.step(images(indices, size), data.y_train[indices] % classes) for e in (*engines, control))
+        first, second, other = (e.step(images(indices, size), data.y_train[indices] % classes)[0] for e in (*engines, control))
         report.steps.append(Step((first, second), relative(first, second), relative(first, other)))
     report.weights = states(engines)
     say("testing")

@@ -4,6 +4,7 @@ A data set has uint8 images (count, height, width, channels) and whole-number la
 (count, channels, height, width), pixels in [-1, 1] or as the network's spec says.
 """
 
+import functools
 import os
 import warnings
 import zipfile
@@ -114,17 +115,52 @@ def preprocess(images, spec, dtype="float32"):
     are (pixel / scale - mean) / std, channels in the order that "channels" gives. A spec without the key wants [-1, 1].
     With a resize and no crop, images of one batch have to be of one size. Raises `Error` for other channels than 1 or 3.
     """
+    return normalised(pixels(images, spec), spec, dtype)
+
+
+def pixels(images, spec):
+    """The first half of `preprocess`: bytes (count, height, width, channels) of the size and colour that the network takes."""
     channels, *size = spec["input"]
     if channels not in MODES:
         raise Error(f"the network takes {channels} channels; the images have 1 or 3")
-    plain = {"channels": MODES[channels], "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
-    wanted = spec.get("preprocessing", plain)
-    batch = np.stack([_pixels(image, MODES[channels], size, wanted) for image in images])
+    wanted = _wanted(spec)
+    if "resize" not in wanted and isinstance(images, np.ndarray) and images.shape[1:] == (*size, channels):
+        return images
+    return np.stack([_pixels(image, MODES[channels], size, wanted) for image in images])
+
+
+def normalised(batch, spec, dtype="float32"):
+    """The second half of `preprocess`: bytes (count, height, width, channels) to values (count, channels, height, width)."""
+    wanted = _wanted(spec)
     if wanted["channels"] == "BGR":
         batch = batch[..., ::-1]
     batch = batch.transpose(0, 3, 1, 2).astype(dtype, order="C")
     mean, std = (np.array(wanted[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
     return (batch / wanted["scale"] - mean) / std
+
+
+def augmented(batch, seed, step, pad=0, flip=False):
+    """Images (count, height, width, channels) as a training step sees them: a pure function of its arguments.
+
+    Each is framed by `pad` black pixels, a window of its own size is taken from it at random, and with `flip` half of them
+    are mirrored: He et al. 2015, section 4.2.
+    """
+    generator = np.random.default_rng([seed, step, 1])  # the third number: not the order of an epoch
+    count, height, width, _ = batch.shape
+    places = generator.integers(2 * pad + 1, size=(count, 2))
+    mirrored = generator.random(count) < 0.5
+    framed = np.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    found = np.empty_like(batch)
+    for i, (top, left) in enumerate(places):
+        window = framed[i, top : top + height, left : left + width]
+        found[i] = window[:, ::-1] if flip and mirrored[i] else window
+    return found
+
+
+def _wanted(spec):
+    channels = spec["input"][0]
+    plain = {"channels": MODES.get(channels), "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
+    return spec.get("preprocessing", plain)
 
 
 def _pixels(pixels, mode, size, wanted):
@@ -169,4 +205,11 @@ def batch(count, size, step, seed=0):
     """
     size = min(size, count)
     epoch, place = divmod(step, count // size)
-    return np.random.default_rng([seed, epoch]).permutation(count)[place * size : (place + 1) * size]
+    return _order(count, seed, epoch)[place * size : (place + 1) * size]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count, seed, epoch):
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order.flags.writeable = False  # one for all steps of an epoch
+    return order

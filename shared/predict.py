@@ -70,7 +70,7 @@ def pictures(engines, spec, paths, seen=lambda count: None):
             continue
         batch = waiting.setdefault(image.shape, [])
         batch.append((found[-1], image))
-        if len(batch) == _batch_size(spec):
+        if len(batch) == batch_size(spec):
             _classify(engines, waiting.pop(image.shape), names, seen)
     for batch in waiting.values():
         _classify(engines, batch, names, seen)
@@ -84,7 +84,7 @@ def accuracy(engines, spec, images, labels, seen=lambda count: None):
     more images are done.
     """
     predictions = [[] for _ in engines]
-    size = _batch_size(spec)
+    size = batch_size(spec)
     for start in range(0, len(images), size):
         batch = datasets.preprocess(images[start : start + size], spec)
         for found, logits in zip(predictions, _logits(engines, batch), strict=True):
@@ -96,7 +96,7 @@ def accuracy(engines, spec, images, labels, seen=lambda count: None):
     return found
 
 
-def _batch_size(spec):
+def batch_size(spec):
     """Images to a batch: enough that the calls cost little, few enough that the maps of a large network stay small."""
     cost = sum(row.macs for row in shapes.layers(spec))
     return int(np.clip(3e10 // max(cost, 1), 2, 100))

@@ -64,7 +64,7 @@ SHORTCUTS = {
 }
 
 
-def _number(value):
+def number(value):
     return type(value) in (int, float) and 0 < value < math.inf
 
 
@@ -72,25 +72,25 @@ def _counts(values):
     return all(type(v) is int and v > 0 for v in values)
 
 
-def _whole(least):
+def whole(least):
     return lambda v: type(v) is int and v >= least, f"a whole number of at least {least}"
 
 
-def _one_of(*values):
+def one_of(*values):
     return lambda v: v in values and type(v) is type(values[0]), "one of " + ", ".join(json.dumps(v) for v in values)
 
 
 # key: what its value must be, as a test and in words
 VALUES = {
-    **dict.fromkeys("in out kernel stride dilation first_dilation repeat size width groups".split(), _whole(1)),
-    "padding": (lambda v: v == "same" or _whole(0)[0](v), 'a number of pixels, 0 or more, or "same"'),
-    **dict.fromkeys(("bias", "norm", "ceil", "first_activation"), _one_of(True, False)),
-    **dict.fromkeys(("alpha", "beta", "k", "shortcut_scale", "residual_scale"), (_number, "a number above 0")),
-    "eps": (lambda v: _number(v) and v < 1, "a number above 0, below 1"),
+    **dict.fromkeys("in out kernel stride dilation first_dilation repeat size width groups".split(), whole(1)),
+    "padding": (lambda v: v == "same" or whole(0)[0](v), 'a number of pixels, 0 or more, or "same"'),
+    **dict.fromkeys(("bias", "norm", "ceil", "first_activation"), one_of(True, False)),
+    **dict.fromkeys(("alpha", "beta", "k", "shortcut_scale", "residual_scale"), (number, "a number above 0")),
+    "eps": (lambda v: number(v) and v < 1, "a number above 0, below 1"),
     "rate": (lambda v: type(v) in (int, float) and 0 <= v < 1, "a number of at least 0, below 1"),
-    "momentum": (lambda v: _number(v) and v <= 1, "a number above 0, at most 1"),
-    "stride_at": _one_of("conv1", "conv2"),
-    "activation": _one_of("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"),
+    "momentum": (lambda v: number(v) and v <= 1, "a number above 0, at most 1"),
+    "stride_at": one_of("conv1", "conv2"),
+    "activation": one_of("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"),
     "branches": (
         lambda v: type(v) is list and [type(b) is list and len(b) for b in v] == [1, 2, 2, 1] and all(map(_counts, v)),
         "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
@@ -104,17 +104,17 @@ _SPEC_KEYS = {
         lambda v: type(v) is list and len(v) == 3 and _counts(v),
         "[channels, height, width], each a whole number of at least 1",
     ),
-    "parameters": _whole(0),
+    "parameters": whole(0),
     "preprocessing": (lambda v: type(v) is dict, "an object with channels, scale, mean and std"),
-    "classes": _one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
+    "classes": one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
     "weights": (lambda v: type(v) is str, "a text: who publishes weights, and what they call the network"),
     "layers": (lambda v: type(v) is list and v, "a list of layers, at least one"),
 }
 
 _PREPROCESSING_KEYS = {
-    "resize": _whole(1),  # the shorter side, in pixels
-    "crop": _whole(1),  # the side of the square in the centre, in pixels
-    "channels": _one_of("RGB", "BGR", "L"),
+    "resize": whole(1),  # the shorter side, in pixels
+    "crop": whole(1),  # the side of the square in the centre, in pixels
+    "channels": one_of("RGB", "BGR", "L"),
     "scale": (lambda v: _numbers([v]) and v > 0, "a number above 0"),
     "mean": (lambda v: _numbers(v), "a list of numbers, one a channel"),
     "std": (lambda v: _numbers(v) and all(n > 0 for n in v), "a list of numbers above 0, one a channel"),
@@ -159,16 +159,22 @@ def _read(network):
         path = SPECS / f"{path.name}.json"
         if path.stem != str(network) or not path.is_file():
             raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
+    return read_json(path, network), str(network)
+
+
+def read_json(path, called=None):
+    """What a JSON file holds. Raises `Error`, in which it is `called` so, where it cannot be read or has a key twice."""
+    called = called or path
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates), str(network)
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
     except FileNotFoundError:
-        raise Error(f"{network}: there is no such file") from None
+        raise Error(f"{called}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"{network}: cannot be read: {error}") from None
+        raise Error(f"{called}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
-        raise Error(f"{network}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        raise Error(f"{called}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # nested too deep, a number too long, or a key that is there twice
-        raise Error(f"{network}: {error}") from None
+        raise Error(f"{called}: {error}") from None
 
 
 def _no_duplicates(pairs):
@@ -189,7 +195,7 @@ def nearest(word, words):
 def _check(spec):
     if not isinstance(spec, dict):
         raise Error('a spec is a JSON object with "name", "input" and "layers"')
-    _check_keys(spec, "name input layers", "title source parameters preprocessing classes weights", _SPEC_KEYS)
+    check_keys(spec, "name input layers", "title source parameters preprocessing classes weights", _SPEC_KEYS)
     seen = []
     for number, layer in enumerate(spec["layers"], start=1):
         if not isinstance(layer, dict):
@@ -222,7 +228,7 @@ def _check_preprocessing(spec):
     from . import shapes
 
     given, channels = spec["preprocessing"], spec["input"][0]
-    _check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
+    check_keys(given, "channels scale mean std", "resize crop", _PREPROCESSING_KEYS)
     for key in ("channels", "mean", "std"):
         if len(given[key]) != channels:
             raise Error(f"{key!r} is {json.dumps(given[key])}, but the input has {channels} channels")
@@ -236,7 +242,8 @@ def _check_preprocessing(spec):
             raise Error(f"'crop' is {crop}, which the network does not take: {error}") from None
 
 
-def _check_keys(given, needed, optional, values):
+def check_keys(given, needed, optional, values):
+    """Raise `Error` for a key that is unknown or missing, or whose value fails its test; `values` is {key: (test, words)}."""
     needed, optional = needed.split(), optional.split()
     for key in given:
         if key not in needed + optional:
@@ -263,7 +270,7 @@ def _check_layer(layer):
     if "name" not in layer:
         raise Error("the key 'name' is missing")
     shortcuts = SHORTCUTS.get(layer["type"], ())
-    _check_keys(options, needed, optional, VALUES | {"shortcut": _one_of(*shortcuts)} if shortcuts else VALUES)
+    check_keys(options, needed, optional, VALUES | {"shortcut": one_of(*shortcuts)} if shortcuts else VALUES)
     if layer["type"] in BLOCKS and layer.get("padding", "same") != "same":
         raise Error(f"'padding' is {layer['padding']}, expected \"same\", or no such key for symmetric padding")
 
@@ -302,3 +309,21 @@ def unroll(spec):
         chain.append(Layer(f"{name}.0", kind, sizes, options))
         chain += [Layer(f"{name}.{i}", kind, [sizes[1], sizes[1]], others) for i in range(1, repeat)]
     return chain
+
+
+def with_classes(spec, count):
+    """The spec of the network with another number of classes: its last layer with weights has as many outputs."""
+    last = classifier(spec)
+    if last["out"] == count:
+        return spec
+    kept = {key: value for key, value in spec.items() if key not in ("parameters", "classes", "weights", "source")}
+    layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
+    return load(kept | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+
+
+def classifier(spec):
+    """The last layer with weights, a linear one or a convolution. Raises `Error` where there is no such."""
+    last = next((layer for layer in reversed(spec["layers"]) if "out" in layer), None)
+    if not last or last["type"] not in ("linear", "conv"):
+        raise Error(f"{spec['name']} does not end in a linear layer or a convolution, so it has no classifier")
+    return last

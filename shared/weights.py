@@ -5,12 +5,13 @@ linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_
 """
 
 import contextlib
+import json
 import os
 import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from . import shapes
@@ -86,10 +87,31 @@ def check(state, expected):
         raise Error("\n  ".join(["the weights do not fit the network:", *wrong]))
 
 
-def save(path, state):
-    """Write a state as safetensors."""
+def slots(optimizer):
+    """The names of the arrays that the optimiser of a recipe, or none, keeps for each weight: PyTorch's.
+
+    In a state they are "optimizer.SLOT.NAME OF THE WEIGHT", in the layout of the weight.
+    """
+    if not optimizer or (optimizer["name"] == "sgd" and not optimizer.get("momentum")):
+        return ()
+    return ("momentum_buffer",) if optimizer["name"] == "sgd" else ("exp_avg", "exp_avg_sq")
+
+
+def save(path, state, about=None):
+    """Write a state as safetensors, with something that JSON can hold `about` it."""
+    metadata = {"twins": json.dumps(about)} if about else None
     with aside(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, temporary)
+        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, temporary, metadata)
+
+
+def about(path):
+    """What `save` wrote about the state in a file, or None. Raises `Error` for a file that is no complete safetensors file."""
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+        return json.loads(metadata["twins"]) if "twins" in metadata else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise Error(f"{path}: not a complete safetensors file: {error}") from None
 
 
 @contextlib.contextmanager
@@ -106,6 +128,12 @@ def aside(path):
     except (OSError, RuntimeError, SafetensorError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def tidy(path):
+    """Remove what a process that was killed while it was writing `path` has left beside it."""
+    for temporary in Path(path).parent.glob(f".*.{Path(path).name}"):
         temporary.unlink(missing_ok=True)
 
 

@@ -4,8 +4,8 @@ from shared import coexist
 
 coexist.prepare("tensorflow")
 
-from .engine import Engine  # noqa: E402
+from .engine import Engine, trainer  # noqa: E402
 from .network import Network, build  # noqa: E402
 from .weights import load, state  # noqa: E402
 
-__all__ = ["Engine", "Network", "build", "load", "state"]
+__all__ = ["Engine", "Network", "build", "load", "state", "trainer"]

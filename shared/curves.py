@@ -1,0 +1,79 @@
+"""What runs of training look like: their curves in one picture, and as TensorBoard shows them."""
+
+import json
+from pathlib import Path
+
+from .spec import Error
+from .weights import aside
+
+KINDS = (".png", ".pdf", ".svg")
+
+
+def read(run):
+    """The rows of a run's log, one an epoch, from its folder or the path of the log. Raises `Error` where it cannot be read."""
+    path = Path(run)
+    if path.is_dir():
+        path = path / "log.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [{key: row[key] for key in (*row, "epoch", "loss", "test_loss", "test_accuracy", "framework")} for row in rows]
+    except FileNotFoundError:
+        raise Error(f"{path}: there is no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Error(f"{path}: not the log of a run: {error}") from None
+    if not rows:
+        raise Error(f"{path}: the log of a run whose first epoch is not done")
+    return rows
+
+
+def draw(runs, path, title=""):
+    """Draw losses and test accuracies of runs, {label: rows of its log}, into a file ending in one of the `KINDS`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (losses, accuracies) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for number, (label, rows) in enumerate(runs.items()):
+        epochs = [row["epoch"] for row in rows]
+        # Curves may lie on one another: the first is broad and pale, the others are drawn over it.
+        look = {"color": f"C{number}", "linewidth": 1.4 if number else 5, "alpha": 1 if number else 0.4}
+        marker = {"marker": "o", "markersize": 3} if len(epochs) < 40 else {}
+        losses.plot(epochs, [row["loss"] for row in rows], label=f"{label}, training", **look, **marker)
+        losses.plot(epochs, [row["test_loss"] for row in rows], label=f"{label}, test", linestyle=":", **look)
+        accuracies.plot(epochs, [100 * row["test_accuracy"] for row in rows], label=label, **look, **marker)
+    losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
+    for axes in (losses, accuracies):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    with aside(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
+
+
+def tensorboard(folder):
+    """What hears of a run's `Progress` and writes it for TensorBoard. Raises `Error` where that is not installed."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        raise Error("--tensorboard needs TensorBoard: pip install tensorboard") from None
+    import time
+
+    writer = EventFileWriter(str(folder))
+
+    def hear(progress):
+        values = {"loss": progress.loss, "accuracy": progress.accuracy}
+        if progress.row:
+            values = {f"epoch/{key}": value for key, value in progress.row.items() if isinstance(value, float)}
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        writer.add_event(Event(wall_time=time.time(), step=progress.step, summary=summary))
+        if progress.row:
+            writer.flush()
+
+    return hear
