@@ -9,11 +9,10 @@ from keras import ops
 class Optimizer(keras.optimizers.Optimizer):
     """What the optimisers here share: a rate that is float64, and weight decay as PyTorch's.
 
-    Keras keeps the rate as float32, which parts two float64 runs at the eighth digit: 0.05 becomes 0.0500000007. (A
-    `LearningRateSchedule` still gives float32.) `slots` is {PyTorch's name: variables}, in the order of the weights.
+    Keras keeps the rate as float32, and on TensorFlow the weight decay, which parts two float64 runs at the eighth digit:
+    0.05 becomes 0.0500000007. (A `LearningRateSchedule` still gives float32.) Weight decay is a part of the gradient here;
+    Keras has AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights.
     """
-
-    decoupled = False  # whether weight decay is AdamW's; else a part of the gradient: Keras has AdamW's for all optimisers
 
     def __init__(self, learning_rate, **options):
         super().__init__(learning_rate=learning_rate, **options)
@@ -28,16 +27,12 @@ class Optimizer(keras.optimizers.Optimizer):
     def slot(self, name, variable):
         return self.slots[name][self._get_variable_index(variable)]
 
-    def gradient(self, gradient, variable):
-        """The gradient in the variable's precision, with the coupled weight decay."""
-        gradient = ops.cast(gradient, variable.dtype)
-        if self.weight_decay and not self.decoupled and self._use_weight_decay(variable):
-            gradient += self.weight_decay * variable
-        return gradient
+    def decay(self, variable):
+        """What weight decay adds to the gradient of a variable."""
+        return self.weight_decay * variable if self.weight_decay and self._use_weight_decay(variable) else 0
 
     def _apply_weight_decay(self, variables):
-        if self.decoupled:
-            super()._apply_weight_decay(variables)
+        """Keras's own, which `decay` takes the place of."""
 
 
 @keras.saving.register_keras_serializable("resnet_twins")
@@ -59,7 +54,7 @@ class SGD(Optimizer):
             self.add_slots(variables, "momentum_buffer")
 
     def update_step(self, gradient, variable, learning_rate):
-        step = gradient = self.gradient(gradient, variable)
+        step = gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
         if self.momentum:
             buffer = self.slot("momentum_buffer", variable)
             step = self.momentum * buffer + gradient
@@ -87,7 +82,7 @@ class Adam(Optimizer):
         self.add_slots(variables, "exp_avg", "exp_avg_sq")
 
     def update_step(self, gradient, variable, learning_rate):
-        gradient = self.gradient(gradient, variable)
+        gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
         mean, square = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
         self.assign(mean, mean + (1 - self.betas[0]) * (gradient - mean))
         self.assign(square, self.betas[1] * square + (1 - self.betas[1]) * gradient * gradient)
@@ -105,7 +100,12 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay, as `torch.optim.AdamW`: before the step, w = w - rate decay w."""
 
-    decoupled = True
-
     def __init__(self, learning_rate=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, name="adamw", **options):
         super().__init__(learning_rate, betas, eps, weight_decay, name, **options)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * super().decay(variable))
+        super().update_step(gradient, variable, learning_rate)
+
+    def decay(self, variable):
+        return 0

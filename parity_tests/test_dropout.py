@@ -52,8 +52,11 @@ def alone(rate, size=(50, 40)):
     return {"name": "alone", "input": [1, *size], "layers": [{"name": "drop", "type": "dropout", "rate": rate}]}
 
 
-def new_engines(spec=SPEC, dtype="float64", **options):
-    return [package.Engine(package.build(spec, dtype=dtype), **options) for package in (torch_impl, keras_impl)]
+SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
+
+
+def new_engines(spec=SPEC, dtype="float64", seed=0):
+    return [package.Engine(package.build(spec, dtype=dtype), SGD, seed) for package in (torch_impl, keras_impl)]
 
 
 def in_training(net, images):
@@ -146,10 +149,11 @@ def test_engines_drop_the_same_and_another_each_pass():
 
 def test_engines_train_alike():
     """Also where TensorFlow has traced the step: what is kept comes anew each time, for batches of another size too."""
-    engines = new_engines(learning_rate=0.05)
+    engines = new_engines()
     for number in range(6):
         images, labels = (IMAGES, LABELS) if number < 4 else (IMAGES[:2], LABELS[:2])
-        ours, theirs = (engine.step(images, labels) for engine in engines)
+        (ours, right), (theirs, same) = (engine.step(images, labels) for engine in engines)
+        assert right == same
         assert compare.relative(ours, theirs) <= BOUNDS["losses"], number
     ours, theirs = (engine.loss(IMAGES, LABELS) for engine in engines)
     assert compare.relative(ours, theirs) <= BOUNDS["losses"]
@@ -189,7 +193,7 @@ def test_states_have_nothing_of_dropout():
 
 
 def test_keras_files_round_trip(tmp_path):
-    engine = keras_impl.Engine(keras_impl.build(SPEC, dtype="float64"))
+    engine = keras_impl.Engine(keras_impl.build(SPEC, dtype="float64"), SGD)
     engine.step(IMAGES, LABELS)
     engine.net.save(tmp_path / "x.keras")
     engine.net.save_weights(tmp_path / "x.weights.h5")
@@ -203,7 +207,7 @@ def test_keras_files_round_trip(tmp_path):
 def test_keras_fit_drops():
     """Also where an engine has trained the network before."""
     net = keras_impl.build(LINEAR)
-    keras_impl.Engine(net).step(IMAGES, LABELS)
+    keras_impl.Engine(net, SGD).step(IMAGES, LABELS)
     net.compile(keras_impl.SGD(1e-30), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = net.fit(np.moveaxis(IMAGES, 1, -1), LABELS, epochs=4, verbose=0).history
     assert len(set(history["loss"])) == 4

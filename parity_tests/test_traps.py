@@ -52,10 +52,12 @@ def old_share(self, running, new):
 
 
 def keras_momentum(self, gradient, variable, learning_rate):
-    velocity = self.velocities[self._get_variable_index(variable)]
-    velocity.assign(self.momentum * velocity + (1 - self.momentum) * gradient)
-    variable.assign(variable - ops.cast(learning_rate, variable.dtype) * velocity)
+    velocity = self.slot("momentum_buffer", variable)
+    self.assign(velocity, self.momentum * velocity + (1 - self.momentum) * gradient)
+    self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * velocity)
 
+
+OPTIMIZER = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
 
 # trap: (class, method, the naive one, rung, what diverges first)
 TRAPS = {
@@ -76,7 +78,7 @@ def first_beyond_its_bound():
     for package in (torch_impl, keras_impl):
         net = package.build(POOLED, dtype="float64")
         package.load(net, state)
-        engines.append(package.Engine(net))
+        engines.append(package.Engine(net, OPTIMIZER))
     images, labels = np.random.default_rng(0).standard_normal((3, 3, 20, 20)), np.array([1, 2, 3])
     found = {"activations": compare.activations(engines, images)}
     found["gradients"] = compare.gradients(engines, images, labels)

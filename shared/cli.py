@@ -1,6 +1,7 @@
 """The command `twins`. What looks things up imports neither framework, so that it is quick."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -286,10 +287,9 @@ def train(
     state = (
         checkpoints.backbone(described["init"], spec.load(described["network"])) if "init" in described and not resume else {}
     )
-    hear = lambda progress: None  # noqa: E731
+    if tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise Error("--tensorboard needs TensorBoard: pip install tensorboard")
     folder = _run_folder(out, resume, f"{described['name']}-{backend}")
-    if tensorboard:
-        hear = curves.tensorboard(folder)
     with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
         (package,) = _packages(backend)
         frozen = recipes.frozen(described, network)
@@ -305,6 +305,7 @@ def train(
     if engine.rank == 0:
         going_on = f", going on from step {done:,}" if done else ""
         _console(f"{title}: {steps:,} steps of {described['batch']} images{going_on}, into {folder}")
+    hear = curves.tensorboard(folder) if tensorboard and engine.rank == 0 else lambda progress: None
     history = _watch(training.run, (engine, described, network, data, folder, checkpoint), done, described["batch"], hear)
     if engine.rank:
         return

@@ -74,12 +74,7 @@ def gradients(engines, images, labels):
     is computed is rounding noise, as large as itself in the other framework.
     """
     ours, theirs = (engine.gradients(images, labels) for engine in engines)
-    scales = {}
-    for name in ours:
-        kernel = name.removesuffix("bias") + "weight"
-        if name.endswith(".bias") and np.ndim(ours.get(kernel)) == 4:
-            scales[name] = max(ours[name], ours[kernel], key=np.linalg.norm)
-    return _all(ours, theirs, scales)
+    return _all(ours, theirs, _kernels(ours))
 
 
 def statistics(engines):
@@ -90,8 +85,26 @@ def statistics(engines):
 
 
 def states(engines):
-    """Rung 5: all weights, running statistics and arrays of the optimiser, after steps of training."""
-    return _all(*(engine.state() for engine in engines))
+    """Rung 5: all weights, running statistics and arrays of the optimiser, after steps of training.
+
+    What the optimiser keeps of the bias of a convolution is measured as its gradient is, for the same reason.
+    """
+    return between(*(engine.state() for engine in engines))
+
+
+def between(ours, theirs):
+    """As `states`, of two states."""
+    return _all(ours, theirs, _kernels({name: array for name, array in ours.items() if name.startswith("optimizer.")}))
+
+
+def _kernels(arrays):
+    """{name of the bias of a convolution: its own array or the kernel's, whichever is larger}."""
+    found = {}
+    for name, array in arrays.items():
+        kernel = arrays.get(name.removesuffix("bias") + "weight")
+        if name.endswith(".bias") and np.ndim(kernel) == 4:
+            found[name] = max(array, kernel, key=np.linalg.norm)
+    return found
 
 
 def _all(ours, theirs, scales=None):

@@ -1,8 +1,10 @@
 """What runs of training look like: their curves in one picture, and as TensorBoard shows them."""
 
 import json
+import time
 from pathlib import Path
 
+from .coexist import silence
 from .spec import Error
 from .weights import aside
 
@@ -56,14 +58,11 @@ def draw(runs, path, title=""):
 
 
 def tensorboard(folder):
-    """What hears of a run's `Progress` and writes it for TensorBoard. Raises `Error` where that is not installed."""
-    try:
+    """What hears of a run's `Progress` and writes it for TensorBoard, which has to be installed."""
+    with silence():  # it loads TensorFlow where that is there
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        raise Error("--tensorboard needs TensorBoard: pip install tensorboard") from None
-    import time
 
     writer = EventFileWriter(str(folder))
 

@@ -102,7 +102,7 @@ class Engine:
         for slot in self.slots:
             for name, weight in self.weights.items():
                 known = self.optimizer.state.get(weight, {}).get(slot)  # nothing before the first step, or without a gradient
-                arrays[f"optimizer.{slot}.{name}"] = _numpy(torch.zeros_like(weight) if known is None else known)
+                arrays[f"optimizer.{slot}.{name}"] = _numpy(torch.zeros_like(weight) if known is None else known.clone())
         return arrays
 
     def load(self, arrays, steps=0):
@@ -185,6 +185,8 @@ def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=Fa
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in freeze:
         net.get_submodule(name).requires_grad_(False)
+    if precision != "float64":
+        net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     return Engine(net, optimizer, seed, precision == "mixed_bfloat16", compiled)
