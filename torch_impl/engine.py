@@ -47,10 +47,7 @@ class Engine:
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
                 unused = any(layer.get("shortcut") == "unused" for layer in net.spec["layers"])
-                # Its way with the buffers is to take the first process's; `_average` makes of them what Keras does.
-                self._net = torch.nn.parallel.DistributedDataParallel(
-                    self._net, broadcast_buffers=False, find_unused_parameters=unused
-                )
+                self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
 
     def step(self, images, labels, learning_rate=None):
         """One training step; returns the mean cross-entropy before it, and how many of the images were classified right."""
