@@ -4,6 +4,7 @@ Images come as (batch, channels, height, width), labels as whole numbers; weight
 """
 
 import contextlib
+import threading
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ class Engine:
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` is of what dropout drops. With `compiled`, XLA compiles the training step. A network that was built in the scope of
-    a `tf.distribute` strategy trains on all of its devices, each of which takes a share of every batch.
+    a `tf.distribute` strategy trains on all of its devices, each of which takes one of the `shares` of every batch.
     """
 
     framework = "Keras"
@@ -44,21 +45,21 @@ class Engine:
         self.slots, self.optimizer = weights.slots(optimizer), None
         one = tensorflow.distribute.get_strategy()
         self.strategy = next((getattr(v.value, "distribute_strategy", one) for v in self.weights.values()), one)
-        self.devices = self.strategy.num_replicas_in_sync
+        self.shares = self.strategy.num_replicas_in_sync
         if optimizer:
             options = {"momentum": 0.0} | optimizer if optimizer["name"] == "sgd" else dict(optimizer)
             with self.strategy.scope():
                 self.optimizer = OPTIMIZERS[options.pop("name")](**options)
                 self.optimizer.build(list(self.weights.values()))
         self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
-        self._steps = self._step if self.devices == 1 else tensorflow.function(self._all_steps)
+        self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
 
     def step(self, images, labels, learning_rate=None):
         """One training step; returns the mean cross-entropy before it, and how many of the images were classified right."""
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
         dropped = self._kept(images)
-        if self.devices == 1:
+        if self.shares == 1:
             loss, right = self._steps(self._tensor(images), ops.convert_to_tensor(labels), dropped)
         else:
             shares = (self._shared(self._tensor(images)), self._shared(ops.convert_to_tensor(labels)))
@@ -122,7 +123,7 @@ class Engine:
     def _one_step(self, images, labels, dropped):
         with self.tf.GradientTape() as tape:
             loss, right = self._loss(images, labels, dropped)
-            share = loss / self.devices  # the optimiser adds up what all devices give
+            share = loss / self.shares  # the optimiser adds up what all devices give
         found = tape.gradient(share, [variable.value for variable in self.weights.values()])
         # A weight that nothing uses has no gradient, and PyTorch leaves it alone: no weight decay either.
         pairs = [(g, v) for g, v in zip(found, self.weights.values(), strict=True) if g is not None]
@@ -137,12 +138,12 @@ class Engine:
     def _loss(self, images, labels, dropped):
         """The loss, and how many images are classified right."""
         for name, tensor in dropped.items():
-            self.dropouts[name].kept = tensor
+            self.dropouts[name].kept[threading.get_ident()] = tensor
         try:
             logits = self.net(images, training=True)
         finally:
             for layer in self.dropouts.values():
-                layer.kept = None
+                layer.kept.pop(threading.get_ident(), None)
         logits = ops.cast(logits, self.net.variable_dtype)
         right = ops.sum(ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(labels, "int32")), "int32"))
         return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)), right
@@ -156,9 +157,8 @@ class Engine:
 
     def _shared(self, batch):
         """Of a batch, each device's share."""
-        devices = self.devices
         return self.strategy.experimental_distribute_values_from_function(
-            lambda context: batch[context.replica_id_in_sync_group :: devices]
+            lambda context: batch[context.replica_id_in_sync_group :: self.shares]
         )
 
     def _tensor(self, array):

@@ -6,6 +6,7 @@ Kernels are (height, width, in, out) and (in, out).
 
 import contextlib
 import math
+import threading
 
 import keras
 from keras import ops
@@ -166,14 +167,18 @@ class LocalResponseNorm(Layer):
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same."""
+    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same.
+
+    `kept` is {thread: array}: each of several devices has a thread, and they take turns within a pass.
+    """
 
     def __init__(self, rate):
         super().__init__(rate)
-        self.kept = None
+        self.kept = {}
 
     def call(self, x, training=None):
-        return super().call(x, training) if self.kept is None or not training else x * self.kept
+        kept = self.kept.get(threading.get_ident()) if training else None
+        return super().call(x, training) if kept is None else x * kept
 
 
 class ScaledTanh(Layer):

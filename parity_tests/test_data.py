@@ -137,3 +137,33 @@ def test_a_picture(tmp_path):
         data.picture(tmp_path / "text.png")
     with pytest.raises(shared.Error, match="none.png: there is no such file"):
         data.picture(tmp_path / "none.png")
+
+
+def test_augmented():
+    images = np.random.default_rng(0).integers(1, 256, (64, 8, 6, 3)).astype(np.uint8)
+    found = data.augmented(images, 3, 7, pad=2, flip=True)
+    assert found.shape == images.shape and found.dtype == np.uint8
+    assert np.array_equal(found, data.augmented(images, 3, 7, pad=2, flip=True))
+    assert not np.array_equal(found, data.augmented(images, 3, 8, pad=2, flip=True))
+    assert not np.array_equal(found, data.augmented(images, 4, 7, pad=2, flip=True))
+    framed = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    places, mirrored = set(), 0
+    for image, frame in zip(found, framed, strict=True):
+        windows = {(i, j, m): frame[i : i + 8, j : j + 6][:, :: 1 - 2 * m] for i in range(5) for j in range(5) for m in (0, 1)}
+        where = [place for place, window in windows.items() if np.array_equal(window, image)]
+        assert len(where) == 1
+        places.add(where[0][:2])
+        mirrored += where[0][2]
+    assert len(places) > 15 and 20 < mirrored < 44
+    assert np.array_equal(data.augmented(images, 3, 7), images)
+
+
+def test_pixels_and_their_values():
+    images = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3)).astype(np.uint8)
+    spec = {"input": [3, 9, 7], "preprocessing": {"channels": "BGR", "scale": 2, "mean": [1, 2, 3], "std": [1, 2, 4]}}
+    assert data.pixels(images, spec) is images  # nothing to do
+    values = data.normalised(images, spec, "float64")
+    assert values.shape == (5, 3, 9, 7) and values[2, 0, 4, 1] == images[2, 4, 1, 2] / 2 - 1
+    assert values[2, 2, 4, 1] == (images[2, 4, 1, 0] / 2 - 3) / 4
+    assert np.array_equal(data.preprocess(images, spec, "float64"), values)
+    assert data.pixels(images, {"input": [1, 4, 5]}).shape == (5, 4, 5, 1)

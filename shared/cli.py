@@ -35,7 +35,8 @@ def main():
     try:
         app()
     except Error as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {error}")
+        if not int(os.environ.get("RANK", 0)):  # once, of several processes
+            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {error}")
         sys.exit(2)
 
 
@@ -266,6 +267,8 @@ def train(
 
     if backend not in ("torch", "tf"):
         raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected torch or tf")
+    if devices and backend == "torch":
+        raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m shared.cli train …")
     changes = [*(changes or []), *([f"init={init}"] if init else [])]
     changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze else []
     checkpoint = training.read(resume) if resume else None
@@ -276,7 +279,7 @@ def train(
         described = training.resumed(checkpoint, changes)
     else:
         described = recipes.load(recipes.changed(recipes.load(recipe or "digits_residual"), changes))
-    network, data = training.prepare(described)
+    network, data = training.prepare(described, checkpoint and checkpoint.spec)
     per_epoch = training.steps_per_epoch(described, data)
     if epochs:
         length = f"epochs={epochs}" if "epochs" in described else f"steps={epochs * per_epoch}"
@@ -293,8 +296,9 @@ def train(
     with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
         (package,) = _packages(backend)
         frozen = recipes.frozen(described, network)
+        options = {"devices": devices} if devices else {}
         engine = package.trainer(
-            network, described["optimizer"], described["precision"], frozen, described["seed"], compiled, devices
+            network, described["optimizer"], described["precision"], frozen, described["seed"], compiled, **options
         )
     if checkpoint:
         engine.load(checkpoint.arrays, done)
@@ -317,12 +321,14 @@ def _run_folder(out, resume, name):
     """The folder of a run, made where it is not there. A run that is in it already stays: raises `Error`."""
     if resume and not out:
         return resume if resume.is_dir() else resume.parent
+    if int(os.environ.get("RANK", 0)):  # of several processes, the first writes
+        return out
     if not out:
         out, number = Path("runs", name), 1
         while out.exists():
             number += 1
             out = Path("runs", f"{name}-{number}")
-    elif (out / "last.safetensors").exists() and not resume:
+    elif (out / "last.safetensors").exists():
         raise Error(f"{out}: a run is there already; go on with it by --resume {out}, or choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -53,12 +53,13 @@ def _words(value):
 
 # key: what its value must be, as a test and in words
 _VALUES = {
-    **dict.fromkeys(("name", "title", "source", "network", "data", "init"), (lambda v: type(v) is str and v, "a text")),
+    **dict.fromkeys(("name", "title", "source", "data", "init"), (lambda v: type(v) is str and v, "a text")),
     **dict.fromkeys(("batch", "epochs", "steps", "every"), whole(1)),
     **dict.fromkeys(("seed", "pad"), whole(0)),
     **dict.fromkeys(("preprocessing", "augmentation"), (lambda v: type(v) is dict, "an object")),
     **dict.fromkeys(("optimizer", "schedule"), (lambda v: type(v) is dict, 'an object with a "name"')),
     **dict.fromkeys(("flip", "nesterov"), one_of(True, False)),
+    "network": (lambda v: type(v) in (str, dict) and v, "a name, the path of a spec, or a spec"),
     "precision": one_of(*PRECISIONS),
     "classes": (lambda v: whole(2)[0](v) or _groups(v), "a number of at least 2, or for each class a list of labels"),
     "freeze": (_words, f'a list of layers, or ["{BACKBONE}"]'),
@@ -143,7 +144,9 @@ def _check(recipe):
         raise Error("expected either the key 'epochs' or the key 'steps'")
     for part, kinds in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
         options = dict(recipe[part])
-        name = options.pop("name", None)
+        if "name" not in options:
+            raise Error(f"{part}: the key 'name' is missing; expected one of {', '.join(kinds)}")
+        name = options.pop("name")
         if name not in kinds:
             raise Error(f"{part}: 'name' is {json.dumps(name)}{nearest(name, kinds)}; expected {', '.join(kinds)}")
         _part(part, options, *kinds[name])

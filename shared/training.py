@@ -41,9 +41,12 @@ class Checkpoint(NamedTuple):
     history: list[dict]  # the lines of the log
 
 
-def prepare(recipe):
-    """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` where they do not fit."""
-    spec = recipes.network(recipe)
+def prepare(recipe, spec=None):
+    """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` where they do not fit.
+
+    A run that goes on gives its spec: a file of that name may have changed.
+    """
+    spec = spec or recipes.network(recipe)
     data = datasets.load(recipe["data"])
     if isinstance(recipe.get("classes"), list):
         data = _of_classes(data, recipe)
@@ -88,6 +91,10 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
     a checkpoint and ends. Raises `Error` for a loss that is no number and for what cannot be written: the last checkpoint
     stays.
     """
+    if recipe["batch"] % engine.shares:
+        raise Error(
+            f"'batch' is {recipe['batch']}, expected a multiple of {engine.shares}, of which each device takes its share"
+        )
     folder, per_epoch = Path(folder), steps_per_epoch(recipe, data)
     steps = recipes.length(recipe, per_epoch)
     step, sums, history = 0, [0.0, 0, 0, 0.0], []

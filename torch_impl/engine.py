@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-import shared
 from shared import weights
 from shared.dropout import kept
 
@@ -27,7 +26,8 @@ class Engine:
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` is of what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
     `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
-    statistics and normalises by them. Between processes that torchrun has started, each takes a share of every batch.
+    statistics and normalises by them. Of several processes
+    that torchrun has started, each takes one of the `shares` of every batch.
     """
 
     framework = "PyTorch"
@@ -37,7 +37,8 @@ class Engine:
         self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
         self.frozen = [m for m in net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
         self.passes = 0  # in training mode, which dropout counts
-        self.rank, self.processes = 0, 1
+        self.rank = 0  # of `processes`
+        self.processes = self.shares = 1
         self._net = torch.compile(net) if compiled else net
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.slots, self.optimizer = weights.slots(optimizer), None
@@ -46,6 +47,7 @@ class Engine:
             self.optimizer = OPTIMIZERS[optimizer["name"]](self.weights.values(), optimizer["learning_rate"], **options)
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
+                self.shares = self.processes
                 unused = any(layer.get("shortcut") == "unused" for layer in net.spec["layers"])
                 self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
 
@@ -59,11 +61,11 @@ class Engine:
         loss.backward()
         self.optimizer.step()
         right = int((logits.argmax(1).cpu().numpy() == self._share(labels)).sum())
-        if self.processes == 1:
+        if self.shares == 1:
             return loss.item(), right
         self._average()
         total = self.total(np.array([loss.item(), right]))
-        return float(total[0]) / self.processes, int(total[1])
+        return float(total[0]) / self.shares, int(total[1])
 
     def loss(self, images, labels):
         """The mean cross-entropy in training mode, in which running statistics move."""
@@ -117,7 +119,7 @@ class Engine:
 
     def total(self, array):
         """The sum of an array over all processes."""
-        if self.processes == 1:
+        if self.shares == 1:
             return array
         tensor = torch.from_numpy(np.array(array, np.float64)).to(next(self.net.parameters()).device)
         distributed.all_reduce(tensor)
@@ -148,7 +150,7 @@ class Engine:
         return F.cross_entropy(logits, torch.from_numpy(self._share(labels)).to(images.device)), logits
 
     def _share(self, batch):
-        return batch[self.rank :: self.processes] if self.processes > 1 else batch
+        return batch[self.rank :: self.shares] if self.shares > 1 else batch
 
     def _average(self):
         """Make the running statistics the mean of all processes', as Keras does with several devices."""
@@ -157,7 +159,7 @@ class Engine:
             vector = torch.cat([buffer.flatten() for buffer in buffers])
             distributed.all_reduce(vector)
             for buffer, mean in zip(buffers, vector.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.copy_(mean.view_as(buffer) / self.processes)
+                buffer.copy_(mean.view_as(buffer) / self.shares)
 
     def _autocast(self):
         device = next(self.net.parameters()).device.type
@@ -167,16 +169,12 @@ class Engine:
         return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
 
 
-def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=False, devices=None):
+def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=False):
     """An engine that trains a new network with the optimiser of a recipe, on the GPU if there is one.
 
     `precision` is a recipe's, `freeze` names layers that stay as they are, `seed` is of the initial weights and of dropout.
-    In a process of several that torchrun has started, the engine is one of as many. Raises `shared.Error`.
+    In a process of several that torchrun has started, the engine is one of as many.
     """
-    if devices:
-        raise shared.Error(
-            "--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node N -m shared.cli train RECIPE"
-        )
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     net = build(spec, seed, "float64" if precision == "float64" else "float32")

@@ -1,0 +1,436 @@
+"""Runs of training: that they go on as if nothing had been, in either framework, and what becomes of a user's mistakes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_impl
+import shared
+import torch_impl
+from shared import checkpoints, compare, curves, data, recipes, training, weights
+
+BOUNDS = compare.BOUNDS["float64"]
+PACKAGES = {"torch": torch_impl, "tf": keras_impl}
+SPEC = {
+    "name": "tiny",
+    "input": [1, 8, 8],
+    "layers": [
+        {"name": "conv1", "type": "conv", "in": 1, "out": 4, "kernel": 3, "padding": 1, "bias": False},
+        {"name": "bn1", "type": "batch_norm", "in": 4},
+        {"name": "relu", "type": "relu"},
+        {"name": "drop", "type": "dropout", "rate": 0.2},
+        {"name": "flatten", "type": "flatten"},
+        {"name": "fc", "type": "linear", "in": 256, "out": 10},
+    ],
+}
+RECIPE = {
+    "name": "tiny",
+    "network": SPEC,
+    "data": "digits",
+    "batch": 300,
+    "epochs": 3,
+    "augmentation": {"pad": 1},
+    "optimizer": {"name": "adam", "learning_rate": 0.01},
+    "schedule": {"name": "cosine"},
+    "precision": "float64",
+}
+
+
+class Run:
+    """A run in a folder, from its start or from a checkpoint."""
+
+    def __init__(self, folder, backend="torch", resume=None, engine=None, **changes):
+        folder.mkdir(exist_ok=True)
+        self.folder, self.recipe = folder, recipes.load(RECIPE | changes)
+        checkpoint = training.read(resume) if resume else None
+        spec, examples = training.prepare(self.recipe)
+        self.engine = engine or PACKAGES[backend].trainer(
+            spec, self.recipe["optimizer"], self.recipe["precision"], recipes.frozen(self.recipe, spec), self.recipe["seed"]
+        )
+        if checkpoint:
+            self.engine.load(checkpoint.arrays, checkpoint.step)
+        self.arguments = (self.engine, self.recipe, spec, examples, folder, checkpoint)
+
+    def until(self, step=None):
+        """Let it run to a step, after which it is told to stop; or to its end."""
+        seen = []
+        for now in training.run(*self.arguments, stop=lambda: bool(step and seen[-1].step >= step)):
+            seen.append(now)
+        return training.read(self.folder)
+
+
+def without_speed(history):
+    return [{key: value for key, value in row.items() if key not in ("images_per_sec", "framework")} for row in history]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The checkpoint of a run that nothing interrupted, for each backend."""
+    return {backend: Run(tmp_path_factory.mktemp(backend), backend).until() for backend in PACKAGES}
+
+
+def test_a_run(whole, tmp_path):
+    found = whole["torch"]
+    assert found.step == 12 and [row["epoch"] for row in found.history] == [1, 2, 3]
+    assert [row["step"] for row in found.history] == [4, 8, 12] and found.sums == [0, 0, 0, 0]
+    assert found.history[2]["loss"] < found.history[0]["loss"]
+    rates = [row["learning_rate"] for row in found.history]
+    assert rates == pytest.approx([0.01, 0.0075, 0.0025])
+
+
+def test_what_a_run_leaves(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / ".77.last.safetensors").write_text("half of a checkpoint")
+    found = run.until()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(training.FILES)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == run.recipe
+    assert shared.load(tmp_path / "network.json") == SPEC
+    assert curves.read(tmp_path) == found.history
+    best = max(found.history, key=lambda row: row["test_accuracy"])
+    engine = torch_impl.Engine(torch_impl.build(SPEC, dtype="float64"))
+    engine.load(weights.read(tmp_path / "best.safetensors"))
+    spec, examples = training.prepare(run.recipe)
+    assert training.tested(engine, spec, examples, "float64") == (best["test_loss"], best["test_accuracy"])
+    logits = engine.predict(data.preprocess(examples.x_test, spec, "float64"))
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    losses = -np.log(chances[np.arange(len(logits)), examples.y_test])
+    assert best["test_loss"] == pytest.approx(losses.mean(), rel=1e-12)
+    assert best["test_accuracy"] == np.mean(logits.argmax(1) == examples.y_test)
+
+
+def test_both_backends_make_the_same_run(whole):
+    ours, theirs = whole["torch"], whole["tf"]
+    for mine, other in zip(without_speed(ours.history), without_speed(theirs.history), strict=True):
+        for key in mine:
+            assert compare.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+    worst = compare.largest(compare.between(ours.arrays, theirs.arrays))
+    assert worst.value <= BOUNDS["weights"], worst
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+@pytest.mark.parametrize("precision", ["float64", "float32", "mixed_bfloat16"])
+def test_resumed_bit_for_bit(backend, precision, whole, tmp_path):
+    first = Run(tmp_path / "a", backend, precision=precision)
+    start = first.engine.state()
+    first.until(3)
+    # In another folder, and from a copy of the file; the same engine, since tracing a step takes long.
+    between = Run(tmp_path / "b", backend, tmp_path / "a", first.engine, precision=precision).until(8)
+    assert between.step == 8 and len(between.history) == 2
+    found = Run(tmp_path / "c", backend, tmp_path / "b" / "last.safetensors", first.engine, precision=precision).until()
+    if precision == "float64":
+        straight = whole[backend]
+    else:
+        first.engine.load(start)
+        straight = Run(tmp_path / "d", backend, engine=first.engine, precision=precision).until()
+    assert without_speed(found.history) == without_speed(straight.history)
+    assert found.arrays.keys() == straight.arrays.keys()
+    assert all(np.array_equal(found.arrays[name], array) for name, array in straight.arrays.items())
+    assert curves.read(tmp_path / "c") == found.history
+    half = {"float64": np.float64}.get(precision, np.float32)
+    assert {array.dtype.type for array in found.arrays.values()} == {half}
+
+
+@pytest.mark.parametrize("first, second", [("torch", "tf"), ("tf", "torch")])
+def test_resumed_in_the_other_framework(first, second, whole, tmp_path):
+    Run(tmp_path, first).until(7)
+    found = Run(tmp_path, second, tmp_path).until()
+    worst = compare.largest(compare.between(whole[first].arrays, found.arrays))
+    assert worst.value <= BOUNDS["weights"], worst
+    assert [row["framework"] for row in found.history] == [PACKAGES[p].Engine.framework for p in (first, second, second)]
+
+
+def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS", 0)
+    run = training.run(*Run(tmp_path).arguments)
+    steps = []
+    for now in run:
+        if now.row is None and steps:
+            assert training.read(tmp_path).step == steps[-1]  # written before the next step
+        steps.append(now.step)
+        if now.step == 6:
+            run.close()  # as a kill: nothing is written any more
+            break
+    assert training.read(tmp_path).step == 5
+
+
+def test_the_optimizer_decides_what_is_kept(tmp_path):
+    for optimizer, slots in (({"name": "sgd"}, 0), ({"name": "sgd", "momentum": 0.5}, 5), ({"name": "adamw"}, 10)):
+        found = Run(tmp_path, optimizer={"learning_rate": 0.01, **optimizer}, epochs=1).until()
+        assert len([name for name in found.arrays if name.startswith("optimizer.")]) == slots
+
+
+@pytest.mark.parametrize("change", ["seed=1", "data=mnist", "batch=9", "optimizer.name=sgd", "classes=3", "steps=9"])
+def test_what_a_run_cannot_change(change, whole):
+    with pytest.raises(shared.Error, match="--set.*(a run goes on|the length of this run)"):
+        training.resumed(whole["torch"], [change])
+
+
+def test_what_a_run_can_change(whole):
+    recipe = training.resumed(whole["torch"], ["optimizer.learning_rate=0.5", "epochs=9", "schedule.warmup=1"])
+    assert recipe["epochs"] == 9 and recipe["optimizer"]["learning_rate"] == 0.5
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_a_loss_that_is_no_number(backend, tmp_path):
+    run = Run(tmp_path, backend, optimizer={"name": "sgd", "learning_rate": 1e200}, precision="float64")
+    with pytest.raises(shared.Error) as error, np.errstate(all="ignore"):
+        run.until()
+    assert "step " in str(error.value) and "last.safetensors is of step 0" in str(error.value)
+    assert all(np.isfinite(array).all() for array in training.read(tmp_path).arrays.values())
+
+
+def test_weights_that_are_no_number_do_not_replace_a_checkpoint(tmp_path):
+    run = Run(tmp_path)
+    run.until(5)
+    state = run.engine.state()
+    state["fc.bias"] = np.full_like(state["fc.bias"], np.nan)
+    run.engine.load(state)
+    with pytest.raises(shared.Error, match="fc.bias is no finite number after step"):
+        list(training.run(*run.arguments))
+    assert training.read(tmp_path).step == 5
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    run = Run(tmp_path)
+    run.until()
+    with pytest.raises(shared.Error, match="it has weights alone; a run goes on from .*last.safetensors"):
+        training.read(tmp_path / "best.safetensors")
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(shared.Error, match="last.safetensors: not a complete safetensors file"):
+        training.read(tmp_path)
+    weights.save(path, weights.initial(SPEC))
+    with pytest.raises(shared.Error, match="no checkpoint of a run; its weights can begin a new one, with --init"):
+        training.read(path)
+    with pytest.raises(shared.Error, match="there is no such file"):
+        training.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_frozen_layers(backend, tmp_path):
+    run = Run(tmp_path, backend, freeze=["backbone"], optimizer={"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1})
+    before = weights.randomised(run.engine.state())
+    run.engine.load(before)
+    found = run.until(4).arrays
+    moved = {name for name in before if not np.array_equal(before[name], found[name])}
+    assert {name for name in moved if not name.startswith("optimizer.")} == {"fc.weight", "fc.bias"}
+    assert {name.partition(".exp_avg")[2] for name in found if name.startswith("optimizer.exp_avg.")} == {
+        ".fc.weight",
+        ".fc.bias",
+    }
+
+
+def test_frozen_layers_are_the_same_in_both(tmp_path):
+    found = {}
+    for backend in PACKAGES:
+        run = Run(tmp_path / backend, backend, freeze=["conv1", "bn1"])
+        run.engine.load(weights.randomised(run.engine.state()))
+        found[backend] = run.until(6).arrays
+    worst = compare.largest(compare.between(found["torch"], found["tf"]))
+    assert worst.value <= BOUNDS["weights"], worst
+
+
+def test_transfer_to_other_classes(tmp_path):
+    weights.save(tmp_path / "w.safetensors", weights.initial("resnet20", seed=5))
+    old = weights.initial("resnet20", seed=5)
+    backbone = checkpoints.backbone(tmp_path / "w.safetensors", spec=shared.spec.with_classes(shared.load("resnet20"), 3))
+    assert set(old) - set(backbone) == {"fc.weight", "fc.bias"}
+    assert all(np.array_equal(old[name], array) for name, array in backbone.items())
+    assert set(checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
+    weights.save(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
+    assert set(checkpoints.backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
+    with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
+        checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
+
+
+def test_curves(whole, tmp_path):
+    rows = {"PyTorch": whole["torch"].history, "Keras": whole["tf"].history}
+    curves.draw(rows, tmp_path / "c.png", "two runs")
+    pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
+    assert pixels.shape[1] > 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    with pytest.raises(shared.Error, match="log.jsonl: not the log of a run"):
+        curves.read(tmp_path)
+
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+
+
+def start(*arguments, folder, launcher=("-m",), **options):
+    return subprocess.Popen(
+        [sys.executable, *launcher, "shared.cli", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ONE_THREAD},
+        **options,
+    )
+
+
+def train(*arguments, **options):
+    process = start("train", *arguments, **options)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the recipe, and its run of 6 epochs."""
+    path = tmp_path_factory.mktemp("command")
+    (path / "tiny.json").write_text(json.dumps(RECIPE | {"epochs": 6, "schedule": {"name": "constant"}}))
+    status, out, error = train("tiny.json", "--out", "whole", folder=path)
+    assert status == 0, error
+    assert out.count("epoch ") == 7 and "Best test accuracy" in out and error == ""
+    assert {path.name for path in (path / "whole").iterdir()} == {*training.FILES, "curves.png"}
+    return path
+
+
+def test_killed_again_and_again(folder):
+    """`kill -9` at moments when it trains; a run in one piece ends with the same bits."""
+    path = folder / "killed" / "last.safetensors"
+    for kill in range(3):
+        process = start("train", *(("--resume", "killed") if kill else ("tiny.json", "--out", "killed")), folder=folder)
+        before = path.stat().st_mtime_ns if kill else 0
+        deadline = time.monotonic() + 120
+        while not path.exists() or path.stat().st_mtime_ns == before or training.read(path).step == 0:
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    status, _, error = train("--resume", "killed", folder=folder)
+    assert status == 0 or "the run is complete" in error
+    whole, found = training.read(folder / "whole"), training.read(path)
+    assert all(np.array_equal(found.arrays[name], array) for name, array in whole.arrays.items())
+    assert without_speed(found.history) == without_speed(whole.history)
+
+
+def test_ctrl_c(folder):
+    process = start("train", "tiny.json", "--set", "epochs=100000", "--out", "stopped", folder=folder)
+    line = process.stdout.readline() + process.stdout.readline()
+    assert "epoch   1" in line
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    step = training.read(folder / "stopped").step
+    assert process.returncode == 2 and "Traceback" not in error
+    assert f"interrupted after step {step:,} of 400,000; go on with: twins train --resume stopped" in error
+
+
+def test_a_full_disk(folder):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    status, _, error = train("tiny.json", "--out", "full", folder=folder, preexec_fn=small_files)
+    assert status == 2 and "last.safetensors: cannot be written: " in error and "Traceback" not in error
+    assert not list((folder / "full").glob("*.safetensors")) and not list((folder / "full").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["tiny.json", "--backend", "jax"], "--backend is 'jax'; expected torch or tf"),
+        (["digits_residal"], "no recipe is called 'digits_residal', did you mean 'digits_residual'?"),
+        (["tiny.json", "--set", "bacth=3"], "unknown key 'bacth', did you mean 'batch'?"),
+        (["tiny.json", "--out", "whole"], "whole: a run is there already; go on with it by --resume whole"),
+        (["--resume", "whole"], "whole: the run is complete, 24 steps; more --epochs than 6 would go on"),
+        (["mnist_residual", "--resume", "whole"], "whole: a checkpoint of a run of tiny, not of mnist_residual"),
+        (["--resume", "whole", "--set", "batch=3"], "--set batch: a run goes on as it began"),
+        (["tiny.json", "--init", "x.pth"], "x.pth: there is no such file"),
+        (["tiny.json", "--init", "whole/network.json"], "whole/network.json: expected a file ending in .safetensors"),
+        (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
+        (["tiny.json", "--devices", "2"], "--devices is for --backend tf; with PyTorch: torchrun"),
+        (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made"),
+    ],
+)
+def test_mistakes(arguments, words, folder):
+    status, out, error = train(*arguments, folder=folder)
+    assert status == 2 and words in error and "Traceback" not in error and out == "", error
+
+
+def test_the_commands_own_transfer(folder):
+    """From a run's weights to two classes, in both frameworks, by the command."""
+    ends = {}
+    for backend in PACKAGES:
+        options = (
+            "--init",
+            "whole/best.safetensors",
+            "--freeze",
+            "conv1,bn1",
+            "--set",
+            "classes=[[3],[5]]",
+            "--set",
+            "batch=90",
+        )
+        status, out, error = train("tiny.json", *options, "--epochs", "2", "--backend", backend, folder=folder)
+        assert status == 0, error
+        ends[backend] = training.read(folder / "runs" / f"tiny-{backend}")
+    for one, other in zip(*(without_speed(end.history) for end in ends.values()), strict=True):
+        for key in one:
+            assert compare.relative(one[key], other[key]) <= BOUNDS["losses"], key
+    assert ends["torch"].spec["name"] == "tiny_2_classes" and ends["torch"].history[-1]["test_accuracy"] > 0.8
+    start = weights.read(folder / "whole" / "best.safetensors")
+    for end in ends.values():
+        assert np.array_equal(end.arrays["bn1.running_mean"], start["bn1.running_mean"])
+        assert end.arrays["fc.weight"].shape == (2, 256)
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The checkpoints of runs on two CPU processes, and on two parts of the CPU, without batch norm and with it."""
+    plain = {**SPEC, "name": "plain", "layers": [layer for layer in SPEC["layers"] if layer["type"] != "batch_norm"]}
+    found = {}
+    for kind, spec in (("without", plain), ("with", SPEC)):
+        recipe = RECIPE | {"network": spec, "epochs": 2}
+        (folder / f"{kind}.json").write_text(json.dumps(recipe))
+        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
+        status, _, error = train(f"{kind}.json", "--out", f"{kind}-torch", folder=folder, launcher=launcher)
+        assert status == 0, error
+        status, _, error = train(f"{kind}.json", "--out", f"{kind}-tf", "--backend", "tf", "--devices", "2", folder=folder)
+        assert status == 0, error
+        found[kind] = [training.read(folder / f"{kind}-{backend}") for backend in PACKAGES]
+    found["one"] = Run(folder / "one", network=plain, epochs=2).until()
+    return found
+
+
+def test_two_devices_do_what_one_does(two):
+    """Without batch norm."""
+    for found in two["without"]:
+        for mine, other in zip(without_speed(two["one"].history), without_speed(found.history), strict=True):
+            for key in mine:
+                assert compare.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+        worst = compare.largest(compare.between(two["one"].arrays, found.arrays))
+        assert worst.value <= BOUNDS["weights"], worst
+
+
+def test_two_devices_with_batch_norm(two, whole):
+    """Each normalises by its own share of the batch, which is not what one device does; but both frameworks do it alike."""
+    torch_run, tf_run = two["with"]
+    worst = compare.largest(compare.between(torch_run.arrays, tf_run.arrays))
+    assert worst.value <= BOUNDS["weights"], worst
+    assert compare.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
+
+
+def test_a_batch_that_devices_cannot_share(folder):
+    status, _, error = train("tiny.json", "--set", "batch=33", "--backend", "tf", "--devices", "2", folder=folder)
+    assert status == 2 and "'batch' is 33, expected a multiple of 2, of which each device takes its share" in error
+
+
+def test_tensorboard(folder):
+    pytest.importorskip("tensorboard", reason="needs TensorBoard")
+    status, _, error = train("tiny.json", "--tensorboard", "--epochs", "1", "--out", "board", folder=folder)
+    assert status == 0, error
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "board"))
+    events.Reload()
+    assert len(events.Scalars("loss")) == 4
+    row = training.read(folder / "board").history[0]
+    assert events.Scalars("epoch/test_accuracy")[0].value == pytest.approx(row["test_accuracy"])
