@@ -71,6 +71,49 @@ TRAPS = {
 }
 
 
+def keras_rate(self, gradient, variable, learning_rate):
+    """The rate inside the momentum: the same run until the rate changes."""
+    velocity = self.slot("momentum_buffer", variable)
+    self.assign(velocity, self.momentum * velocity - ops.cast(learning_rate, variable.dtype) * gradient)
+    self.assign(variable, variable + velocity)
+
+
+def keras_adam(self, gradient, variable, learning_rate):
+    """The eps added before the correction of the bias."""
+    mean, square = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
+    self.assign(mean, mean + (1 - self.betas[0]) * (gradient - mean))
+    self.assign(square, square + (1 - self.betas[1]) * (gradient * gradient - square))
+    steps = ops.cast(self.iterations + 1, variable.dtype)
+    first, second = (1 - ops.power(ops.cast(beta, variable.dtype), steps) for beta in self.betas)
+    rate = ops.cast(learning_rate, variable.dtype) * ops.sqrt(second) / first
+    self.assign_sub(variable, rate * mean / (ops.sqrt(square) + self.eps))
+
+
+def keras_decay(self, variables):
+    """Decoupled from the gradient."""
+    for variable in variables:
+        variable.assign(variable - variable * ops.cast(self.learning_rate, variable.dtype) * self.weight_decay)
+
+
+def float32_rate(self):
+    return ops.cast(self._learning_rate, "float32")
+
+
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}
+ADAM = {"name": "adam"}
+# trap: (optimiser, {method: the naive one})
+OPTIMIZER_TRAPS = {
+    "the rate inside the momentum": (SGD, {"update_step": keras_rate, "decay": lambda self, variable: 0}),
+    "eps before the correction": (ADAM, {"update_step": keras_adam}),
+    "decoupled weight decay": (SGD, {"_apply_weight_decay": keras_decay, "decay": lambda self, variable: 0}),
+    "a rate in float32": (ADAM, {"_get_current_learning_rate": float32_rate}),
+    "weight decay in float32": (
+        {**SGD, "weight_decay": 0.1},
+        {"decay": lambda self, v: ops.cast(np.float32(0.1), v.dtype) * v},
+    ),
+}
+
+
 def first_beyond_its_bound():
     """(rung, name) of what first breaks a bound of the ladder, or None."""
     state = weights.randomised(weights.initial(POOLED))
@@ -103,3 +146,27 @@ def test_trap(trap, monkeypatch):
     owner, method, naive, rung, name = TRAPS[trap]
     monkeypatch.setattr(owner, method, naive)
     assert first_beyond_its_bound() == (rung, name)
+
+
+def far_apart(optimizer):
+    """The largest difference between the frameworks after three steps, the last at another rate."""
+    engines = []
+    for package in (torch_impl, keras_impl):
+        net = package.build(POOLED, dtype="float64")
+        engines.append(package.Engine(net, {"learning_rate": 0.1, **optimizer}))
+    images, labels = np.random.default_rng(0).standard_normal((3, 3, 20, 20)), np.array([1, 2, 3])
+    for rate in (0.1, 0.1, 0.01):
+        for engine in engines:
+            engine.step(images, labels, rate)
+    return compare.largest(compare.states(engines)).value
+
+
+@pytest.mark.parametrize("trap", OPTIMIZER_TRAPS)
+def test_trap_in_an_optimizer(trap, monkeypatch):
+    optimizer, naive = OPTIMIZER_TRAPS[trap]
+    optimizer = {**optimizer, "weight_decay": 0.0} if "momentum" in trap else optimizer
+    assert far_apart(optimizer) <= BOUNDS["weights"]
+    owner = {"sgd": optimizers.SGD, "adam": optimizers.Adam}[optimizer["name"]]
+    for method, function in naive.items():
+        monkeypatch.setattr(owner, method, function)
+    assert far_apart(optimizer) > 10 * BOUNDS["weights"]

@@ -148,7 +148,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(weights, "serialise", full)
     with pytest.raises(shared.Error, match="cannot be written: No space left"):
         weights.save(path, {"a": np.ones(3)})
     assert np.array_equal(weights.read(path)["a"], np.zeros(3))

@@ -319,8 +319,9 @@ def train(
 
 def _run_folder(out, resume, name):
     """The folder of a run, made where it is not there. A run that is in it already stays: raises `Error`."""
-    if resume and not out:
-        return resume if resume.is_dir() else resume.parent
+    own = resume and (resume if resume.is_dir() else resume.parent)
+    if own and (not out or (out.exists() and out.samefile(own))):
+        return own
     if int(os.environ.get("RANK", 0)):  # of several processes, the first writes
         return out
     if not out:

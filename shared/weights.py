@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialise
 
 from . import shapes
 from .spec import Error, load
@@ -100,8 +101,8 @@ def slots(optimizer):
 def save(path, state, about=None):
     """Write a state as safetensors, with something that JSON can hold `about` it."""
     metadata = {"twins": json.dumps(about)} if about else None
-    with aside(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, temporary, metadata)
+    with aside(path) as temporary:  # not by safetensors' own save_file: killed in the middle, it leaves a file of any name
+        temporary.write_bytes(serialise({name: np.ascontiguousarray(array) for name, array in state.items()}, metadata))
 
 
 def about(path):
@@ -121,9 +122,6 @@ def aside(path):
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras goes by the end of a name
     try:
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # as of any file; safetensors has its own for the owner alone
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
