@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 import shared
-from shared import weights
+from shared import recipes, weights
 from shared.dropout import kept
 
 from . import optimizers
@@ -166,18 +166,17 @@ class Engine:
         return ops.convert_to_tensor(array, dtype=self.net.compute_dtype)
 
 
-def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=False, devices=None):
-    """An engine that trains a new network with the optimiser of a recipe, on the GPUs if there are any.
+def trainer(spec, recipe, compiled=False, devices=None):
+    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
-    `precision` is a recipe's, `freeze` names layers that stay as they are, `seed` is of the initial weights and of dropout.
-    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error`.
+    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` where there are fewer.
     """
     with _devices(devices):
-        net = build(spec, seed, precision)
+        net = build(spec, recipe["seed"], recipe["precision"])
         layers = dict(members(net))
-        for name in freeze:
+        for name in recipes.frozen(recipe, spec):
             layers[name].trainable = False
-    return Engine(net, optimizer, seed, compiled)
+    return Engine(net, recipe["optimizer"], recipe["seed"], compiled)
 
 
 def _devices(count):

@@ -198,6 +198,7 @@ def test_data_of_classes():
         ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0; with classes=10"),
         ("network=resnet20", "its images are grey, resnet20 takes colour"),
         ("data=x.npz", "x.npz: there is no such file"),
+        ("batch=2000", "'batch' is 2,000, but digits has 1,437 images to train on"),
     ],
 )
 def test_data_that_do_not_fit(change, words):

@@ -52,9 +52,7 @@ class Run:
         self.folder, self.recipe = folder, recipes.load(RECIPE | changes)
         checkpoint = training.read(resume) if resume else None
         spec, examples = training.prepare(self.recipe)
-        self.engine = engine or PACKAGES[backend].trainer(
-            spec, self.recipe["optimizer"], self.recipe["precision"], recipes.frozen(self.recipe, spec), self.recipe["seed"]
-        )
+        self.engine = engine or PACKAGES[backend].trainer(spec, self.recipe)
         if checkpoint:
             self.engine.load(checkpoint.arrays, checkpoint.step)
         self.arguments = (self.engine, self.recipe, spec, examples, folder, checkpoint)

@@ -295,11 +295,7 @@ def train(
     folder = _run_folder(out, resume, f"{described['name']}-{backend}")
     with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
         (package,) = _packages(backend)
-        frozen = recipes.frozen(described, network)
-        options = {"devices": devices} if devices else {}
-        engine = package.trainer(
-            network, described["optimizer"], described["precision"], frozen, described["seed"], compiled, **options
-        )
+        engine = package.trainer(network, described, compiled, **({"devices": devices} if devices else {}))
     if checkpoint:
         engine.load(checkpoint.arrays, done)
     elif state:
@@ -314,7 +310,7 @@ def train(
     if engine.rank:
         return
     if history:
-        curves.draw({engine.framework: history}, folder / "curves.png", described.get("title", described["name"]))
+        curves.draw({curves.label(history): history}, folder / "curves.png", described.get("title", described["name"]))
 
 
 def _run_folder(out, resume, name):
@@ -353,7 +349,7 @@ def curves(
     if label and len(label) != len(runs):
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
     if not label:
-        label = [" and ".join(dict.fromkeys(row["framework"] for row in rows)) for rows in logs]
+        label = [pictures.label(rows) for rows in logs]
         if len({*label}) < len(label):
             label = [str(run) for run in runs]
     pictures.draw(dict(zip(label, logs, strict=True)), out, title)

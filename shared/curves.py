@@ -28,6 +28,11 @@ def read(run):
     return rows
 
 
+def label(rows):
+    """The frameworks of a run, in order: "PyTorch and Keras"."""
+    return " and ".join(dict.fromkeys(row["framework"] for row in rows))
+
+
 def draw(runs, path, title=""):
     """Draw losses and test accuracies of runs, {label: rows of its log}, into a file ending in one of the `KINDS`."""
     import matplotlib

@@ -51,6 +51,8 @@ def prepare(recipe, spec=None):
     if isinstance(recipe.get("classes"), list):
         data = _of_classes(data, recipe)
     count, channels = shapes.layers(spec)[-1].shape[0], spec["input"][0]
+    if recipe["batch"] > len(data.x_train):
+        raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
         if images.shape[3] != channels:
             words = {1: "grey", 3: "colour"}
@@ -80,7 +82,21 @@ def _of_classes(data, recipe):
 
 
 def steps_per_epoch(recipe, data):
-    return max(1, len(data.x_train) // recipe["batch"])
+    return len(data.x_train) // recipe["batch"]
+
+
+def batch(recipe, spec, data, step):
+    """(images, labels) of a training step, which count from 0: images as the network takes them, augmented. A pure function."""
+    indices = datasets.batch(len(data.x_train), recipe["batch"], step, recipe["seed"])
+    images = datasets.pixels(data.x_train[indices], spec)
+    if recipe["augmentation"]:
+        images = datasets.augmented(images, recipe["seed"], step, **recipe["augmentation"])
+    return datasets.normalised(images, spec, _dtype(recipe)), data.y_train[indices]
+
+
+def _dtype(recipe):
+    """Of the images: in mixed precision the network makes them bfloat16 itself."""
+    return "float64" if recipe["precision"] == "float64" else "float32"
 
 
 def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False):
@@ -102,7 +118,6 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
         step, sums, history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
     best = max((row["test_accuracy"] for row in history), default=-1.0)
     mine = engine.rank == 0  # one of several processes writes
-    dtype = "float64" if recipe["precision"] == "float64" else "float32"
 
     def save(name, arrays):
         about = {"recipe": recipe, "spec": spec, "step": step, "sums": sums, "history": history}
@@ -120,22 +135,17 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
     saved = time.monotonic()
     while step < steps:
         begun = time.monotonic()
-        indices = datasets.batch(len(data.x_train), recipe["batch"], step, recipe["seed"])
-        images = datasets.pixels(data.x_train[indices], spec)
-        if recipe["augmentation"]:
-            images = datasets.augmented(images, recipe["seed"], step, **recipe["augmentation"])
-        images = datasets.normalised(images, spec, dtype)
-        rate = recipes.learning_rate(recipe, step, per_epoch)
-        loss, right = engine.step(images, data.y_train[indices], rate)
+        images, labels = batch(recipe, spec, data, step)
+        rate, epoch = recipes.learning_rate(recipe, step, per_epoch), step // per_epoch + 1
+        loss, right = engine.step(images, labels, rate)
         step += 1
         if not math.isfinite(loss):
-            raise _no_number(f"the loss of step {step}, in epoch {(step - 1) // per_epoch + 1}, is {loss}", folder)
-        took = time.monotonic() - begun
-        sums = [total + new for total, new in zip(sums, (loss * len(indices), right, len(indices), took), strict=True)]
-        epoch = (step - 1) // per_epoch + 1
+            raise _no_number(f"the loss of step {step}, in epoch {epoch}, is {loss}", folder)
+        new = (loss * len(labels), right, len(labels), time.monotonic() - begun)
+        sums = [total + more for total, more in zip(sums, new, strict=True)]
         yield Progress(step, steps, epoch, sums[0] / sums[2], sums[1] / sums[2])
         if step % per_epoch == 0 or step == steps:
-            test_loss, test_accuracy = tested(engine, spec, data, dtype)
+            test_loss, test_accuracy = tested(engine, spec, data, _dtype(recipe))
             row = {
                 "epoch": epoch,
                 "step": step,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from shared import weights
+from shared import recipes, weights
 from shared.dropout import kept
 
 from .layers import BatchNorm, Dropout
@@ -169,22 +169,22 @@ class Engine:
         return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
 
 
-def trainer(spec, optimizer, precision="float32", freeze=(), seed=0, compiled=False):
-    """An engine that trains a new network with the optimiser of a recipe, on the GPU if there is one.
+def trainer(spec, recipe, compiled=False):
+    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
-    `precision` is a recipe's, `freeze` names layers that stay as they are, `seed` is of the initial weights and of dropout.
     In a process of several that torchrun has started, the engine is one of as many.
     """
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
-    for name in freeze:
+    for name in recipes.frozen(recipe, spec):
         net.get_submodule(name).requires_grad_(False)
     if precision != "float64":
         net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
-    return Engine(net, optimizer, seed, precision == "mixed_bfloat16", compiled)
+    return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled)
 
 
 def _numpy(tensor):
