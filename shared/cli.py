@@ -341,7 +341,7 @@ def curves(
     label: Annotated[list[str] | None, typer.Option(help="What a run is called, in order. Default: its framework.")] = None,
     title: Annotated[str, typer.Option(help="What stands above.")] = "",
 ):
-    """Draw the losses and test accuracies of several runs into one picture."""
+    """Draw the losses and test accuracies of several runs into one picture, and say how far they are apart."""
     from . import curves as pictures
 
     _check_picture(out)
@@ -353,6 +353,13 @@ def curves(
         if len({*label}) < len(label):
             label = [str(run) for run in runs]
     pictures.draw(dict(zip(label, logs, strict=True)), out, title)
+    table = _table("run", ">epochs", ">best test accuracy", ">after epoch", ">losses, from the first run")
+    for name, rows in zip(label, logs, strict=True):
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        pairs = [(ours, theirs) for ours, theirs in zip(logs[0], rows, strict=False) if ours["epoch"] == theirs["epoch"]]
+        apart = max((abs(a[key] - b[key]) / a[key] for a, b in pairs for key in ("loss", "test_loss") if a[key]), default=0)
+        table.add_row(name, f"{len(rows)}", f"{best['test_accuracy']:.2%}", f"{best['epoch']}", f"{apart:.1e}")
+    _console(table)
 
 
 def _check_pictures(paths):
@@ -399,11 +406,13 @@ def _watch(run, arguments, done, batch, hear):
         pressed.append(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    screen = Console(stderr=True)
+    screen = Console(stderr=True, highlight=False, markup=False)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
     shown = screen.is_terminal and engine.rank == 0
     try:
-        with Progress(*columns, console=screen, transient=True, disable=not shown, speed_estimate_period=60) as bar:
+        bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
+        say = screen.print if shown and sys.stdout.isatty() else _console  # above the bar, where both are on one screen
+        with bar:
             task = bar.add_task("", total=None, told="", completed=done)
             for now in run(*arguments, stop=lambda: bool(pressed)):
                 hear(now)
@@ -413,7 +422,7 @@ def _watch(run, arguments, done, batch, hear):
                 if now.row:
                     rows.append(now.row)
                     if engine.rank == 0:
-                        _print_epoch(now.row)
+                        say(_epoch(now.row))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -424,8 +433,8 @@ def _watch(run, arguments, done, batch, hear):
     return rows
 
 
-def _print_epoch(row):
-    _console(
+def _epoch(row):
+    return (
         f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
         f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}  "
         f"rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
