@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from shared import training
+from shared import curves, training
 
 TRAIN = "import sys; from shared import cli, training; training.SECONDS = 0; sys.argv[0] = 'twins'; cli.main()"
 
@@ -70,9 +70,10 @@ def run(
                 print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
         end(start(recipe, *options, "--resume", broken))
         one, other = training.read(whole), training.read(broken)
+        logs = [curves.read(folder) for folder in (whole, broken)]
         left = [path.name for path in broken.glob(".*")]
     different = [name for name in one.arrays if not np.array_equal(one.arrays[name], other.arrays[name])]
-    same = [[{k: v for k, v in row.items() if k != "images_per_sec"} for row in found.history] for found in (one, other)]
+    same = [[{k: v for k, v in row.items() if k != "images_per_sec"} for row in rows] for rows in logs]
     print(f"{recipe}, {backend}: {one.step} steps, {kills} kills, {written} of them while a checkpoint was being written.")
     print(f"{len(one.arrays) - len(different)} of {len(one.arrays)} arrays are the same bits; the logs are ", end="")
     print("the same." if same[0] == same[1] else "not the same.")

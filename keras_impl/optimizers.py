@@ -104,7 +104,8 @@ class AdamW(Adam):
         super().__init__(learning_rate, betas, eps, weight_decay, name, **options)
 
     def update_step(self, gradient, variable, learning_rate):
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * super().decay(variable))
+        if self.weight_decay and self._use_weight_decay(variable):
+            self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * self.weight_decay * variable)
         super().update_step(gradient, variable, learning_rate)
 
     def decay(self, variable):

@@ -23,7 +23,9 @@ def loaded(code, **environment):
 
 
 def test_shared_imports_neither_framework():
-    modules = "spec shapes weights dropout data compare checkpoints keras_files predict coexist cli".split()
+    modules = (
+        "spec shapes weights dropout data compare checkpoints keras_files predict recipes training curves coexist cli".split()
+    )
     code = "; ".join(f"import shared.{module}" for module in modules)
     assert loaded(f"{code}; shared.data.load(); [shared.load(name) for name in shared.names()]") == []
 

@@ -244,7 +244,7 @@ def test_logits_that_are_no_numbers(tmp_path):
 
 
 def test_pictures_of_many_sizes_come_back_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "_batch_size", lambda spec: 2)
+    monkeypatch.setattr(predict, "batch_size", lambda spec: 2)
     spec = small({"resize": 12})
     engines = predict.engines([torch_impl], spec, weights.initial(spec))
     sizes = [(12, 30), (30, 12), (12, 30), (12, 30), (2, 20), (30, 12), (30, 12)]

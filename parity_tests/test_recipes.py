@@ -92,6 +92,11 @@ def test_learning_rates_are_pytorchs(schedule, unit):
         scheduler.step()
 
 
+def test_a_rate_that_gets_small():
+    recipe = {"steps": 3000, "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "step", "every": 1, "divide_by": 2.0}}
+    assert [recipes.learning_rate(recipe, step, 1) for step in (1, 3, 2500)] == [0.5, 0.125, 0]
+
+
 def test_milestones_count_from_the_start_of_a_warm_up():
     recipe = {"steps": 9, "optimizer": {"learning_rate": 1.0}}
     recipe["schedule"] = {"name": "multi_step", "milestones": [5], "divide_by": 10, "warmup": 2}
@@ -107,6 +112,10 @@ def test_changes():
     old = changed("optimizer.momentum=0.9", "optimizer.weight_decay=0.1")
     new = changed("optimizer.name=adam", recipe=old)
     assert new["optimizer"] == {"name": "adam", "learning_rate": 0.1, "weight_decay": 0.1}
+    assert recipes.load(PLAIN | {"optimizer": {"name": "adam", "learning_rate": 1, "betas": [0, 0]}})["optimizer"] == {
+        "name": "adam", "learning_rate": 1.0, "betas": [0.0, 0.0]
+    }  # fmt: skip
+    assert all(type(number) is float for number in changed("optimizer.learning_rate=1")["optimizer"].values() if number == 1)
     assert PLAIN["optimizer"] == {"name": "sgd", "learning_rate": 0.1}
 
 
@@ -133,6 +142,13 @@ def test_changes():
         (["classes=1"], "'classes' is 1, expected a number of at least 2"),
         (["classes=[[3],[3]]"], "'classes' is"),
         (['freeze=["block9"]'], "has no layer 'block9', did you mean 'block"),
+        (['freeze=["conv1","block1","conv2","block2","fc"]'], "names every layer with weights, so nothing is left to train"),
+        (["optimizer.name=[1]"], "optimizer: 'name' is [1]"),
+        (["schedule.name={}"], "schedule: 'name' is {}"),
+        (["optimizer.weight_decay=false"], "'weight_decay' is false, expected a number of at least 0"),
+        (["schedule.warmup=6"], "schedule: 'warmup' is 6, expected less than the run's length, 6"),
+        (["name=../x"], "'name' is \"../x\", expected a word of letters"),
+        (["batch=" + "[" * 5000], "'batch' is \"[[["),
         (["batch"], "--set batch: expected key=value"),
         (["batch.size=3"], "--set batch.size=3: a recipe has no such key"),
         (["a.b.c=3"], "--set a.b.c=3: a recipe has no such key"),
@@ -195,10 +211,14 @@ def test_data_of_classes():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0; with classes=10"),
+        ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0; classes=N gives"),
         ("network=resnet20", "its images are grey, resnet20 takes colour"),
         ("data=x.npz", "x.npz: there is no such file"),
         ("batch=2000", "'batch' is 2,000, but digits has 1,437 images to train on"),
+        (
+            'preprocessing={"channels": "L", "scale": 255, "mean": [0], "std": [1], "resize": 40}',
+            "digits: layer 'fc'",
+        ),
     ],
 )
 def test_data_that_do_not_fit(change, words):

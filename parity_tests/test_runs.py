@@ -26,6 +26,7 @@ SPEC = {
         {"name": "conv1", "type": "conv", "in": 1, "out": 4, "kernel": 3, "padding": 1, "bias": False},
         {"name": "bn1", "type": "batch_norm", "in": 4},
         {"name": "relu", "type": "relu"},
+        {"name": "layer1", "type": "basic", "in": 4, "out": 4, "repeat": 2},
         {"name": "drop", "type": "dropout", "rate": 0.2},
         {"name": "flatten", "type": "flatten"},
         {"name": "fc", "type": "linear", "in": 256, "out": 10},
@@ -47,9 +48,8 @@ RECIPE = {
 class Run:
     """A run in a folder, from its start or from a checkpoint."""
 
-    def __init__(self, folder, backend="torch", resume=None, engine=None, **changes):
-        folder.mkdir(exist_ok=True)
-        self.folder, self.recipe = folder, recipes.load(RECIPE | changes)
+    def __init__(self, folder, backend="torch", resume=None, engine=None, recipe=RECIPE, **changes):
+        self.folder, self.recipe = folder, recipes.load(recipe | changes)
         checkpoint = training.read(resume) if resume else None
         spec, examples = training.prepare(self.recipe)
         self.engine = engine or PACKAGES[backend].trainer(spec, self.recipe)
@@ -88,7 +88,7 @@ def test_what_a_run_leaves(tmp_path):
     run = Run(tmp_path)
     (tmp_path / ".77.last.safetensors").write_text("half of a checkpoint")
     found = run.until()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(training.FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES} - {"curves.png"})
     assert json.loads((tmp_path / "recipe.json").read_text()) == run.recipe
     assert shared.load(tmp_path / "network.json") == SPEC
     assert curves.read(tmp_path) == found.history
@@ -160,7 +160,7 @@ def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
 
 
 def test_the_optimizer_decides_what_is_kept(tmp_path):
-    for optimizer, slots in (({"name": "sgd"}, 0), ({"name": "sgd", "momentum": 0.5}, 5), ({"name": "adamw"}, 10)):
+    for optimizer, slots in (({"name": "sgd"}, 0), ({"name": "sgd", "momentum": 0.5}, 17), ({"name": "adamw"}, 34)):
         found = Run(tmp_path, optimizer={"learning_rate": 0.01, **optimizer}, epochs=1).until()
         assert len([name for name in found.arrays if name.startswith("optimizer.")]) == slots
 
@@ -196,6 +196,44 @@ def test_weights_that_are_no_number_do_not_replace_a_checkpoint(tmp_path):
     assert training.read(tmp_path).step == 5
 
 
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.until(5)
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(weights, "serialise", full)
+    with pytest.raises(shared.Error, match="last.safetensors: cannot be written: No space left"):
+        list(training.run(*run.arguments))
+    assert training.read(tmp_path).step == 5 and not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_whose_arrays_do_not_fit(tmp_path):
+    Run(tmp_path, epochs=1).until()
+    path = tmp_path / "last.safetensors"
+    whole, about = weights.read(path), weights.about(path)
+    weights.save(path, {name: array for name, array in whole.items() if name != "fc.bias"}, about)
+    with pytest.raises(shared.Error, match="last.safetensors: the weights do not fit the network:\n  missing: fc.bias"):
+        training.read(tmp_path)
+    weights.save(path, whole | {"optimizer.exp_avg.fc.bias": np.zeros(3)}, about)
+    with pytest.raises(shared.Error, match="misshapen: optimizer.exp_avg.fc.bias is 3, expected 10"):
+        training.read(tmp_path)
+    weights.save(path, whole, about | {"step": "four"})
+    with pytest.raises(shared.Error, match="no checkpoint of a run"):
+        training.read(tmp_path)
+
+
+def test_a_part_of_an_epoch_at_the_end_is_completed(tmp_path):
+    recipe = {key: value for key, value in RECIPE.items() if key not in ("epochs", "schedule")}
+    straight = Run(tmp_path / "a", recipe=recipe, steps=10).until()
+    Run(tmp_path / "b", recipe=recipe, steps=6).until()
+    found = Run(tmp_path / "b", resume=tmp_path / "b", recipe=recipe, steps=10).until()
+    assert [(row["epoch"], row["step"]) for row in found.history] == [(1, 4), (2, 8), (3, 10)]
+    for mine, other in zip(without_speed(straight.history), without_speed(found.history), strict=True):
+        assert mine == pytest.approx(other, rel=1e-12)
+
+
 def test_a_checkpoint_that_is_none(tmp_path):
     run = Run(tmp_path)
     run.until()
@@ -229,9 +267,12 @@ def test_frozen_layers(backend, tmp_path):
 def test_frozen_layers_are_the_same_in_both(tmp_path):
     found = {}
     for backend in PACKAGES:
-        run = Run(tmp_path / backend, backend, freeze=["conv1", "bn1"])
-        run.engine.load(weights.randomised(run.engine.state()))
+        run = Run(tmp_path / backend, backend, freeze=["bn1", "layer1.0"])
+        start = weights.randomised(run.engine.state())
+        run.engine.load(start)
         found[backend] = run.until(6).arrays
+        kept = {name for name in start if np.array_equal(start[name], found[backend][name])}
+        assert kept == {name for name in start if name.startswith(("bn1.", "layer1.0."))}
     worst = compare.largest(compare.between(found["torch"], found["tf"]))
     assert worst.value <= BOUNDS["weights"], worst
 
@@ -245,6 +286,13 @@ def test_transfer_to_other_classes(tmp_path):
     assert set(checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
     weights.save(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
     assert set(checkpoints.backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
+    # A classifier of the same number of classes stays.
+    three = shared.spec.with_classes(shared.load("resnet20"), 3)
+    weights.save(tmp_path / "3.safetensors", weights.initial(three, seed=6))
+    assert set(checkpoints.backbone(tmp_path / "3.safetensors", three)) == set(old)
+    weights.save(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
+    with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has numbers that are not finite"):
+        checkpoints.backbone(tmp_path / "nan.safetensors", three)
     with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
         checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
 
@@ -288,7 +336,7 @@ def folder(tmp_path_factory):
     status, out, error = train("tiny.json", "--out", "whole", folder=path)
     assert status == 0, error
     assert out.count("epoch ") == 7 and "Best test accuracy" in out and error == ""
-    assert {path.name for path in (path / "whole").iterdir()} == {*training.FILES, "curves.png"}
+    assert {path.name for path in (path / "whole").iterdir()} == {*training.FILES}
     return path
 
 
@@ -343,9 +391,15 @@ def test_a_full_disk(folder):
         (["--resume", "whole", "--set", "batch=3"], "--set batch: a run goes on as it began"),
         (["tiny.json", "--init", "x.pth"], "x.pth: there is no such file"),
         (["tiny.json", "--init", "whole/network.json"], "whole/network.json: expected a file ending in .safetensors"),
+        (["tiny.json", "--freeze", ""], "'freeze' is"),
+        (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to say which"),
+        (["--resume", "whole", "--init", "x.pth"], "--init and --freeze are for the start of a run"),
+        (["--resume", "whole/best.safetensors"], "it has weights alone; a run goes on from whole/last.safetensors"),
+        (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile exclude one another"),
+        (["tiny.json", "--out", "x" * 300], "File name too long"),
         (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
         (["tiny.json", "--devices", "2"], "--devices is for --backend tf; with PyTorch: torchrun"),
-        (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made"),
+        (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made: tiny.json is a file"),
     ],
 )
 def test_mistakes(arguments, words, folder):
@@ -383,7 +437,8 @@ def test_the_commands_own_transfer(folder):
 @pytest.fixture(scope="module")
 def two(folder):
     """The checkpoints of runs on two CPU processes, and on two parts of the CPU, without batch norm and with it."""
-    plain = {**SPEC, "name": "plain", "layers": [layer for layer in SPEC["layers"] if layer["type"] != "batch_norm"]}
+    without = [{**layer, "norm": False} if layer["type"] == "basic" else layer for layer in SPEC["layers"]]
+    plain = {**SPEC, "name": "plain", "layers": [layer for layer in without if layer["type"] != "batch_norm"]}
     found = {}
     for kind, spec in (("without", plain), ("with", SPEC)):
         recipe = RECIPE | {"network": spec, "epochs": 2}
@@ -414,6 +469,15 @@ def test_two_devices_with_batch_norm(two, whole):
     worst = compare.largest(compare.between(torch_run.arrays, tf_run.arrays))
     assert worst.value <= BOUNDS["weights"], worst
     assert compare.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
+
+
+def test_torchrun_finds_a_folder_and_refuses_tf(folder):
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
+    status, out, error = train("tiny.json", "--epochs", "1", "--set", "name=again", folder=folder, launcher=launcher)
+    assert status == 0 and out.count("epoch   1") == 1, error
+    assert training.read(folder / "runs" / "again-torch").step == 4
+    status, _, error = train("tiny.json", "--backend", "tf", folder=folder, launcher=launcher)
+    assert status != 0 and error.count("torchrun is for --backend torch") == 1
 
 
 def test_a_batch_that_devices_cannot_share(folder):

@@ -21,6 +21,7 @@ OPTIMIZERS = {
     "adam and decay": {"name": "adam", "betas": [0.8, 0.99], "eps": 1e-7, "weight_decay": 1e-2},
     "adamw": {"name": "adamw"},
     "adamw and decay": {"name": "adamw", "weight_decay": 0.1},
+    "adamw without decay": {"name": "adamw", "weight_decay": 0.0},
 }
 SCHEDULES = {
     "constant": {"name": "constant"},

@@ -104,15 +104,18 @@ def backbone(source, spec):
     arrays = _published(spec) if str(source) == "imagenet" else read(source)[0]
     own = shapes.weights(shapes.layers(spec))
     last = f"{classifier(spec)['name']}.weight"
-    counts = [
-        array.shape[-1 if word else 0]
-        for array, (name, word) in ((a, _renamed(n, own, {})) for n, a in arrays.items())
-        if name == last
-    ]
+    counts = []
+    for source_name, array in arrays.items():
+        name, word = _renamed(source_name, own, {})
+        if name == last and array.ndim:
+            counts.append(array.shape[-1 if word else 0])
     try:
         state, _ = fit(arrays, with_classes(spec, counts[0]) if counts else headless(spec))
     except Error as error:
         raise Error(f"{source}: {error}") from None
+    for name, array in state.items():
+        if not np.isfinite(array).all():
+            raise Error(f"{source}: {name} has numbers that are not finite")
     return {name: array for name, array in state.items() if array.shape == own[name]}
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import shapes, spec
+from . import recipes, shapes, spec
 from .spec import Error
+from .weights import aside
 
 app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
@@ -34,10 +36,15 @@ def main():
     """Run the command; a user's mistake ends in one message and exit status 2."""
     try:
         app()
-    except Error as error:
-        if not int(os.environ.get("RANK", 0)):  # once, of several processes
+    except (Error, OSError) as error:
+        if not _rank():
             Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {error}")
         sys.exit(2)
+
+
+def _rank():
+    """The number of this process of those that torchrun has started; 0 where it has started none."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 @app.command("list")
@@ -243,11 +250,14 @@ def predict(
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A name, or the path of a recipe ending in .json. Default: digits_residual.")
+        str | None,
+        typer.Argument(
+            help=f"The path of a recipe ending in .json, or {', '.join(recipes.names())}. Default: digits_residual."
+        ),
     ] = None,
     backend: Annotated[str, typer.Option(help="torch or tf.")] = "torch",
     out: Annotated[Path | None, typer.Option(help="The folder for what comes of it. Default: a new one under runs/.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with a run: its folder or checkpoint, of either backend.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a run of either backend: its folder.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Train for so many epochs in all.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")
@@ -263,75 +273,106 @@ def train(
     The folder gets last.safetensors, from which the run can go on, best.safetensors, the weights of the best epoch,
     network.json, recipe.json, log.jsonl and curves.png. Ctrl-C ends a run with nothing lost.
     """
-    from . import checkpoints, curves, recipes, training
+    from . import checkpoints, curves, training
 
     if backend not in ("torch", "tf"):
         raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected torch or tf")
     if devices and backend == "torch":
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m shared.cli train …")
-    changes = [*(changes or []), *([f"init={init}"] if init else [])]
-    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze else []
+    if "TORCHELASTIC_RUN_ID" in os.environ and backend == "tf":
+        raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
+    if devices and compiled:
+        raise Error("--devices and --compile exclude one another: XLA compiles no step of several devices")
+    if tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise Error("--tensorboard needs TensorBoard: pip install tensorboard")
+    if resume and (init is not None or freeze is not None):
+        raise Error("--init and --freeze are for the start of a run, --resume goes on with one")
+    changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
+    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
     checkpoint = training.read(resume) if resume else None
     if checkpoint:
         name = checkpoint.recipe["name"]
-        if recipe and recipes.load(recipe)["name"] != name:
+        if recipe is not None and recipes.load(recipe)["name"] != name:
             raise Error(f"{resume}: a checkpoint of a run of {name}, not of {recipe}")
         described = training.resumed(checkpoint, changes)
     else:
-        described = recipes.load(recipes.changed(recipes.load(recipe or "digits_residual"), changes))
+        described = recipes.load("digits_residual" if recipe is None else recipe)
+        described = recipes.load(recipes.changed(described, changes))
+        if described["freeze"] and "init" not in described:
+            raise Error(f"{described['name']}: 'freeze' keeps weights as they are, so --init has to say which: a file of them")
     network, data = training.prepare(described, checkpoint and checkpoint.spec)
     per_epoch = training.steps_per_epoch(described, data)
     if epochs:
-        length = f"epochs={epochs}" if "epochs" in described else f"steps={epochs * per_epoch}"
-        described = recipes.load(recipes.changed(described, [length]))
+        described = recipes.changed(described, [f"epochs={epochs}" if "epochs" in described else f"steps={epochs * per_epoch}"])
     steps, done = recipes.length(described, per_epoch), checkpoint.step if checkpoint else 0
-    if checkpoint and done >= steps:
-        raise Error(f"{resume}: the run is complete, {done:,} steps; more --epochs than {-(-done // per_epoch)} would go on")
-    state = (
-        checkpoints.backbone(described["init"], spec.load(described["network"])) if "init" in described and not resume else {}
-    )
-    if tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise Error("--tensorboard needs TensorBoard: pip install tensorboard")
     folder = _run_folder(out, resume, f"{described['name']}-{backend}")
-    with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
-        (package,) = _packages(backend)
-        engine = package.trainer(network, described, compiled, **({"devices": devices} if devices else {}))
-    if checkpoint:
-        engine.load(checkpoint.arrays, done)
-    elif state:
-        arrays = engine.state()
-        engine.load(arrays | {name: array for name, array in state.items() if array.shape == arrays[name].shape})
-    title = f"{described.get('title', described['name'])}, {engine.framework}"
-    if engine.rank == 0:
-        going_on = f", going on from step {done:,}" if done else ""
-        _console(f"{title}: {steps:,} steps of {described['batch']} images{going_on}, into {folder}")
-    hear = curves.tensorboard(folder) if tensorboard and engine.rank == 0 else lambda progress: None
-    history = _watch(training.run, (engine, described, network, data, folder, checkpoint), done, described["batch"], hear)
+    title = described.get("title", described["name"])
+    if checkpoint and done >= steps:
+        curves.draw({curves.label(checkpoint.history): checkpoint.history}, folder / "curves.png", title)
+        raise Error(f"{resume}: the run is complete, {done:,} steps; more --epochs than {-(-done // per_epoch)} would go on")
+    best = resume and (resume if resume.is_dir() else resume.parent) / "best.safetensors"
+    published = checkpoints.backbone(described["init"], network) if "init" in described and not resume else {}
+    with _interruptible() as pressed:
+        with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
+            (package,) = _packages(backend)
+            engine = package.trainer(network, described, compiled, **({"devices": devices} if devices else {}))
+        arrays = checkpoint.arrays if checkpoint else engine.state() | published
+        engine.load(arrays, done)
+        if engine.rank == 0:
+            _print_start(f"{title}, {engine.framework}", folder, described, steps, done, arrays, published)
+        hear = curves.tensorboard(folder) if tensorboard and engine.rank == 0 else lambda progress: None
+        if best and best.exists() and folder != best.parent and not engine.rank:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(best, folder)  # until a better one comes
+        run = training.run(engine, described, network, data, folder, checkpoint, stop=lambda: bool(pressed))
+        history = list(checkpoint.history) if checkpoint else []
+        last = _watch(run, done, described["batch"], history, hear, quiet=engine.rank > 0)
     if engine.rank:
         return
     if history:
-        curves.draw({curves.label(history): history}, folder / "curves.png", described.get("title", described["name"]))
+        row, where = max(history, key=lambda row: row["test_accuracy"]), folder / "best.safetensors"
+        _console(f"Best test accuracy {row['test_accuracy']:.2%}, after epoch {row['epoch']}" + f": {where}" * where.exists())
+        curves.draw({curves.label(history): history}, folder / "curves.png", title)
+    if last.step < last.steps:
+        raise Error(f"interrupted after step {last.step:,} of {last.steps:,}; go on with: twins train --resume {folder}")
 
 
 def _run_folder(out, resume, name):
-    """The folder of a run, made where it is not there. A run that is in it already stays: raises `Error`."""
+    """The folder of a run. Raises `Error` where another run is in it already, or it cannot be made."""
     own = resume and (resume if resume.is_dir() else resume.parent)
     if own and (not out or (out.exists() and out.samefile(own))):
+        if resume.is_file() and not resume.samefile(own / "last.safetensors"):
+            raise Error(f"{resume}: the run in {own} has gone on since; --out would be right, a folder for another run")
         return own
-    if int(os.environ.get("RANK", 0)):  # of several processes, the first writes
-        return out
     if not out:
         out, number = Path("runs", name), 1
         while out.exists():
             number += 1
             out = Path("runs", f"{name}-{number}")
-    elif (out / "last.safetensors").exists():
+    elif (out / "last.safetensors").exists() and not _rank():
         raise Error(f"{out}: a run is there already; go on with it by --resume {out}, or choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Error(f"{out}: cannot be made: {error.strerror}") from None
+    there = next(path for path in (out, *out.parents, Path()) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise Error(f"{out}: cannot be made: {there} is {'not writable' if there.is_dir() else 'a file'}")
     return out
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """Ctrl-C, or SIGTERM, is written into the list that this gives; a second one ends the process."""
+    pressed = []
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()
@@ -348,10 +389,14 @@ def curves(
     logs = [pictures.read(run) for run in runs]
     if label and len(label) != len(runs):
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
+    if len({*(label or [])}) < len(label or []):
+        raise Error("two labels are the same, expected one of its own for each run")
     if not label:
         label = [pictures.label(rows) for rows in logs]
         if len({*label}) < len(label):
-            label = [str(run) for run in runs]
+            label = [f"{run}" for run in runs]
+        if len({*label}) < len(label):
+            raise Error("a run is named twice")
     pictures.draw(dict(zip(label, logs, strict=True)), out, title)
     table = _table("run", ">epochs", ">best test accuracy", ">after epoch", ">losses, from the first run")
     for name, rows in zip(label, logs, strict=True):
@@ -391,46 +436,36 @@ def _progress(text, total):
         yield seen
 
 
-def _watch(run, arguments, done, batch, hear):
-    """Run the training with a bar, and a line an epoch; returns the rows of the log. Ctrl-C ends it after the step."""
-    import signal
+def _print_start(title, folder, recipe, steps, done, arrays, published):
+    going_on = f", going on from step {done:,}" if done else ""
+    _console(f"{title}: {steps:,} steps of {recipe['batch']} images{going_on}, into {folder}")
+    if published:
+        fresh = [name for name in arrays if name not in published and not name.startswith("optimizer.")]
+        begun = f"; {', '.join(fresh)} begin anew" if fresh else ""
+        _console(f"{len(published)} arrays are those of {recipe['init']}{begun}.")
 
+
+def _watch(run, done, batch, history, hear, quiet):
+    """Show a run with a bar, and a line an epoch, which go into `history` too; returns the last `Progress`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    engine, folder, rows = arguments[0], arguments[4], list(arguments[5].history) if arguments[5] else []
-    pressed = []
-
-    def stop(number, frame):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     screen = Console(stderr=True, highlight=False, markup=False)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
-    shown = screen.is_terminal and engine.rank == 0
-    try:
-        bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
-        say = screen.print if shown and sys.stdout.isatty() else _console  # above the bar, where both are on one screen
-        with bar:
-            task = bar.add_task("", total=None, told="", completed=done)
-            for now in run(*arguments, stop=lambda: bool(pressed)):
-                hear(now)
-                speed = bar.tasks[0].speed
-                told = f"loss {now.loss:.4f}  accuracy {now.accuracy:.2%}  {batch * speed if speed else 0:,.0f} images/s"
-                bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", told=told)
-                if now.row:
-                    rows.append(now.row)
-                    if engine.rank == 0:
-                        say(_epoch(now.row))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if engine.rank == 0:
-        _print_run(rows, folder)
-    if pressed and now.step < now.steps:
-        raise Error(f"interrupted after step {now.step:,} of {now.steps:,}; go on with: twins train --resume {folder}")
-    return rows
+    shown = screen.is_terminal and not quiet
+    bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
+    say = screen.print if shown and sys.stdout.isatty() else _console  # above the bar, where both are on one screen
+    with bar:
+        task = bar.add_task("", total=None, told="", completed=done)
+        for now in run:
+            hear(now)
+            speed = bar.tasks[0].speed
+            told = f"loss {now.loss:.4f}  accuracy {now.accuracy:.2%}  {batch * speed if speed else 0:,.0f} images/s"
+            bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", told=told)
+            if now.row:
+                history[:] = [row for row in history if row["epoch"] < now.epoch] + [now.row]
+                if not quiet:
+                    say(_epoch(now.row))
+    return now
 
 
 def _epoch(row):
@@ -439,12 +474,6 @@ def _epoch(row):
         f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}  "
         f"rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
     )
-
-
-def _print_run(rows, folder):
-    if rows:
-        best = max(rows, key=lambda row: row["test_accuracy"])
-        _console(f"Best test accuracy {best['test_accuracy']:.2%}, after epoch {best['epoch']}: {folder / 'best.safetensors'}")
 
 
 def _print_accuracy(found):
@@ -492,7 +521,10 @@ def _packages(backend="both"):
 
             packages.append(torch_impl)
         if "TensorFlow" in BACKENDS[backend]:
-            import keras_impl
+            try:
+                import keras_impl
+            except ValueError as error:
+                raise Error(f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND')!r}: {error}; expected tensorflow") from None
 
             packages.append(keras_impl)
     return packages
@@ -603,10 +635,8 @@ def _plot(report, path):
     differences.legend(frameon=False)
     for axes in (losses, differences):
         axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise Error(f"{path}: cannot be written: {error}") from None
+    with aside(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _nan_last(value):
@@ -615,8 +645,10 @@ def _nan_last(value):
 
 def _check_picture(path):
     """Find out before the work whether its picture can be drawn after it."""
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise Error(f"{path}: expected a file ending in .png, .pdf or .svg")
+    from .curves import KINDS
+
+    if path.suffix.lower() not in KINDS:
+        raise Error(f"{path}: expected a file ending in {', '.join(KINDS)}")
     if not path.parent.is_dir():
         raise Error(f"{path}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -18,7 +18,10 @@ def read(run):
         path = path / "log.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [{key: row[key] for key in (*row, "epoch", "loss", "test_loss", "test_accuracy", "framework")} for row in rows]
+        for row in rows:
+            numbers = [row[key] for key in ("epoch", "loss", "test_loss", "test_accuracy")]
+            if not all(type(number) in (int, float) for number in numbers) or type(row["framework"]) is not str:
+                raise ValueError(f"epoch {row['epoch']} has a value of another kind")
     except FileNotFoundError:
         raise Error(f"{path}: there is no such file") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,8 +58,9 @@ def draw(runs, path, title=""):
     for axes in (losses, accuracies):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.suptitle(title)
+        for text in axes.legend(frameon=False).get_texts():
+            text.set_parse_math(False)  # a dollar is a dollar
+    figure.suptitle(title, parse_math=False)
     with aside(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

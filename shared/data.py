@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from . import shapes
 from .spec import Error, nearest
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's word
@@ -57,6 +58,16 @@ def load(name="digits"):
     raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")
 
 
+def check(images, labels, spec):
+    """Raise `Error` unless the images have the network's channels, and the labels are of its classes."""
+    words, channels, classes = {1: "grey", 3: "colour"}, spec["input"][0], shapes.layers(spec)[-1].shape[0]
+    if images.shape[3] != channels:
+        wanted = words.get(channels, f"images of {channels} channels")
+        raise Error(f"its images are {words[images.shape[3]]}, {spec['name']} takes {wanted}")
+    if labels.max() >= classes:
+        raise Error(f"its labels go up to {labels.max()}, {spec['name']} has {classes} classes, counted from 0")
+
+
 def cache():
     """The folder for downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-twins"
@@ -78,7 +89,7 @@ def _read(path):
         raise Error(f"{path}: there is no such file") from None
     except KeyError as error:
         raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
-    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise Error(f"{path}: not a complete .npz file: {error}") from None
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
@@ -88,8 +99,8 @@ def _read(path):
             )
         if labels.dtype.kind not in "iu" or labels.size != len(images):
             raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
-        if not len(images) or labels.min() < 0:
-            raise Error(f"{path}: {part}: expected at least one image, and labels of 0 or more")
+        if not len(images) or labels.min() < 0 or labels.max() > 999_999:
+            raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
     x_train, y_train, x_test, y_test = arrays
     return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))
 

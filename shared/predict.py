@@ -30,13 +30,8 @@ def check(spec, data=None):
         raise Error(f"{spec['name']} ends in a map of {'x'.join(map(str, shape))}, not in a vector with a number a class")
     if channels not in datasets.MODES:
         raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
-    if data is None:
-        return
-    words = {1: "grey", 3: "colour"}
-    if data.x_test.shape[3] != channels:
-        raise Error(f"its images are {words[data.x_test.shape[3]]}, {spec['name']} takes {words[channels]}")
-    if data.y_test.max() >= shape[0]:
-        raise Error(f"its labels go up to {data.y_test.max()}, {spec['name']} has {shape[0]} classes, counted from 0")
+    if data is not None:
+        datasets.check(data.x_test, data.y_test, spec)
 
 
 def engines(packages, spec, state):

@@ -53,7 +53,8 @@ def _words(value):
 
 # key: what its value must be, as a test and in words
 _VALUES = {
-    **dict.fromkeys(("name", "title", "source", "data", "init"), (lambda v: type(v) is str and v, "a text")),
+    "name": specs.NAME,
+    **dict.fromkeys(("title", "source", "data", "init"), (lambda v: type(v) is str and v, "a text")),
     **dict.fromkeys(("batch", "epochs", "steps", "every"), whole(1)),
     **dict.fromkeys(("seed", "pad"), whole(0)),
     **dict.fromkeys(("preprocessing", "augmentation"), (lambda v: type(v) is dict, "an object")),
@@ -65,7 +66,7 @@ _VALUES = {
     "freeze": (_words, f'a list of layers, or ["{BACKBONE}"]'),
     "learning_rate": (number, "a number above 0"),
     "momentum": (_share, "a number of at least 0, below 1"),
-    "weight_decay": (lambda v: v == 0 or number(v), "a number of at least 0"),
+    "weight_decay": (lambda v: number(v) or (type(v) in (int, float) and v == 0), "a number of at least 0"),
     "betas": (lambda v: type(v) is list and len(v) == 2 and all(map(_share, v)), "two numbers of at least 0, below 1"),
     "eps": (number, "a number above 0"),
     "warmup": whole(0),
@@ -107,7 +108,17 @@ def load(recipe):
         network(found)
     except Error as error:
         raise Error(f"{origin}: {error}") from None
+    for part in ("optimizer", "schedule"):
+        found[part] = {key: _float(value) if key in _FLOATS else value for key, value in found[part].items()}
     return found
+
+
+_FLOATS = ("learning_rate", "momentum", "weight_decay", "betas", "eps", "divide_by")
+
+
+def _float(value):
+    """Numbers as both frameworks take them, who want no whole ones."""
+    return [float(number) for number in value] if isinstance(value, list) else float(value)
 
 
 def changed(recipe, changes):
@@ -123,14 +134,14 @@ def changed(recipe, changes):
             raise Error(f"--set {change}: expected key=value, as optimizer.learning_rate=0.01")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = text
         *outer, last = key.split(".")
         if len(outer) > 1 or (outer and not isinstance(recipe.setdefault(outer[0], {}), dict)):
             raise Error(f"--set {change}: a recipe has no such key")
         (recipe[outer[0]] if outer else recipe)[last] = value
         kinds = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(outer[0] if outer else "", {})
-        if last == "name" and value in kinds:
+        if last == "name" and isinstance(value, str) and value in kinds:
             known = ["name", *" ".join(kinds[value]).split()]
             recipe[outer[0]] = {k: v for k, v in recipe[outer[0]].items() if k in known}
         if key in ("epochs", "steps"):
@@ -147,12 +158,15 @@ def _check(recipe):
         if "name" not in options:
             raise Error(f"{part}: the key 'name' is missing; expected one of {', '.join(kinds)}")
         name = options.pop("name")
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             raise Error(f"{part}: 'name' is {json.dumps(name)}{nearest(name, kinds)}; expected {', '.join(kinds)}")
         _part(part, options, *kinds[name])
     if recipe["optimizer"].get("nesterov") and not recipe["optimizer"].get("momentum"):
         raise Error("optimizer: 'nesterov' is true, which needs a 'momentum' above 0")
     _part("augmentation", recipe["augmentation"], "", "pad flip")
+    warmup, units = recipe["schedule"].get("warmup", 0), recipe.get("epochs") or recipe["steps"]
+    if warmup >= units and warmup:
+        raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
 
 
 def _part(name, options, needed, optional):
@@ -194,7 +208,16 @@ def frozen(recipe, spec):
         if name not in known:
             near = nearest(name, known) or f"; there are {', '.join(chain)}, and {BACKBONE} for all but the last"
             raise Error(f"'freeze': {spec['name']} has no layer {name!r}{near}")
+    if not trained(recipe["freeze"], spec):
+        raise Error("'freeze' names every layer with weights, so nothing is left to train")
     return recipe["freeze"]
+
+
+def trained(frozen, spec):
+    """{name: shape} of the weights that a run moves: not the running statistics, nor those of frozen layers."""
+    kept = tuple(f"{name}." for name in frozen)
+    found = shapes.weights(shapes.layers(spec))
+    return {name: shape for name, shape in found.items() if ".running_" not in name and not name.startswith(kept)}
 
 
 def length(recipe, steps_per_epoch):
@@ -219,9 +242,9 @@ def learning_rate(recipe, step, steps_per_epoch):
     if units < warmup:
         return rate * (units + 1) / warmup
     if schedule["name"] == "step":
-        return rate / schedule["divide_by"] ** (units // schedule["every"])
+        return rate * (1 / schedule["divide_by"]) ** (units // schedule["every"])
     if schedule["name"] == "multi_step":
-        return rate / schedule["divide_by"] ** sum(units >= milestone for milestone in schedule["milestones"])
+        return rate * (1 / schedule["divide_by"]) ** sum(units >= milestone for milestone in schedule["milestones"])
     if schedule["name"] == "cosine":
         return rate * (1 + math.cos(math.pi * (units - warmup) / (whole_run - warmup))) / 2
     return rate

@@ -96,8 +96,9 @@ VALUES = {
         "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
     ),
 }
+NAME = (lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v), "a word of letters, digits, dots, - and _")
 _SPEC_KEYS = {
-    "name": (lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v), "a word of letters, digits, dots, - and _"),
+    "name": NAME,
     "title": (lambda v: type(v) is str, "a text"),
     "source": (lambda v: type(v) is str, "a text"),
     "input": (
@@ -316,7 +317,7 @@ def with_classes(spec, count):
     last = classifier(spec)
     if last["out"] == count:
         return spec
-    kept = {key: value for key, value in spec.items() if key not in ("parameters", "classes", "weights", "source")}
+    kept = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
     layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
     return load(kept | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from . import data as datasets
 from . import predict, recipes, shapes, weights
+from . import spec as specs
 from .spec import Error
 
-FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl")  # of a run, in its folder
+FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl", "curves.png")  # of a run
 SECONDS = 60  # after which a checkpoint is written within an epoch
 
 
@@ -50,19 +51,14 @@ def prepare(recipe, spec=None):
     data = datasets.load(recipe["data"])
     if isinstance(recipe.get("classes"), list):
         data = _of_classes(data, recipe)
-    count, channels = shapes.layers(spec)[-1].shape[0], spec["input"][0]
     if recipe["batch"] > len(data.x_train):
         raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
-    for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
-        if images.shape[3] != channels:
-            words = {1: "grey", 3: "colour"}
-            wanted = words.get(channels, f"images of {channels} channels")
-            raise Error(f"{recipe['data']}: its images are {words[images.shape[3]]}, {spec['name']} takes {wanted}")
-        if labels.max() >= count:
-            raise Error(
-                f"{recipe['data']}: its labels go up to {labels.max()}, {spec['name']} has {count} classes, counted from 0; "
-                f"with classes={labels.max() + 1} the network gets as many outputs"
-            )
+    try:
+        for images, labels in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+            datasets.check(images, labels, spec)
+            shapes.layers(spec, datasets.pixels(images[:1], spec).shape[1:3])
+    except Error as error:
+        raise Error(f"{recipe['data']}: {error}; classes=N gives the network other outputs") from None
     return spec, data
 
 
@@ -73,7 +69,7 @@ def _of_classes(data, recipe):
     missing = sorted(set(number) - set(known.tolist()))
     if missing:
         raise Error(f"'classes': {recipe['data']} has no images of label {missing[0]}; its labels go up to {known.max()}")
-    table = np.full(known.max() + 1, -1)
+    table = np.full(known.max() + 1, -1)  # no class
     table[list(number)] = list(number.values())
     train, test = (np.flatnonzero(table[labels] >= 0) for labels in (data.y_train, data.y_test))
     if not len(train) or not len(test):
@@ -102,10 +98,10 @@ def _dtype(recipe):
 def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False):
     """Train, from a `Checkpoint` if there is one; a generator of `Progress`, one a step and one more an epoch.
 
-    It keeps in the folder, an existing one: `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
-    `best.safetensors`, the weights with the best test accuracy; `log.jsonl`, a line an epoch. When `stop()` is true it writes
-    a checkpoint and ends. Raises `Error` for a loss that is no number and for what cannot be written: the last checkpoint
-    stays.
+    It keeps in the folder, made where there is none: `last.safetensors`, a checkpoint of the end of every epoch and of every
+    minute; `best.safetensors`, the weights with the best test accuracy; `log.jsonl`, a line an epoch. When `stop()` is true it
+    writes a checkpoint and ends. Raises `Error` for a loss that is no number and for what cannot be written: the last
+    checkpoint stays.
     """
     if recipe["batch"] % engine.shares:
         raise Error(
@@ -124,11 +120,16 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
         _check_finite(arrays, step, folder)
         weights.save(folder / name, arrays, about)
 
+    if history and history[-1]["step"] % per_epoch:  # the last epoch was a part of one, and is there to be completed
+        sums, history = _undone(history[-1], per_epoch, recipe["batch"]), history[:-1]
     if mine:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Error(f"{folder}: cannot be made: {error.strerror}") from None
         for name in FILES:
             weights.tidy(folder / name)
-        if not checkpoint:
-            _write(folder / "network.json", json.dumps(spec, indent=2) + "\n")
+        _write(folder / "network.json", json.dumps(spec, indent=2) + "\n")
         _write(folder / "recipe.json", json.dumps(recipe, indent=2) + "\n")
         _write(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         save("last.safetensors", engine.state())
@@ -164,8 +165,8 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
                 arrays = engine.state()
                 if test_accuracy > best:
                     save("best.safetensors", {n: a for n, a in arrays.items() if not n.startswith("optimizer.")})
-                save("last.safetensors", arrays)
                 _write(folder / "log.jsonl", json.dumps(row) + "\n", "a")
+                save("last.safetensors", arrays)
             best, saved = max(best, test_accuracy), time.monotonic()
             yield Progress(step, steps, epoch, row["loss"], row["accuracy"], row)
         stopping = engine.total(np.array([float(stop())]))[0] > 0
@@ -174,6 +175,12 @@ def run(engine, recipe, spec, data, folder, checkpoint=None, stop=lambda: False)
             saved = time.monotonic()
         if stopping:
             return
+
+
+def _undone(row, per_epoch, batch):
+    """The sums of an epoch that its line of the log was made of."""
+    images = row["step"] % per_epoch * batch
+    return [row["loss"] * images, round(row["accuracy"] * images), images, images / row["images_per_sec"]]
 
 
 def tested(engine, spec, data, dtype="float32"):
@@ -199,18 +206,30 @@ def read(path):
     arrays, about = weights.read(path), weights.about(path)
     try:
         found = Checkpoint(arrays, *(about[key] for key in Checkpoint._fields[1:]))
-        needed = {f"optimizer.{s}." for s in weights.slots(found.recipe["optimizer"])}
+        optimizer, frozen = found.recipe["optimizer"], recipes.frozen(found.recipe, specs.load(found.spec))
+        if type(found.step) is not int or len(found.sums) != 4:
+            raise TypeError
     except (KeyError, TypeError):
         raise Error(f"{path}: no checkpoint of a run; its weights can begin a new one, with --init {path}") from None
-    if not all(any(name.startswith(prefix) for name in arrays) for prefix in needed):
-        raise Error(f"{path}: it has weights alone; a run goes on from {path.with_name('last.safetensors')}")
+    expected = shapes.weights(shapes.layers(found.spec))
+    for slot in weights.slots(optimizer):
+        trained = recipes.trained(frozen, found.spec)
+        expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
+        if not any(name.startswith("optimizer.") for name in arrays):
+            raise Error(f"{path}: it has weights alone; a run goes on from {path.with_name('last.safetensors')}")
+    try:
+        weights.check(arrays, expected)
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
     return found
 
 
 def resumed(checkpoint, changes):
     """The recipe of a checkpoint with changes, as of `recipes.changed`. Raises `Error` for what cannot change half-way."""
     before = checkpoint.recipe
-    recipe = recipes.load(recipes.changed(before, changes))
+    recipe = recipes.changed(before, changes)
+    # The checkpoint has the network: a file of its name may have changed.
+    recipe = recipes.load(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
     free = ("epochs", "steps", "schedule", "precision", "optimizer")
     for key in before | recipe:
         if key not in free and before.get(key) != recipe.get(key):

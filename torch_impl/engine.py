@@ -4,12 +4,15 @@ Images come as (batch, channels, height, width), labels as whole numbers; weight
 """
 
 import contextlib
+import os
+import shutil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import distributed
 
+import shared
 from shared import recipes, weights
 from shared.dropout import kept
 
@@ -26,8 +29,8 @@ class Engine:
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` is of what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
     `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
-    statistics and normalises by them. Of several processes
-    that torchrun has started, each takes one of the `shares` of every batch.
+    statistics and normalises by them. Of several processes that torchrun has started, each takes one of the `shares` of
+    every batch.
     """
 
     framework = "PyTorch"
@@ -172,8 +175,13 @@ class Engine:
 def trainer(spec, recipe, compiled=False):
     """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
-    In a process of several that torchrun has started, the engine is one of as many.
+    In a process of several that torchrun has started, the engine is one of as many. Raises `shared.Error`.
     """
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if distributed.is_torchelastic_launched() and 0 < gpus < processes:
+        raise shared.Error(f"torchrun has started {processes} processes, but there are {gpus} GPUs")
+    if compiled and not gpus and not shutil.which(os.environ.get("CXX", "g++")):
+        raise shared.Error("torch.compile needs a C++ compiler: g++, or what CXX names")
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     precision, seed = recipe["precision"], recipe["seed"]
