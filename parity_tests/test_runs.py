@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,22 @@ def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
             run.close()  # as a kill: nothing is written any more
             break
     assert training.read(tmp_path).step == 5
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_compiled(backend, tmp_path):
+    runs = []
+    for compiled in (False, True):
+        recipe = recipes.load(RECIPE | {"epochs": 1})
+        spec, _ = training.prepare(recipe)
+        engine = PACKAGES[backend].trainer(spec, recipe, compiled)
+        found = Run(tmp_path / f"{compiled}", engine=engine, epochs=1).until()
+        runs.append(found)
+    for mine, other in zip(*(without_speed(found.history) for found in runs), strict=True):
+        assert compare.relative(mine["loss"], other["loss"]) <= BOUNDS["losses"]
+    worst = compare.largest(compare.between(runs[0].arrays, runs[1].arrays))
+    assert worst.value <= BOUNDS["weights"], worst
 
 
 def test_the_optimizer_decides_what_is_kept(tmp_path):
