@@ -4,6 +4,7 @@ Images are (batch, channels, height, width), odd-sized, not square; everything i
 """
 
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -253,7 +254,8 @@ def test_by_other_code(pair, training):
     for package, engine in zip((torch_impl, keras_impl), pair.engines, strict=True):
         package.load(engine.net, pair.state)
         for name, layer in engine.dropouts.items():
-            layer.kept = masks[name] if package is torch_impl else np.moveaxis(masks[name].numpy(), 1, -1)
+            here = {threading.get_ident(): np.moveaxis(masks[name].numpy(), 1, -1)}
+            layer.kept = masks[name] if package is torch_impl else here
     with torch.no_grad():
         if pair.block["type"] in OF_THE_PAPER:
             expected = by_the_paper(pair.block, state, images, masks, training).numpy()

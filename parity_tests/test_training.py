@@ -37,7 +37,6 @@ NETWORKS = {
     "lenet5": (MOMENTUM, 0.01),
     "cifar10_resnet": ({"name": "adam"}, 1e-4),
     "resnet20": ({**MOMENTUM, "nesterov": True, "weight_decay": 1e-4}, 0.01),
-    "resnet18_cifar100": ({"name": "adam"}, 1e-5),
 }
 # With and without batch norm; a projection that nothing uses, which no optimiser touches.
 SMALL = {
