@@ -172,6 +172,9 @@ def test_a_recipe_of_another_kind(tmp_path):
     path.write_text("[]")
     with pytest.raises(shared.Error, match="a recipe is a JSON object"):
         recipes.load(path)
+    path.write_text('{"name": "mine", "network": "lenet"}')
+    with pytest.raises(shared.Error, match="the keys 'data', 'batch', 'optimizer' are missing"):
+        recipes.load(path)
     path.write_text(json.dumps(PLAIN))
     assert recipes.load(path)["schedule"] == {"name": "constant"}
     with pytest.raises(shared.Error, match="ends in a map"):
@@ -211,7 +214,7 @@ def test_data_of_classes():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0; classes=N gives"),
+        ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0"),
         ("network=resnet20", "its images are grey, resnet20 takes colour"),
         ("data=x.npz", "x.npz: there is no such file"),
         ("batch=2000", "'batch' is 2,000, but digits has 1,437 images to train on"),

@@ -85,6 +85,17 @@ def test_a_run(whole, tmp_path):
     assert rates == pytest.approx([0.01, 0.0075, 0.0025])
 
 
+def test_a_batch():
+    recipe = recipes.load(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
+    spec, examples = training.prepare(recipe)
+    images, labels = training.batch(recipe, spec, examples, 6)
+    indices = data.batch(len(examples.x_train), 300, 6, 3)
+    seen = data.augmented(examples.x_train[indices], 3, 6, pad=2, flip=True)
+    assert np.array_equal(labels, examples.y_train[indices])
+    assert np.array_equal(images, data.normalised(seen, spec, "float64"))
+    assert training.batch(recipe | {"precision": "mixed_bfloat16"}, spec, examples, 6)[0].dtype == np.float32
+
+
 def test_what_a_run_leaves(tmp_path):
     run = Run(tmp_path)
     (tmp_path / ".77.last.safetensors").write_text("half of a checkpoint")
@@ -200,7 +211,7 @@ def test_a_loss_that_is_no_number(backend, tmp_path):
     run = Run(tmp_path, backend, optimizer={"name": "sgd", "learning_rate": 1e200}, precision="float64")
     with pytest.raises(shared.Error) as error, np.errstate(all="ignore"):
         run.until()
-    assert "step " in str(error.value) and "last.safetensors is of step 0" in str(error.value)
+    assert "the loss of step 2, in epoch 1, is" in str(error.value) and "last.safetensors is of step 0" in str(error.value)
     assert all(np.isfinite(array).all() for array in training.read(tmp_path).arrays.values())
 
 
@@ -385,8 +396,8 @@ def test_ctrl_c(folder):
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     step = training.read(folder / "stopped").step
-    assert process.returncode == 2 and "Traceback" not in error
-    assert f"interrupted after step {step:,} of 400,000; go on with: twins train --resume stopped" in error
+    assert process.returncode == 130 and "Traceback" not in error
+    assert f"interrupted after step {step:,} of 400,000; go on with: twins train --resume stopped --backend torch" in error
 
 
 def test_a_full_disk(folder):
@@ -410,6 +421,7 @@ def test_a_full_disk(folder):
         (["--resume", "whole", "--set", "batch=3"], "--set batch: a run goes on as it began"),
         (["tiny.json", "--init", "x.pth"], "x.pth: there is no such file"),
         (["tiny.json", "--init", "whole/network.json"], "whole/network.json: expected a file ending in .safetensors"),
+        (["tiny.json", "--set", "schedule.warmup=2", "--epochs", "2"], "'warmup' is 2, expected less than the run's length, 2"),
         (["tiny.json", "--freeze", ""], "'freeze' is"),
         (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to say which"),
         (["--resume", "whole", "--init", "x.pth"], "--init and --freeze are for the start of a run"),

@@ -294,16 +294,19 @@ def train(
         name = checkpoint.recipe["name"]
         if recipe is not None and recipes.load(recipe)["name"] != name:
             raise Error(f"{resume}: a checkpoint of a run of {name}, not of {recipe}")
+    begun = checkpoint.recipe if checkpoint else recipes.load("digits_residual" if recipe is None else recipe)
+    if epochs and "epochs" in recipes.changed(begun, changes):
+        changes.append(f"epochs={epochs}")
+    if checkpoint:
         described = training.resumed(checkpoint, changes)
     else:
-        described = recipes.load("digits_residual" if recipe is None else recipe)
-        described = recipes.load(recipes.changed(described, changes))
+        described = recipes.load(recipes.changed(begun, changes))
         if described["freeze"] and "init" not in described:
             raise Error(f"{described['name']}: 'freeze' keeps weights as they are, so --init has to say which: a file of them")
     network, data = training.prepare(described, checkpoint and checkpoint.spec)
     per_epoch = training.steps_per_epoch(described, data)
-    if epochs:
-        described = recipes.changed(described, [f"epochs={epochs}" if "epochs" in described else f"steps={epochs * per_epoch}"])
+    if epochs and "steps" in described:
+        described = recipes.changed(described, [f"steps={epochs * per_epoch}"])
     steps, done = recipes.length(described, per_epoch), checkpoint.step if checkpoint else 0
     folder = _run_folder(out, resume, f"{described['name']}-{backend}")
     title = described.get("title", described["name"])
@@ -334,7 +337,10 @@ def train(
         _console(f"Best test accuracy {row['test_accuracy']:.2%}, after epoch {row['epoch']}" + f": {where}" * where.exists())
         curves.draw({curves.label(history): history}, folder / "curves.png", title)
     if last.step < last.steps:
-        raise Error(f"interrupted after step {last.step:,} of {last.steps:,}; go on with: twins train --resume {folder}")
+        again = f"--resume {folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
+        message = f"twins: interrupted after step {last.step:,} of {last.steps:,}; go on with: twins train {again}"
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+        sys.exit(128 + pressed[0])
 
 
 def _run_folder(out, resume, name):
@@ -379,7 +385,7 @@ def _interruptible():
 def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or their logs.")],
     out: Annotated[Path, typer.Option(help="A file ending in .png, .pdf or .svg.")],
-    label: Annotated[list[str] | None, typer.Option(help="What a run is called, in order. Default: its framework.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="What a run is called, in order. Default: its path.")] = None,
     title: Annotated[str, typer.Option(help="What stands above.")] = "",
 ):
     """Draw the losses and test accuracies of several runs into one picture, and say how far they are apart."""
@@ -389,22 +395,20 @@ def curves(
     logs = [pictures.read(run) for run in runs]
     if label and len(label) != len(runs):
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
-    if len({*(label or [])}) < len(label or []):
-        raise Error("two labels are the same, expected one of its own for each run")
-    if not label:
-        label = [pictures.label(rows) for rows in logs]
-        if len({*label}) < len(label):
-            label = [f"{run}" for run in runs]
-        if len({*label}) < len(label):
-            raise Error("a run is named twice")
+    label = label or [f"{run}" for run in runs]
+    if len({*label}) < len(label):
+        raise Error("two runs are called the same, expected a --label of its own for each")
     pictures.draw(dict(zip(label, logs, strict=True)), out, title)
-    table = _table("run", ">epochs", ">best test accuracy", ">after epoch", ">losses, from the first run")
+    table = _table("run", ">epochs", ">best test accuracy", ">after epoch", ">difference")
     for name, rows in zip(label, logs, strict=True):
         best = max(rows, key=lambda row: row["test_accuracy"])
         pairs = [(ours, theirs) for ours, theirs in zip(logs[0], rows, strict=False) if ours["epoch"] == theirs["epoch"]]
         apart = max((abs(a[key] - b[key]) / a[key] for a, b in pairs for key in ("loss", "test_loss") if a[key]), default=0)
-        table.add_row(name, f"{len(rows)}", f"{best['test_accuracy']:.2%}", f"{best['epoch']}", f"{apart:.1e}")
+        difference = "" if rows is logs[0] else f"{apart:.1e}"
+        table.add_row(name, f"{len(rows)}", f"{best['test_accuracy']:.2%}", f"{best['epoch']}", difference)
     _console(table)
+    if len(runs) > 1:
+        _console("Difference: the largest of an epoch's losses, in training and testing, from the first run's, relative to it.")
 
 
 def _check_pictures(paths):

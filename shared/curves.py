@@ -47,12 +47,13 @@ def draw(runs, path, title=""):
     figure, (losses, accuracies) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for number, (label, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in rows]
-        # Curves may lie on one another: the first is broad and pale, the others are drawn over it.
-        look = {"color": f"C{number}", "linewidth": 1.4 if number else 5, "alpha": 1 if number else 0.4}
-        marker = {"marker": "o", "markersize": 3} if len(epochs) < 40 else {}
-        losses.plot(epochs, [row["loss"] for row in rows], label=f"{label}, training", **look, **marker)
+        # Curves may lie on one another: the first of several is broad and pale, the others are drawn over it.
+        broad = number == 0 and len(runs) > 1
+        look = {"color": f"C{number}", "linewidth": 5 if broad else 1.4, "alpha": 0.4 if broad else 1}
+        look |= {"marker": "o", "markersize": 3} if len(epochs) < 40 else {}
+        losses.plot(epochs, [row["loss"] for row in rows], label=f"{label}, training", **look)
         losses.plot(epochs, [row["test_loss"] for row in rows], label=f"{label}, test", linestyle=":", **look)
-        accuracies.plot(epochs, [100 * row["test_accuracy"] for row in rows], label=label, **look, **marker)
+        accuracies.plot(epochs, [100 * row["test_accuracy"] for row in rows], label=label, **look)
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
     for axes in (losses, accuracies):
@@ -73,7 +74,7 @@ def tensorboard(folder):
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    writer = EventFileWriter(str(folder))
+        writer = EventFileWriter(str(folder))
 
     def hear(progress):
         values = {"loss": progress.loss, "accuracy": progress.accuracy}

@@ -252,9 +252,9 @@ def check_keys(given, needed, optional, values):
             raise Error(
                 f"unknown key {key!r}{nearest(key, known) or '; expected ' + (', '.join(known) or 'none but name and type')}"
             )
-    for key in needed:
-        if key not in given:
-            raise Error(f"the key {key!r} is missing")
+    missing = [repr(key) for key in needed if key not in given]
+    if missing:
+        raise Error(f"the keys {', '.join(missing)} are missing" if missing[1:] else f"the key {missing[0]} is missing")
     for key, value in given.items():
         test, words = values[key]
         if not test(value):
@@ -319,7 +319,8 @@ def with_classes(spec, count):
         return spec
     kept = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
     layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
-    return load(kept | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+    called = {"title": f"{spec['title']}, {count} classes"} if "title" in spec else {}
+    return load(kept | called | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
 
 
 def classifier(spec):

@@ -58,7 +58,7 @@ def prepare(recipe, spec=None):
             datasets.check(images, labels, spec)
             shapes.layers(spec, datasets.pixels(images[:1], spec).shape[1:3])
     except Error as error:
-        raise Error(f"{recipe['data']}: {error}; classes=N gives the network other outputs") from None
+        raise Error(f"{recipe['data']}: {error}") from None
     return spec, data
 
 
