@@ -335,6 +335,9 @@ def test_curves(whole, tmp_path):
     (tmp_path / "log.jsonl").write_text("{}\n")
     with pytest.raises(shared.Error, match="log.jsonl: not the log of a run"):
         curves.read(tmp_path)
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(shared.Error, match="log.jsonl: the log of a run whose first epoch is not done"):
+        curves.read(tmp_path)
 
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
