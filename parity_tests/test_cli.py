@@ -1,5 +1,7 @@
 """The command `twins` as a user has it: what it prints, how it exits, what it says to a mistake."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,13 +11,26 @@ import pytest
 from PIL import Image
 
 import shared
-from shared import weights
+from shared import cli, weights
 
 
 def twins(*arguments, folder=None):
     return subprocess.run(
         [sys.executable, "-m", "shared.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=folder
     )
+
+
+def here(*arguments, folder="."):
+    """As `twins`, in this process, which has both frameworks already."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), contextlib.chdir(folder):
+        before, sys.argv = sys.argv, ["twins", *map(str, arguments)]
+        try:
+            cli.main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(arguments, end.code or 0, out.getvalue(), error.getvalue())
+        finally:
+            sys.argv = before
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +79,7 @@ def test_compare_draws_the_curves(compared):
 
 
 def test_compare_prints_tables():
-    done = twins("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
+    done = here("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
     assert done.returncode == 0 and done.stderr == ""
     assert "block1   16x12x12  12x12x16" in done.stdout
     assert "Every bound of the ladder is kept." in done.stdout
@@ -85,7 +100,7 @@ def test_compare_a_network_from_outside(tmp_path):
         ],
     }
     (tmp_path / "mine.json").write_text(json.dumps(spec))
-    done = twins("compare", "./mine.json", "--steps", "3", "--json", folder=tmp_path)
+    done = here("compare", "./mine.json", "--steps", "3", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [layer["name"] for layer in json.loads(done.stdout)["activations"]] == [
         "stem", "pool", "body.0", "body.1", "mean", "flat", "classes",
@@ -96,7 +111,7 @@ def test_compare_with_weights_and_a_picture(tmp_path):
     weights.save(tmp_path / "w.safetensors", weights.randomised(weights.initial("resnet20", seed=4)))
     Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "p.png")
     options = ["--weights", tmp_path / "w.safetensors", "--image", tmp_path / "p.png", "--steps", "0", "--json"]
-    done = twins("compare", "resnet20", *options)
+    done = here("compare", "resnet20", *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["steps"] == [] and report["largest_activations"]["value"] <= 1e-12

@@ -6,7 +6,7 @@ import pytest
 import keras_impl
 import shared
 import torch_impl
-from shared import compare, data, recipes, weights
+from shared import compare, recipes, weights
 
 BOUNDS = compare.BOUNDS["float64"]
 PACKAGES = (torch_impl, keras_impl)
@@ -137,20 +137,6 @@ def test_losses_and_weights(name):
     # Evaluation after training: by the running statistics, not the batch's.
     differences = compare.activations(pair, steps[0][0][:2])
     assert compare.largest(differences).value <= BOUNDS["weights"]
-
-
-def test_networks_learn_the_digits():
-    digits = data.load("digits")
-    pair = [new_engine(package, "mnist_residual", MOMENTUM, 0.05) for package in PACKAGES]
-    for step in range(40):
-        indices = data.batch(len(digits.x_train), 64, step)
-        images = data.prepare(digits.x_train[indices], 1, (28, 28), "float64")
-        for engine in pair:
-            engine.step(images, digits.y_train[indices])
-    test = data.prepare(digits.x_test, 1, (28, 28), "float64")
-    first, second = (engine.predict(test).argmax(1) for engine in pair)
-    assert np.array_equal(first, second)
-    assert np.mean(first == digits.y_test) > 0.85
 
 
 def test_a_rate_that_float32_cannot_hold():
