@@ -5,6 +5,7 @@ Kernels are (height, width, in, out) and (in, out).
 """
 
 import contextlib
+import importlib
 import math
 import threading
 
@@ -12,6 +13,8 @@ import keras
 from keras import ops
 
 from shared import Error
+
+fused = importlib.import_module(".fused", __package__) if keras.backend.backend() == "tensorflow" else None
 
 
 class Model(keras.Model):
@@ -105,7 +108,9 @@ class Conv(Layer):
             x = ops.concatenate([self._conv(*pair) for pair in pairs], -1)
         else:
             x = self._conv(x, self.weight)
-        return x if self.bias is None else x + self.bias
+        if self.bias is None:
+            return x
+        return fused.add_bias(x, self.bias.value) if fused else x + self.bias
 
     def _conv(self, x, kernel):
         padding = "same" if self.padding == "same" else "valid"
@@ -131,17 +136,30 @@ class BatchNorm(Layer):
         self.running_var = self.add_weight(initializer="ones", name="running_var", **options)
 
     def call(self, x, training=None):
+        by_batch = training and self.trainable
+        if fused and fused.normalises(x):
+            running = (None, None) if by_batch else (self.running_mean.value, self.running_var.value)
+            x, mean, variance = fused.batch_norm(x, self.weight.value, self.bias.value, *running, self.eps)
+        else:
+            x, mean, variance = self._normalise(x, by_batch)
+        if by_batch:
+            self._follow(self.running_mean, mean)
+            self._follow(self.running_var, variance)
+        return x
+
+    def _normalise(self, x, by_batch):
+        """The map, and the mean and unbiased variance of the batch if they are what it is normalised by."""
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))  # half precision is too coarse for the statistics
-        if training and self.trainable:
+        unbiased = None
+        if by_batch:
             mean, variance = ops.moments(x, axes=(0, 1, 2))
             count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
-            self._follow(self.running_mean, mean)
-            self._follow(self.running_var, variance * count / ops.maximum(count - 1, 1))
+            unbiased = variance * count / ops.maximum(count - 1, 1)
         else:
             mean, variance = (ops.cast(running, x.dtype) for running in (self.running_mean, self.running_var))
         bias, weight = ops.cast(self.bias, x.dtype), ops.cast(self.weight, x.dtype)
         x = ops.batch_normalization(x, mean, variance, -1, bias, weight, self.eps)
-        return ops.cast(x, self.compute_dtype)
+        return ops.cast(x, self.compute_dtype), mean, unbiased
 
     def _follow(self, running, new):
         running.assign((1 - self.momentum) * running + self.momentum * ops.cast(new, running.dtype))
