@@ -50,16 +50,20 @@ class InceptionA(keras.Layer):
     padding as zeros, as torchvision's.
     """
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels, out_channels, bias=False, norm=True):
         super().__init__()
-        self.branch1x1 = ConvNormReLU(in_channels, 64, 1, eps=1e-3)
-        self.branch5x5_1 = ConvNormReLU(in_channels, 48, 1, eps=1e-3)
-        self.branch5x5_2 = ConvNormReLU(48, 64, 5, eps=1e-3)
-        self.branch3x3dbl_1 = ConvNormReLU(in_channels, 64, 1, eps=1e-3)
-        self.branch3x3dbl_2 = ConvNormReLU(64, 96, 3, eps=1e-3)
-        self.branch3x3dbl_3 = ConvNormReLU(96, 96, 3, eps=1e-3)
+
+        def unit(*sizes):
+            return ConvNormReLU(*sizes, bias=bias, norm=norm, eps=1e-3)
+
+        self.branch1x1 = unit(in_channels, 64, 1)
+        self.branch5x5_1 = unit(in_channels, 48, 1)
+        self.branch5x5_2 = unit(48, 64, 5)
+        self.branch3x3dbl_1 = unit(in_channels, 64, 1)
+        self.branch3x3dbl_2 = unit(64, 96, 3)
+        self.branch3x3dbl_3 = unit(96, 96, 3)
         self.pool = AvgPool(3, stride=1, padding=1)
-        self.branch_pool = ConvNormReLU(in_channels, out_channels - 224, 1, eps=1e-3)
+        self.branch_pool = unit(in_channels, out_channels - 224, 1)
 
     def call(self, x, training=None):
         branch5x5 = self.branch5x5_2(self.branch5x5_1(x))

@@ -23,7 +23,10 @@ class Model(keras.Model):
     def __setattr__(self, name, value):
         if isinstance(value, keras.Layer):
             value.name = name  # summary() and get_layer() show it
-        super().__setattr__(name, value)
+        if name == "spec":
+            object.__setattr__(self, name, value)  # Keras would make tracking ones of its lists, which are no JSON
+        else:
+            super().__setattr__(name, value)
 
     def build(self, input_shape):
         self.call(keras.KerasTensor(input_shape))  # every layer hears of its shape, for summary()
@@ -31,7 +34,7 @@ class Model(keras.Model):
     def get_config(self):
         config = super().get_config()
         frozen = [layer.name for layer in self.layers if not layer.trainable]
-        return {"spec": plain(self.spec), "dtype": config["dtype"], "frozen": frozen}
+        return {"spec": self.spec, "dtype": config["dtype"], "frozen": frozen}
 
     @classmethod
     def from_config(cls, config):
@@ -365,8 +368,11 @@ def precision(dtype):
         keras.config.set_dtype_policy(before)
 
 
-def plain(value):
-    """JSON's own dictionaries and lists, of which Keras makes tracking ones when they become attributes."""
-    if isinstance(value, dict):
-        return {key: plain(member) for key, member in value.items()}
-    return [plain(member) for member in value] if isinstance(value, (list, tuple)) else value
+def dtype(net):
+    """The name of a network's dtype policy."""
+    return net.dtype_policy.name
+
+
+def for_inference(net, like):
+    """Make a network ready for inference alone, in the place of another."""
+    net.trainable = False

@@ -11,15 +11,16 @@ class PreActBasic(keras.Layer):
 
     A projection, a 1x1 convolution without batch norm, begins behind the first ReLU (the paper's appendix). The first block
     of a network has no batch norm and ReLU of its own, `first_activation=False`: those behind the network's first
-    convolution serve both its paths. `shortcut` is "projection" or "pad", see `blocks.downsample`.
+    convolution serve both its paths. `shortcut` is "projection" or "pad", see `blocks.downsample`. `norm=False` leaves out the
+    batch norm behind a convolution, which then has a bias: see `shared.fold`.
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, shortcut="projection", first_activation=True):
+    def __init__(self, in_channels, out_channels, stride=1, norm=True, shortcut="projection", first_activation=True):
         super().__init__()
         self.first_activation = first_activation
         self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
-        self.conv1 = conv(in_channels, out_channels, 3, stride)
-        self.bn2 = BatchNorm(out_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, stride, bias=not norm)
+        self.bn2 = BatchNorm(out_channels) if norm else Identity()
         self.conv2 = conv(out_channels, out_channels, 3)
         self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
         self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
@@ -38,15 +39,15 @@ class PreActBottleneck(keras.Layer):
     The stride is at the first 1x1 convolution, as in the paper's bottlenecks and the authors' code.
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, shortcut="projection", first_activation=True):
+    def __init__(self, in_channels, out_channels, stride=1, norm=True, shortcut="projection", first_activation=True):
         super().__init__()
         width = out_channels // 4
         self.first_activation = first_activation
         self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
-        self.conv1 = conv(in_channels, width, 1, stride)
-        self.bn2 = BatchNorm(width)
-        self.conv2 = conv(width, width, 3)
-        self.bn3 = BatchNorm(width)
+        self.conv1 = conv(in_channels, width, 1, stride, bias=not norm)
+        self.bn2 = BatchNorm(width) if norm else Identity()
+        self.conv2 = conv(width, width, 3, bias=not norm)
+        self.bn3 = BatchNorm(width) if norm else Identity()
         self.conv3 = conv(width, out_channels, 1)
         self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
         self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
@@ -70,19 +71,22 @@ class ResidualUnit(keras.Layer):
     "conv" is a 1x1 convolution in every block. A gate g(x), sigmoid of a 1x1 convolution that begins with a bias of -6, weighs
     the shortcut by 1 - g(x) ("shortcut_gate") and also the residual by g(x) ("exclusive_gate"). `shortcut_scale` and
     `residual_scale` are constant weights of the two. How a gate's map shrinks where the block's does is not in the paper: its
-    convolution has the block's stride and channels here.
+    convolution has the block's stride and channels here. `norm=False` leaves out the batch norms behind a convolution, which
+    then has a bias: see `shared.fold`.
     """
 
     def __init__(
-        self, in_channels, out_channels, stride=1, activation="original", shortcut="pad", shortcut_scale=1, residual_scale=1,
+        self, in_channels, out_channels, stride=1, norm=True, activation="original", shortcut="pad", shortcut_scale=1,
+        residual_scale=1,
     ):  # fmt: skip
         super().__init__()
         self.activation, self.shortcut_scale, self.residual_scale = activation, shortcut_scale, residual_scale
         self.relu = ReLU()
-        self.conv1 = conv(in_channels, out_channels, 3, stride)
-        self.bn1 = BatchNorm(out_channels)
-        self.conv2 = conv(out_channels, out_channels, 3)
-        self.bn2 = BatchNorm(out_channels)
+        self.conv1 = conv(in_channels, out_channels, 3, stride, bias=not norm)
+        self.bn1 = BatchNorm(out_channels) if norm else Identity()
+        last_norm = norm or activation == "bn_after_addition"
+        self.conv2 = conv(out_channels, out_channels, 3, bias=not last_norm)
+        self.bn2 = BatchNorm(out_channels) if last_norm else Identity()
         gated = shortcut in ("shortcut_gate", "exclusive_gate")
         self.gate = Conv(in_channels, out_channels, 1, stride) if gated else None
         self.exclusive = shortcut == "exclusive_gate"

@@ -19,8 +19,9 @@ def variables(net):
 
 
 def state(net):
-    """{name: array} of all weights and running statistics, under PyTorch's names and in its layouts."""
-    return {name: to_pytorch(keras.ops.convert_to_numpy(v)) for name, v in variables(net).items()}
+    """{name: array} of all weights and running statistics, under PyTorch's names, in its layouts; bfloat16 as float32."""
+    arrays = {name: to_pytorch(keras.ops.convert_to_numpy(v)) for name, v in variables(net).items()}
+    return {n: array.astype("float32") if array.dtype.name == "bfloat16" else array for n, array in arrays.items()}
 
 
 def load(net, state):

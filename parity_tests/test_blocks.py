@@ -4,6 +4,7 @@ Images are (batch, channels, height, width), odd-sized, not square; everything i
 """
 
 import functools
+import re
 import threading
 
 import numpy as np
@@ -87,6 +88,8 @@ CASES += [
         *({**size, "first_activation": False} for size in (SAME_SHAPE, SMALLER)),
         {**SMALLER, "first_activation": False, "shortcut": "pad"},
         {**SMALLER, "first_activation": False, "repeat": 3},
+        {**SAME_SHAPE, "norm": False},
+        {**SMALLER, "norm": False, "first_activation": False, "repeat": 2},
         {**WIDER, "shortcut": "pad", "repeat": 2},
     )
 ]
@@ -103,6 +106,7 @@ CASES += [
         {**SMALLER, "shortcut_scale": 0.5, "residual_scale": 0.25, "shortcut": "shortcut_gate"},
         {"in": 8, "out": 4, "stride": 3, "shortcut": "conv"},
         {**SMALLER, "shortcut": "dropout", "repeat": 3},
+        *({**SMALLER, "activation": order, "norm": False, "repeat": 2} for order in ACTIVATIONS),
         {**SMALLER, "shortcut": "shortcut_gate", "activation": "relu_before_addition", "shortcut_scale": 0.5, "repeat": 2},
     )
 ]
@@ -122,6 +126,7 @@ CASES += [
     for options in ({}, {"kernel": 3, "eps": 1e-3}, {"bias": True, "norm": False}, {"kernel": 3, "bias": True})
 ]
 CASES += [{"type": "inception_a", "in": 5, "out": out} for out in (225, 256)]
+CASES += [{"type": "inception_a", "in": 5, "out": 256, "bias": True, "norm": norm} for norm in (True, False)]
 IMPOSSIBLE = [
     ({**SMALLER, "type": "basic", "dilation": 2}, "both a stride and a dilation"),
     ({**SMALLER, "type": "bottleneck", "dilation": 2}, "both a stride and a dilation"),
@@ -286,7 +291,10 @@ OF_THE_PAPER = ("preact_basic", "preact_bottleneck", "residual_unit")
 def by_the_paper(block, state, x, masks, training):
     """The units of a line of a spec, word by word as in the figure. Running statistics in `state` move."""
     block = {"stride": 1, "first_activation": True, "activation": "original", **block}
-    words = FIGURE_4[block["activation"] if block["type"] == "residual_unit" else block["type"]].split()
+    words = FIGURE_4[block["activation"] if block["type"] == "residual_unit" else block["type"]]
+    if not block.get("norm", True):
+        words = re.sub(r"(conv\d) bn\d", r"\1", words)
+    words = words.split()
     for number in range(block.get("repeat", 1)):
         prefix = f"{number}." if "repeat" in block else ""
         arrays = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
@@ -303,8 +311,8 @@ def by_the_paper(block, state, x, masks, training):
                 norm = (arrays[f"{word}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
                 y = F.batch_norm(y, *norm, training, eps=1e-5, momentum=0.1)
             else:
-                kernel = arrays[f"{word}.weight"]
-                y = F.conv2d(y, kernel, stride=block["stride"] if word == "conv1" else 1, padding=kernel.shape[-1] // 2)
+                kernel, bias = arrays[f"{word}.weight"], arrays.get(f"{word}.bias")
+                y = F.conv2d(y, kernel, bias, block["stride"] if word == "conv1" else 1, kernel.shape[-1] // 2)
         x, block = y, {**block, "in": block["out"], "stride": 1, "first_activation": True}
     return x
 
@@ -412,7 +420,7 @@ def torchvision_inception(type, kernel=5, stride=1, bias=False, norm=True, eps=1
 
     def unit(in_channels, out_channels, **options):
         other = BasicConv2d(in_channels, out_channels, **options)
-        other.bn.eps = eps
+        other.bn.eps = eps if type != "inception_a" else 1e-3
         if not norm:
             other.bn = torch.nn.Identity()
         if bias:
@@ -422,7 +430,7 @@ def torchvision_inception(type, kernel=5, stride=1, bias=False, norm=True, eps=1
     if type == "conv_norm_relu":
         return unit(in_channels, out_channels, kernel_size=kernel, stride=stride, padding=kernel // 2)
     if type == "inception_a":
-        return InceptionA(in_channels, out_channels - 224)
+        return InceptionA(in_channels, out_channels - 224, conv_block=unit)
     (one,), three, five, (projection,) = branches
     block = Inception(in_channels, one, *three, *five, projection, conv_block=unit)
     if kernel == 5:

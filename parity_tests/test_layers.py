@@ -305,6 +305,42 @@ def test_frozen_batch_norm_keeps_its_statistics(frozen):
     assert all(np.array_equal(array, before[name]) for name, array in keras_impl.state(net).items())
 
 
+@pytest.mark.parametrize("eps", [1e-3, 1e-6])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
+def test_fused_batch_norm(dtype, eps):
+    """TensorFlow's fused kernel, by PyTorch's in float64, on few pixels whose variance is about `eps`."""
+    images = (np.sqrt(eps) * np.random.default_rng(0).normal(1, 1, (2, 3, 2, 3))).astype("float32")
+    ours = torch.nn.BatchNorm2d(3, eps, dtype=torch.float64)
+    with keras_impl.layers.precision(dtype):
+        theirs = keras_impl.layers.BatchNorm(3, eps)
+    bound = compare.BOUNDS[dtype.removeprefix("mixed_")]["logits"]
+    for training in (True, False):
+        x, y = torch.from_numpy(images).double().requires_grad_(), tensorflow.constant(channels_last(images))
+        expected = ours.train(training)(x)
+        (expected**3).sum().backward()
+        with tensorflow.GradientTape() as tape:
+            tape.watch(y)
+            found = tensorflow.cast(theirs(y, training=training), "float32")
+            loss = tensorflow.reduce_sum(found**3)
+        gradient = channels_first(tensorflow.cast(tape.gradient(loss, y), "float32").numpy())
+        assert compare.relative(expected.detach().numpy(), channels_first(found.numpy())) <= bound
+        assert compare.relative(x.grad.numpy(), gradient) <= bound
+        for name in ("running_mean", "running_var"):
+            value = np.asarray(getattr(theirs, name).value, "float64")
+            assert compare.relative(getattr(ours, name).numpy(), value) <= bound, name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compiled", "fused"), [("float32", False, True), ("float32", True, False), ("float64", False, False)]
+)
+def test_where_batch_norm_is_fused(dtype, compiled, fused):
+    with keras_impl.layers.precision(dtype):
+        layer = keras_impl.layers.BatchNorm(3)
+    function = tensorflow.function(lambda x: layer(x, training=True), jit_compile=compiled)
+    graph = function.get_concrete_function(tensorflow.TensorSpec((2, 4, 4, 3), dtype)).graph
+    assert ("FusedBatchNormV3" in {node.type for node in graph.get_operations()}) == (dtype == "float32" and not compiled)
+
+
 PADDED = [case for case in CASES if case.layer["type"] == "max_pool" and {"padding", "ceil"} & case.layer.keys()]
 
 

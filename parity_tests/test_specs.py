@@ -289,6 +289,7 @@ WRONG_VALUES = [
     ("max_pool", "ceil", NO_TRUTH, "one of true, false"),
     *(("bottleneck", key, NO_WHOLE, WHOLE) for key in ("width", "groups")),
     *((kind, "first_activation", NO_TRUTH, "one of true, false") for kind in ("preact_basic", "preact_bottleneck")),
+    *((kind, "norm", NO_TRUTH, "one of true, false") for kind in ("preact_basic", "residual_unit", "inception_a")),
     *(("residual_unit", key, NOT_ABOVE_0, ABOVE_0) for key in ("shortcut_scale", "residual_scale")),
     (
         "residual_unit",

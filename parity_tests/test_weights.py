@@ -153,3 +153,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         weights.save(path, {"a": np.ones(3)})
     assert np.array_equal(weights.read(path)["a"], np.zeros(3))
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_what_a_network_in_bfloat16_gives_goes_back_in(package):
+    net = package.build("mnist_residual", dtype="bfloat16")
+    state = package.state(net)
+    assert {array.dtype for array in state.values()} == {np.dtype("float32")}
+    package.load(net, state)
+    assert all(np.array_equal(array, state[name]) for name, array in package.state(net).items())
+
+
+def test_the_spec_of_a_network_builds_another(package):
+    net = package.build("resnet20")
+    again = package.build(net.spec)
+    assert all(np.array_equal(array, package.state(net)[name]) for name, array in package.state(again).items())

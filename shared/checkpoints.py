@@ -4,7 +4,6 @@ Arrays have the names and layouts of their file until `fit` has found their plac
 or the like is Keras's (`keras_files.py`), every other is PyTorch's or Caffe's, whose layouts are the same.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -127,7 +126,8 @@ def convert(source, destination, network=None):
     Raises `Error`, with nothing written, where that is not possible.
     """
     destination = Path(destination)
-    kind = _check_destination(destination)
+    kind = suffix(destination)
+    weights.check_place(destination)
     described = load_spec(network) if network else None
     if str(source) == "imagenet":
         if not described:
@@ -155,7 +155,7 @@ def convert(source, destination, network=None):
     if network and _from_application(arrays) and not _is_application(spec):
         wanted = [other["name"] for other in guess(arrays) if _is_application(other)]
         notes += [f"These are weights of keras.applications: they want images preprocessed as for {name}." for name in wanted]
-    written = _write(destination, kind, spec, state)
+    written = write(destination, kind, spec, state)
     moves = [Move(*move[:2], *written.get(move.destination, ("", ())), move.ignored) for move in moves]
     return Report([spec["name"] for spec, _ in fits], moves, notes)
 
@@ -287,7 +287,7 @@ def _to_keras(array, flattened=None):
     return array.transpose(weights.TO_KERAS[array.ndim]) if array.ndim in weights.TO_KERAS else array
 
 
-def _to_application(state, spec):
+def to_application(state, spec):
     """{our name: (Keras's name, array)} of a state, as `keras.applications` has it."""
     rows = shapes.layers(spec)
     layers, maps = application_names(rows), _flattened(rows)
@@ -341,18 +341,8 @@ def _published(spec):
     return checkpoints.published(spec)
 
 
-def _check_destination(path):
-    """Find out before the work whether its file can be written after it; which of the `FORMATS` it has."""
-    kind = suffix(path)
-    if not path.parent.is_dir():
-        raise Error(f"{path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise Error(f"{path}: cannot be written")
-    return kind
-
-
-def _write(path, kind, spec, state):
-    """Write a file; returns {our name: (name, shape) in the file}."""
+def write(path, kind, spec, state):
+    """Write a file of one of the `FORMATS`; returns {our name: (name, shape) in the file}."""
     if kind not in KERAS:
         if kind == ".safetensors":
             weights.save(path, state)
@@ -364,7 +354,7 @@ def _write(path, kind, spec, state):
     with silence():
         from keras_impl import checkpoints
     if kind == ".h5":
-        found = _to_application(state, spec)
+        found = to_application(state, spec)
         checkpoints.write_application(path, spec, dict(found.values()))
         return {name: (theirs, array.shape) for name, (theirs, array) in found.items()}
     checkpoints.write(path, spec, state)

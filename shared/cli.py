@@ -19,7 +19,7 @@ from rich.text import Text
 
 from . import recipes, shapes, spec
 from .spec import Error
-from .weights import aside
+from .weights import aside, check_place
 
 app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
@@ -190,6 +190,63 @@ def convert(
     left = f"; {len(report.moves) - len(moved)} ignored" if len(moved) < len(report.moves) else ""
     fitting = " or ".join(report.networks)
     _console(f"{len(moved)} arrays of {fitting}, {numbers:,} numbers, written to {destination}{left}.")
+
+
+@app.command()
+def export(
+    network: Network,
+    weights: Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")] = None,
+    folds: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions in front of them.")] = False,
+    out: Annotated[
+        list[Path] | None, typer.Option(help="A file, or a folder without an ending; may be repeated. Default: .safetensors.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")] = None,
+):
+    """Write a trained network for inference elsewhere, read it back there, and show how far its logits are from PyTorch's.
+
+    Formats: .safetensors and .pth, with the spec beside them in .json; .keras; .onnx; and a folder for TensorFlow's SavedModel.
+    All in float32. Exit status 1 where the logits are more than 1e-4 apart.
+    """
+    from . import checkpoints, fold
+    from . import export as exports
+
+    described = spec.load(network)
+    if weights is None:
+        raise Error("--weights is missing: there is no use for an untrained network; expected a file, or the word imagenet")
+    if size:
+        described = described | {"input": [described["input"][0], size, size]}
+        shapes.layers(described)  # finds out whether the network takes images of that size
+    lean = fold.lean(described) if folds else described
+    out = out or [Path(f"{lean['name']}.safetensors")]
+    exports.check(out, (network, weights))
+    state = checkpoints.load(weights, described)
+    if folds:
+        _print_folded(described, lean)
+    with Console(stderr=True).status("starting " + " and ".join(BACKENDS[exports.backend(out)])) as status:
+        _packages(exports.backend(out))
+        found = exports.run(described, state, folds, out, say=lambda text: status.update(text))
+    table = _table("file", "read back by", ">relative difference", ">largest difference")
+    for row in found:
+        late = not row.relative <= exports.BOUND
+        table.add_row(f"{row.path}", row.reader, f"{row.relative:.1e}", f"{row.largest:.1e}", style="red" if late else None)
+    _console(table)
+    _console(f"The differences are from {described['name']} in PyTorch: logits for {exports.IMAGES} random images.")
+    broken = [row for row in found if not row.relative <= exports.BOUND]
+    for row in broken:
+        _console(Text(f"{row.path}: its logits are more than {exports.BOUND:g} apart, relative to their norm.", style="red"))
+    sys.exit(1 if broken else 0)
+
+
+def _print_folded(described, lean):
+    from .fold import norms
+
+    there, stay = norms(described), norms(lean)
+    if lean is described:
+        _console(f"There is nothing to fold: {described['name']} has no batch norm directly behind a convolution.")
+        return
+    named = f"{', '.join(stay[:3])}{f' and {len(stay) - 3} more' if len(stay) > 3 else ''}"
+    others = f"; {len(stay)} stay, directly behind no convolution: {named}" if stay else ""
+    _console(f"{len(there) - len(stay)} batch norms folded into the convolutions in front of them{others}.")
 
 
 @app.command()
@@ -653,10 +710,7 @@ def _check_picture(path):
 
     if path.suffix.lower() not in KINDS:
         raise Error(f"{path}: expected a file ending in {', '.join(KINDS)}")
-    if not path.parent.is_dir():
-        raise Error(f"{path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise Error(f"{path}: cannot be written")
+    check_place(path)
 
 
 def _table(*columns, title=None):

@@ -23,6 +23,7 @@ class Row(NamedTuple):
     stride: int  # counted from the network's input
     dilations: tuple[int, ...]  # of its convolutions that are larger than 1x1
     parts: tuple["Row", ...] = ()
+    eps: float | None = None  # of a batch norm
 
     @property
     def parameters(self):
@@ -110,7 +111,8 @@ def _leaf(before, name, kind, sizes, options):
     elif kind == "linear":
         shape, field, macs = (sizes[1],), math.inf, sizes[0] * sizes[1]
     found = {f"{name}.{key}": dims for key, dims in _weights(kind, sizes, options).items()}
-    return Row(name, kind, shape, found, macs, field, stride, dilations)
+    eps = options.get("eps", 1e-5) if kind == "batch_norm" else None
+    return Row(name, kind, shape, found, macs, field, stride, dilations, eps=eps)
 
 
 def _windows(pixels, extent, step, padding, ceil):
@@ -168,7 +170,7 @@ def _conv(number, in_channels, out_channels, kernel, o, stride=1, dilation=1, gr
     options["groups"] = groups
     parts = [(f"conv{number}", "conv", [in_channels, out_channels], options)]
     if o.get("norm", True):
-        parts.append((f"bn{number}", "batch_norm", [out_channels], {}))
+        parts.append((f"bn{number}", "batch_norm", [out_channels], {"eps": o["eps"]} if "eps" in o else {}))
     return parts
 
 
@@ -209,12 +211,16 @@ def _width(out_channels, o):
 
 
 def _preact(in_channels, convolutions, o):
-    """Batch norm before each convolution, (out channels, kernel, stride); the first may be without."""
-    main = []
+    """Batch norm before each convolution, (out channels, kernel, stride); the first may be without.
+
+    Without `norm`, so are the others, and the convolutions in front of them have a bias.
+    """
+    main, norm = [], o.get("norm", True)
     for number, (out_channels, kernel, stride) in enumerate(convolutions, start=1):
-        if number > 1 or o.get("first_activation", True):
+        if norm if number > 1 else o.get("first_activation", True):
             main.append((f"bn{number}", "batch_norm", [in_channels], {}))
-        main += _conv(number, in_channels, out_channels, kernel, {"norm": False}, stride)
+        bias = not norm and number < len(convolutions)
+        main += _conv(number, in_channels, out_channels, kernel, {"norm": False, "bias": bias}, stride)
         in_channels = out_channels
     return main
 
@@ -232,7 +238,10 @@ def _preact_bottleneck(in_channels, out_channels, **o):
 
 def _residual_unit(in_channels, out_channels, **o):
     kind, stride = o.get("shortcut", "pad"), o.get("stride", 1)
-    main = _conv(1, in_channels, out_channels, 3, o, stride) + _conv(2, out_channels, out_channels, 3, o)
+    norm = o.get("norm", True)
+    last_norm = norm or o.get("activation") == "bn_after_addition"
+    main = _conv(1, in_channels, out_channels, 3, {"norm": norm, "bias": not norm}, stride)
+    main += _conv(2, out_channels, out_channels, 3, {"norm": last_norm, "bias": not last_norm})
     conv = [in_channels, out_channels], {"kernel": 1, "stride": stride}
     if kind == "conv":
         return main, [("downsample", "conv", *conv)]
@@ -272,15 +281,16 @@ def _inception(in_channels, out_channels, branches, kernel=5, **o):
     )
 
 
-def _inception_a(in_channels, out_channels):
+def _inception_a(in_channels, out_channels, **o):
+    o["eps"] = 1e-3
     if out_channels <= 224:
         raise Error(f"'out' is {out_channels}, expected above 224, which the branches without a pool have")
     pool = "pool", "avg_pool", [], {"kernel": 3, "stride": 1, "padding": 1}
     return (
-        _units(("branch1x1", in_channels, 64, 1)),
-        _units(("branch5x5_1", in_channels, 48, 1), ("branch5x5_2", 48, 64, 5)),
-        _units(("branch3x3dbl_1", in_channels, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3)),
-        [pool, *_units(("branch_pool", in_channels, out_channels - 224, 1))],
+        _units(("branch1x1", in_channels, 64, 1), **o),
+        _units(("branch5x5_1", in_channels, 48, 1), ("branch5x5_2", 48, 64, 5), **o),
+        _units(("branch3x3dbl_1", in_channels, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3), **o),
+        [pool, *_units(("branch_pool", in_channels, out_channels - 224, 1), **o)],
     )
 
 

@@ -35,12 +35,12 @@ _OF_THE_FIRST = ("stride", "first_dilation", "first_activation")  # of a `repeat
 BLOCKS = {
     "basic": ("in out", _CONVOLUTIONS),
     "bottleneck": ("in out", _CONVOLUTIONS + " stride_at width groups"),
-    "preact_basic": ("in out", "stride shortcut first_activation repeat"),
-    "preact_bottleneck": ("in out", "stride shortcut first_activation repeat"),
-    "residual_unit": ("in out", "stride activation shortcut shortcut_scale residual_scale repeat"),
+    "preact_basic": ("in out", "stride norm shortcut first_activation repeat"),
+    "preact_bottleneck": ("in out", "stride norm shortcut first_activation repeat"),
+    "residual_unit": ("in out", "stride norm activation shortcut shortcut_scale residual_scale repeat"),
     "conv_norm_relu": ("in out kernel", "stride bias norm eps"),
     "inception": ("in out branches", "kernel bias norm eps"),
-    "inception_a": ("in out", ""),
+    "inception_a": ("in out", "bias norm"),
 }
 TYPES = {
     "conv": ("in out kernel", "stride padding dilation bias"),

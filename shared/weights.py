@@ -115,6 +115,15 @@ def about(path):
         raise Error(f"{path}: not a complete safetensors file: {error}") from None
 
 
+def check_place(path, folder=False):
+    """Raise `Error` where a file, or a folder, could not be written, which is good to know before the work."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise Error(f"{path}: there is no folder {path.parent}")
+    if (path.is_dir() and not folder) or not os.access(path.parent, os.W_OK):
+        raise Error(f"{path}: cannot be written")
+
+
 @contextlib.contextmanager
 def aside(path):
     """The path of a file beside `path`, for its new content: renamed to it when complete. Raises `Error` when it is not."""

@@ -5,7 +5,7 @@ from shared import coexist
 coexist.prepare("tensorflow")
 
 from .engine import Engine, trainer  # noqa: E402
-from .network import Network, build  # noqa: E402
+from .network import Network, build, folded  # noqa: E402
 from .weights import load, state  # noqa: E402
 
-__all__ = ["Engine", "Network", "build", "load", "state", "trainer"]
+__all__ = ["Engine", "Network", "build", "folded", "load", "state", "trainer"]

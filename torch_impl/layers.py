@@ -150,3 +150,15 @@ def construct(network, spec, dtype):
             return network(spec)
     finally:
         torch.set_default_dtype(default)
+
+
+def dtype(net):
+    """The name of a network's precision."""
+    return str(next(net.parameters()).dtype).removeprefix("torch.")
+
+
+def for_inference(net, like):
+    """Make a network ready for inference alone, in the place of another: on its device, with the channels last."""
+    net.eval().requires_grad_(False).to(next(like.parameters()).device)
+    if dtype(net) != "float64":
+        net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU

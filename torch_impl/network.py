@@ -1,10 +1,11 @@
 """A network from its spec. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
 
 import shared
+from shared import fold
 from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
-from .weights import load
+from .weights import load, state
 
 TYPES = {
     "conv": layers.Conv,
@@ -73,3 +74,15 @@ def build(network, seed=0, dtype="float32"):
     net = layers.construct(Network, spec, dtype)
     load(net, initial(spec, seed))
     return net
+
+
+def folded(net):
+    """The network for inference alone, in the same precision: its batch norms are folded into the convolutions before them.
+
+    See `shared.fold`. Its `spec` and its state are those of an ordinary network.
+    """
+    spec, arrays = fold.folded(net.spec, state(net))
+    lean = layers.construct(Network, spec, layers.dtype(net))
+    load(lean, arrays)
+    layers.for_inference(lean, net)
+    return lean
