@@ -1,18 +1,24 @@
-"""Measure how many images a second the networks take, in inference and in training, in PyTorch or in TensorFlow.
+"""Measure how many images a second the networks take, in PyTorch and in Keras, side by side with other projects' networks.
 
-Times are in milliseconds, `param_count` is in millions, `gmacs` are 10^9 multiply-accumulates for one image in inference,
-`img_size` is (height, width). A training step is forward pass, cross-entropy, backward pass and an SGD-momentum update.
+Each candidate runs in a process of its own (`worker.py`); they take turns, A B A B, so that what else the machine does meets
+all of them, and a ratio is the median over the turns. Times are in milliseconds, `param_count` in millions, `gmacs` in 10^9
+multiply-accumulates for one image in inference, memory in MiB. A training step is forward pass, cross-entropy, backward pass
+and an SGD-momentum update.
 """
 
+import csv
 import datetime
+import io
+import itertools
 import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -24,276 +30,434 @@ try:
 except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
-from shared import coexist, shapes
+from shared import shapes
 from shared.spec import nearest
+from shared.weights import aside, check_place
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 MODES = ("infer", "train")
-DTYPES = ("float32", "float64", "bfloat16")
-# Of the table: keys of the results, under timm's names where timm has one
-COLUMNS = (
-    "network infer_samples_per_sec train_samples_per_sec step_time step_time_p95 step_time_iqr first_call "
-    "batch_size img_size param_count gmacs"
-).split()
-UNITS = {"param_count": "M", **dict.fromkeys(("step_time", "step_time_p95", "step_time_iqr", "first_call"), "ms")}
+BACKENDS = ("torch", "tf", "jax", "keras-torch")
+DTYPES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
+PEERS = {"torchvision": ("torch",), "timm": ("torch",), "keras.applications": BACKENDS[1:], "keras_hub": BACKENDS[1:]}
+OURS = ("twins", "recommended")  # as asked for, and in the form that is quickest here
+SLACK = 1.02  # how far above the ceiling a result may be: clocks are not constant
+# Of the table, beside the ratios: keys of the results, under timm's names where timm has one
+COLUMNS = {
+    "network": "network",
+    "candidate": "candidate",
+    "infer_samples_per_sec": "infer\nimages/s",
+    "train_samples_per_sec": "train\nimages/s",
+    "step_time": "step\nms",
+    "step_time_p95": "p95\nms",
+    "step_time_iqr": "spread\nms",
+    "first_call": "first\nms",
+    "peak_memory": "memory\nMiB",
+    "batch_size": "batch",
+    "ceiling_fraction": "of the\nceiling",
+}
 
 
-class Case(NamedTuple):
-    """What one measurement is of."""
-
-    spec: dict
-    mode: str
-    batch: int
-    size: tuple[int, int]
-    dtype: str
-    rows: list[shapes.Row]
-
-    @property
-    def weight_dtype(self):
-        """bfloat16 is mixed precision in both frameworks: the weights stay in float32."""
-        return "float32" if self.dtype == "bfloat16" else self.dtype
-
-    def inputs(self):
-        """Random images (batch, channels, height, width) and labels."""
-        generator = np.random.default_rng(0)
-        images = generator.standard_normal((self.batch, self.spec["input"][0], *self.size), np.float32)
-        return images.astype(self.weight_dtype), generator.integers(self.rows[-1].shape[0], size=self.batch)
+class Failed(Exception):  # noqa: N818
+    """A worker that is gone: for lack of memory, or for what `args` says."""
 
 
-def torch_environment():
-    """Import PyTorch, and tell where it runs."""
-    import torch
+class Worker:
+    """A process that measures one candidate when asked."""
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    return {"device": device, "versions": {"torch": torch.__version__}, "threads": torch.get_num_threads()}
+    def __init__(self, case):
+        self.case, self.about, self.times = case, {}, []
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        environment = os.environ | {
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # the others want memory, too
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            **({"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"} if case["device"] == "cpu" else {}),
+        }
+        command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment)
 
+    def ask(self, line):
+        """The answer to a line. Raises `Failed` or `MemoryError`."""
+        try:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its exit says why
+        answer = self.process.stdout.readline()
+        if not answer:
+            if self.process.wait() == -9:  # the system's way of saying so
+                raise MemoryError
+            self.errors.seek(0)
+            lines = self.errors.read().decode(errors="replace").strip().splitlines()
+            raise Failed(f"{self.case['implementation']} failed: {lines[-1] if lines else self.process.returncode}")
+        found = json.loads(answer)
+        if "out_of_memory" in found:
+            raise MemoryError
+        if "impossible" in found:
+            raise Failed(found["impossible"])
+        return found
 
-def torch_step(case):
-    """A function that does one step of the case in PyTorch, eagerly, and returns when it is done."""
-    import torch
-
-    import torch_impl
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True  # the first call picks the fastest kernels, as TensorFlow always does
-    net = torch_impl.build(case.spec, dtype=case.weight_dtype).to(device).train(case.mode == "train")
-    images, labels = (torch.from_numpy(array).to(device) for array in case.inputs())
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, 0.9)
-
-    def forward():
-        with torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bfloat16"):
-            return net(images)
-
-    def train():
-        loss = torch.nn.functional.cross_entropy(forward().to(images.dtype), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    def step():
-        with torch.inference_mode(case.mode == "infer"):
-            train() if case.mode == "train" else forward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return step
-
-
-def tf_environment():
-    """Import TensorFlow, and tell where it runs."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    with coexist.silence():
-        import keras
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-    device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else processor()
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores  # 0: one for each core it may use
-    return {"device": device, "versions": versions, "threads": threads}
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            file.close()
 
 
-def tf_step(case):
-    """A function that does one step of the case in TensorFlow, as a `tf.function`, and returns when it is done."""
-    import tensorflow as tf
-
-    import keras_impl
-
-    net = keras_impl.build(case.spec, dtype="mixed_bfloat16" if case.dtype == "bfloat16" else case.dtype)
-    images, labels = case.inputs()
-    images, labels = tf.constant(np.moveaxis(images, 1, -1)), tf.constant(labels)
-    optimizer = keras_impl.SGD(0.01, 0.9)
-    optimizer.build(net.trainable_variables)
-
-    @tf.function
-    def infer(images, labels):
-        return net(images, training=False)
-
-    @tf.function
-    def train(images, labels):
-        with tf.GradientTape() as tape:
-            logits = tf.cast(net(images, training=True), images.dtype)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        weights = net.trainable_variables
-        optimizer.apply(tape.gradient(loss, [v.value for v in weights], unconnected_gradients="zero"), weights)
-        return loss
-
-    step = train if case.mode == "train" else infer
-    return lambda: step(images, labels).numpy()  # a tensor may be there before its numbers are
-
-
-BACKENDS = {"torch": (torch_environment, torch_step), "tf": (tf_environment, tf_step)}
-
-
-def measure(step, steps=None):
-    """Time a function: its first call apart, then, warm, `steps` calls one by one; by default 10 to 100, for 10 seconds."""
-
-    def timed():
-        start = time.perf_counter()
-        step()
-        return 1000 * (time.perf_counter() - start)
-
-    first_call, times = timed(), []
-    for _ in range(3):
-        step()
-    while len(times) < (steps or 10) or (not steps and len(times) < 100 and sum(times) < 10_000):
-        times.append(timed())
-    low, median, high, p95 = np.percentile(times, (25, 50, 75, 95)).tolist()
-    found = {"step_time": median, "step_time_p95": p95, "step_time_iqr": high - low}
-    return found | {"first_call": first_call, "steps": len(times)}
+def compare(cases, rounds, say):
+    """The workers of candidates that have taken turns, and notes on the others; the batch halves until all have memory."""
+    cases = [dict(case) for case in cases]
+    notes = []
+    while cases:
+        workers = []
+        try:
+            for case in list(cases):
+                say(f"{title(case)}: starting {case['implementation']}")
+                worker = Worker(case)
+                try:
+                    worker.about = worker.ask(json.dumps(case))
+                    check_same(case, worker.about.get("parameters"))
+                    workers.append(worker)
+                except Failed as error:
+                    worker.close()
+                    cases.remove(case)
+                    notes.append(str(error))
+            if not any(worker.case["implementation"] in OURS for worker in workers):
+                return [], notes
+            for number in range(rounds):
+                for worker in workers:
+                    say(f"{title(worker.case)}: {worker.case['implementation']}, turn {number + 1} of {rounds}")
+                    worker.times.append(worker.ask("turn"))
+            return workers, notes
+        except MemoryError:
+            batch = cases[0]["batch"]
+            if batch == 1:
+                return [], [*notes, f"{title(cases[0])}: out of memory with a batch of 1"]
+            notes.append(f"{title(cases[0])}: out of memory with a batch of {batch}, measured with {batch // 2}")
+            for case in cases:
+                case["batch"] = batch // 2
+        except Failed as error:
+            return [], [*notes, f"{title(cases[0])}: {error}"]
+        finally:
+            for worker in workers:
+                worker.close()
+    return [], notes
 
 
-def result(case, make_step, steps):
-    """What is measured and known of a case. Raises `shared.Error` when it does not fit into memory."""
-    name = case.spec["name"]
-    try:
-        found = measure(make_step(case), steps)
-    except Exception as error:
-        # By name, since only one framework is there; PyTorch has no class of its own for a CPU's memory.
-        named = type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError") or "DefaultCPUAllocator" in str(error)
-        if not named and not isinstance(error, MemoryError):
-            raise
-        advice = f"--batch {case.batch // 2}" if case.batch > 1 else "a smaller --size"
-        raise shared.Error(f"{name}, {case.mode}: out of memory with a batch of {case.batch}; try {advice}") from None
-    return {
-        "network": name,
-        "mode": case.mode,
-        f"{case.mode}_samples_per_sec": 1000 * case.batch / found["step_time"],
-        **found,
-        "batch_size": case.batch,
-        "img_size": case.size,
-        "dtype": case.dtype,
-        "param_count": shapes.parameters(case.rows) / 1e6,
-        "gmacs": sum(row.macs for row in case.rows) / 1e9,
-    }
+def check_same(case, parameters):
+    """Raise `Failed` where a network of another project, by its number of parameters, is not the spec's."""
+    expected = shapes.parameters(shapes.layers(case["spec"]))
+    if case["implementation"] in PEERS and parameters != expected:
+        name = f"{case['implementation']}'s {case['spec']['name']}"
+        raise Failed(f"{name} has {parameters:,} parameters, not {expected:,}: another network")
 
 
-def cases_of(network, modes, batch, size, dtype):
-    """The cases of one network. Raises `shared.Error` where it does not take the images or cannot be trained."""
+def title(case):
+    return f"{case['spec']['name']}, {case['mode']}, {case['backend']}"
+
+
+def ceilings(workers):
+    """{(backend, dtype): {"flops", "bytes"}}: the most that the machine has done in a second, in any turn."""
+    found = {}
+    for worker in workers:
+        if worker.case["implementation"] == "ceiling":
+            best = found.setdefault((worker.case["backend"], worker.case["dtype"]), {"flops": 0, "bytes": 0})
+            for turn in worker.times:
+                best |= {key: max(best[key], turn[key]) for key in best}
+    return found
+
+
+def rows(workers, best):
+    """What is measured and known of the candidates of one comparison; `best` is the machine's, as `ceilings` has it."""
+    found = []
+    measured = [worker for worker in workers if worker.case["implementation"] != "ceiling"]
+    for worker in measured:
+        case, about = worker.case, worker.about
+        ceiling = best[case["backend"], case["dtype"]]
+        times = np.array([time for turn in worker.times for time in turn["times"]])
+        low, median, high, p95 = np.percentile(times, (25, 50, 75, 95))
+        layers = shapes.layers(case["spec"], case["size"])
+        row = {
+            "network": case["spec"]["name"],
+            "mode": case["mode"],
+            "backend": case["backend"],
+            "implementation": case["implementation"],
+            f"{case['mode']}_samples_per_sec": case["batch"] / median,
+            "step_time": 1000 * median,
+            "step_time_p95": 1000 * p95,
+            "step_time_iqr": 1000 * (high - low),
+            "first_call": 1000 * about["first_call"],
+            "steps": len(times),
+            "peak_memory": max(turn["peak"] for turn in worker.times) / 2**20,
+            "batch_size": case["batch"],
+            "img_size": list(case["size"]),
+            "param_count": shapes.parameters(layers) / 1e6,
+            "gmacs": sum(layer.macs for layer in layers) / 1e9,
+            **{key: case[key] for key in ("dtype", "format", "compile", "cuda_graphs", "fold")},
+            **{key: about[key] for key in ("device", "versions", "threads")},
+            "ceiling_gflops": ceiling["flops"] / 1e9,
+            "ceiling_gbytes_per_sec": ceiling["bytes"] / 1e9,
+            "ceiling_fraction": least(case, layers, ceiling) / median,
+            "ratios": {},
+        }
+        for other in measured if case["implementation"] in OURS else ():
+            same = all(case[key] == other.case[key] for key in ("implementation", "dtype"))
+            if other is not worker and (case["backend"] == other.case["backend"] or same):
+                row["ratios"][called(other.case, case)] = ratio(worker.times, other.times)
+        found.append({key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()})
+    return found
+
+
+def called(other, case):
+    """A candidate's name beside another: with its backend and its type of numbers where these differ."""
+    differs = [other[key] for key in ("backend", "dtype") if other[key] != case[key]]
+    return other["implementation"] + (f" ({', '.join(differs)})" if differs else "")
+
+
+def ratio(ours, theirs):
+    """How many times as quick ours is, turn by turn: the median over the turns, and the quartiles."""
+    pairs = zip(ours, theirs, strict=True)
+    found = [np.median(their["times"]) / np.median(our["times"]) for our, their in pairs]
+    low, median, high = np.percentile(found, (25, 50, 75)).tolist()
+    return {"median": median, "low": low, "high": high}
+
+
+def least(case, layers, ceiling):
+    """The seconds that a step takes at least: its multiplications at the machine's rate, or the bytes that must be moved.
+
+    Training has the forward pass, the gradients of all weights and those of all maps but the image. The weights and the
+    images are moved, in training also the gradients of the weights, and the optimiser reads and writes them: everything
+    else may stay in a cache.
+    """
+    macs = [layer.macs for layer in shapes.leaves(layers) if layer.macs]
+    operations = 2 * case["batch"] * (sum(macs) if case["mode"] == "infer" else 3 * sum(macs) - macs[0])
+    size = 4 if case["mode"] == "train" else DTYPES[case["dtype"]]
+    numbers = shapes.parameters(layers) * (1 if case["mode"] == "infer" else 3)
+    images = case["batch"] * case["spec"]["input"][0] * case["size"][0] * case["size"][1]
+    return max(operations / ceiling["flops"], size * (numbers + images) / ceiling["bytes"])
+
+
+def cases_of(network, mode, size, options, backends, dtypes, against, recommended):
+    """The candidates of one comparison. Raises `shared.Error` where the network does not take the images or the mode."""
     spec = shared.load(network)
     size = size or tuple(spec["input"][1:])
     try:
-        rows = shapes.layers(spec, size)
+        last = shapes.layers(spec, size)[-1]
     except shared.Error as error:
         raise shared.Error(f"{network}, images of {size[0]}x{size[1]}: {error}") from None
-    if "train" in modes and len(rows[-1].shape) > 1:
+    if mode == "train" and len(last.shape) > 1:
         raise shared.Error(f"{network}: it ends in a map, not in a vector of logits to train on; use --mode infer")
-    return [Case(spec, mode, batch, size, dtype, rows) for mode in modes]
+    found = []
+    for backend, dtype in itertools.product(backends, dtypes):
+        case = {"spec": spec, "mode": mode, "size": size, "backend": backend, "dtype": dtype, "fold": False, **options}
+        case["format"] = options["format"] or ("nchw" if backend == "torch" else "nhwc")
+        found.append(case | {"implementation": "twins"})
+        if recommended:
+            found.append(case | {"implementation": "recommended", "format": "nhwc", "fold": mode == "infer"})
+        found += [case | {"implementation": peer} for peer in against if backend in PEERS[peer]]
+        found.append(case | {"implementation": "ceiling"})
+    return found
 
 
 @app.command()
 def run(
-    backend: Annotated[str, typer.Option(help="torch or tf.")],
+    backend: Annotated[list[str], typer.Option(help="torch, tf, jax or keras-torch; may be repeated.")],
     network: Annotated[list[str], typer.Option(help="A name, or the path of a .json spec; may be repeated.")] = ("resnet18",),
     mode: Annotated[str, typer.Option(help="infer, train or both.")] = "both",
     batch: Annotated[int, typer.Option(help="Images in a batch.")] = 16,
     size: Annotated[int | None, typer.Option(help="Height and width of the images, in pixels. Default: the spec's.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16 (mixed precision).")] = "float32",
-    steps: Annotated[int | None, typer.Option(help="Timed steps. Default: 10 to 100, for about 10 seconds.")] = None,
+    dtype: Annotated[
+        list[str], typer.Option(help="float32, tf32 (on a GPU), bfloat16 or float16, mixed in training; may be repeated.")
+    ] = ("float32",),
+    layout: Annotated[str | None, typer.Option("--format", help="nchw or nhwc. Default: the framework's.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA.")] = False,
+    cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Compile into CUDA graphs, in PyTorch on a GPU.")] = False,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="Also in the form that is quickest: channels last; folded in inference.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu. Default: a GPU if NVIDIA's driver finds one.")] = None,
+    against: Annotated[str, typer.Option(help=f"Whose networks, too: {','.join(PEERS)}.")] = "",
+    rounds: Annotated[int, typer.Option(help="Turns that each candidate takes.")] = 10,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
+    csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
+    plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
 ):  # fmt: skip
-    """Measure images a second of networks, on the GPU if there is one, else on the CPU."""
-    choices_of = {"backend": (backend, BACKENDS), "mode": (mode, (*MODES, "both")), "dtype": (dtype, DTYPES)}
-    for option, (value, choices) in choices_of.items():
-        if value not in choices:
-            raise shared.Error(f"--{option} is {value!r}{nearest(value, choices)}; expected {', '.join(choices)}")
-    for option, value in (("batch", batch), ("size", size), ("steps", steps)):
+    """Measure images a second of networks, beside other projects' and beside what the machine can do."""
+    device = device or ("gpu" if Path("/proc/driver/nvidia/version").exists() else "cpu")
+    peers = [peer for peer in against.split(",") if peer]
+    choices = [("mode", [mode], (*MODES, "both")), ("dtype", dtype, DTYPES), ("device", [device], ("cpu", "gpu"))]
+    choices += [("backend", backend, BACKENDS), ("against", peers, PEERS), ("format", [layout or "nchw"], ("nchw", "nhwc"))]
+    for option, values, known in choices:
+        for value in values:
+            if value not in known:
+                raise shared.Error(f"--{option} is {value!r}{nearest(value, known)}; expected {', '.join(known)}")
+    for option, value in (("batch", batch), ("size", size), ("rounds", rounds)):
         if value is not None and value < 1:
             raise shared.Error(f"--{option} is {value}, expected a whole number of at least 1")
+    if "tf32" in dtype and device == "cpu":
+        raise shared.Error("--dtype tf32 is for GPUs; expected float32, bfloat16 or float16 on a CPU")
+    if layout == "nchw" and set(backend) != {"torch"}:
+        raise shared.Error("--format nchw is for --backend torch: Keras's networks here have the channels last")
+    if cuda_graphs and (device == "cpu" or set(backend) != {"torch"}):
+        raise shared.Error("--cuda-graphs is for --backend torch on a GPU")
+    for peer in peers:
+        if not set(backend) & set(PEERS[peer]):
+            raise shared.Error(f"--against {peer} is for --backend {' or '.join(PEERS[peer])}")
     modes = MODES if mode == "both" else (mode,)
-    cases = [case for name in network for case in cases_of(name, modes, batch, size and (size, size), dtype)]
-    if json_file not in (None, "-"):
-        write(json_file)
+    options = {
+        "batch": batch,
+        "format": layout,
+        "compile": compiled or cuda_graphs,
+        "cuda_graphs": cuda_graphs,
+        "device": device,
+    }
+    comparisons = [
+        cases_of(name, one, size and (size, size), options, dict.fromkeys(backend), dict.fromkeys(dtype), peers, recommended)
+        for name in network
+        for one in modes
+    ]
+    for path in (json_file, csv_file, plot_file):
+        if path not in (None, "-"):
+            check_place(path)
 
-    environment, make_step = BACKENDS[backend]
-    with Console(stderr=True).status(f"starting {backend}") as status:
-        about = {"backend": backend, **environment(), "python": platform.python_version(), "platform": platform.platform()}
-        about["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        about["command"] = shlex.join(["python", *sys.argv])
-        results = []
-        for number, case in enumerate(cases, start=1):
-            status.update(f"{backend}: {case.spec['name']}, {case.mode} ({number} of {len(cases)})")
-            results.append(result(case, make_step, steps))
-    text = json.dumps({"environment": about, "results": results}, indent=2) + "\n"
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    about |= {"command": shlex.join(["python", *sys.argv]), "python": platform.python_version()}
+    about["platform"] = platform.platform()
+    measured, notes = [], []
+    with Console(stderr=True).status("") as status:
+        for cases in comparisons:
+            workers, said = compare(cases, rounds, status.update)
+            measured.append(workers)
+            notes += said
+    best = ceilings(worker for workers in measured for worker in workers)
+    results = [row for workers in measured for row in rows(workers, best)]
+    notes = list(dict.fromkeys(notes))
+    above = [row for row in results if row["ceiling_fraction"] > SLACK]
+    for row in above:
+        notes.append(
+            f"{row['network']}, {row['mode']}, {candidate(row)}: {row['ceiling_fraction']:.2f} of what the machine can do: "
+            "the measurement is wrong, unless the convolutions save multiplications (Winograd)"
+        )
+    text = json.dumps({**about, "notes": notes, "results": results}, indent=2) + "\n"
     if json_file == "-":
         sys.stdout.write(text)
-        return
-    show(results, about)
-    if json_file:
+    else:
+        show(results, notes, best)
+    if json_file not in (None, "-"):
         write(json_file, text)
+    if csv_file:
+        write(csv_file, in_csv(results))
+    if plot_file and results:
+        plot(results, plot_file)
+    sys.exit(0 if results and not above else 1)
 
 
-def show(results, about):
+def show(results, notes, best):
     # A pipe has no width of its own: wide enough there for a row to stay a row.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    wide = console.width >= 160
-    keys = [key for key in COLUMNS if any(key in row for row in results) and (wide or key != "first_call")]
+    keys = [key for key in COLUMNS if key == "candidate" or any(key in row for row in results)]
+    rivals = list(dict.fromkeys(name for row in results for name in row["ratios"]))
     for key in keys:
-        name = f"{key} {UNITS.get(key, '')}".strip()
-        if not wide:  # else the long names would take the numbers' place
-            name = name.replace("_", "_\n").replace(" ", "\n")
-        if key == "network":
-            table.add_column(name, overflow="fold")
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(COLUMNS[key], justify="left" if key in ("network", "candidate") else "right", no_wrap=key != "network")
+    for name in rivals:
+        table.add_column(f"times\n{name}", justify="right", no_wrap=True)
+    before = None
     for row in results:
-        table.add_row(*(in_words(row.get(key, "")) for key in keys))
-    console.print(table)
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    console.print(f"{about['device']}, {versions}, {about['threads']} threads, {results[0]['dtype']}", soft_wrap=True)
+        if before and (row["network"], row["mode"]) != (before["network"], before["mode"]):
+            table.add_section()
+        before = row
+        cells = [
+            f"{row['backend']} {row['implementation']}" if key == "candidate" else in_words(row.get(key, "")) for key in keys
+        ]
+        table.add_row(*cells, *(in_words(row["ratios"].get(name, "")) for name in rivals))
+    if results:
+        console.print(table)
+        first = results[0]
+        known = {name: version for row in results for name, version in row["versions"].items()}
+        versions = ", ".join(map(" ".join, known.items()))
+        console.print(f"{first['device']}, {versions}, {first['threads']} threads", soft_wrap=True)
+        for (backend, dtype), most in best.items():
+            rate, speed = most["flops"] / 1e9, most["bytes"] / 1e9
+            console.print(f"Ceiling of {backend} in {dtype}: {rate:,.0f} GFLOP/s, {speed:,.0f} GB/s", soft_wrap=True)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def candidate(row):
+    dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+    return f"{row['backend']} {row['implementation']}{dtype}"
 
 
 def in_words(value):
+    if isinstance(value, dict):
+        return f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
     if isinstance(value, float):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return str(value)
 
 
-def write(path, text=None):
-    """Write a file, aside first and renamed when complete; without a text, only try whether it can be written."""
-    path = Path(path)
-    if path.is_dir():
-        raise shared.Error(f"{path}: cannot be written: it is a folder")
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text or "", encoding="utf-8")
-        if text:
-            os.replace(aside, path)
-        else:
-            aside.unlink()
-    except OSError as error:
-        raise shared.Error(f"{path}: cannot be written: {error.strerror or error}") from None
+def in_csv(results):
+    """The results as CSV: versions in words, and of each ratio its median and quartiles."""
+    ends, flat = {"": "median", "_low": "low", "_high": "high"}, []
+    for row in results:
+        ratios = {f"times_{name}{end}": r[key] for name, r in row["ratios"].items() for end, key in ends.items()}
+        sizes = {"img_size": "x".join(map(str, row["img_size"])), "versions": " ".join(map(" ".join, row["versions"].items()))}
+        flat.append({key: value for key, value in row.items() if key != "ratios"} | sizes | ratios)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
 
 
-def processor():
-    """The processor's name, which Python itself does not know on Linux."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def plot(results, path):
+    """Draw images a second as bars, network by network, with what the machine could do at most as an outline behind."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    modes = [mode for mode in MODES if any(row["mode"] == mode for row in results)]
+    names = list(dict.fromkeys(candidate(row) for row in results))
+    colours = dict(zip(names, pyplot.get_cmap("tab10").colors * len(names), strict=False))
+    tallest = max(sum(row["mode"] == mode for row in results) for mode in modes)
+    networks = list(dict.fromkeys(row["network"] for row in results))
+    size = 6.2 * len(modes), 1.3 + 0.34 * tallest + 0.3 * len(networks)
+    figure, axes = pyplot.subplots(1, len(modes), figsize=size, squeeze=False, layout="constrained")
+    for axis, mode in zip(axes[0], modes, strict=True):
+        y, ticks = 0.0, []
+        for network in networks:
+            group = [row for row in results if (row["network"], row["mode"]) == (network, mode)]
+            ticks += [(y + (len(group) - 1) / 2, network)] if group else []
+            for row in group:
+                name, speed = candidate(row), row[f"{mode}_samples_per_sec"]
+                axis.barh(y, speed / row["ceiling_fraction"], color="none", edgecolor="0.75", height=0.85)
+                axis.barh(y, speed, color=colours[name], height=0.85, label=name)
+                axis.text(speed, y, f" {speed:,.3g}", va="center", fontsize=8)
+                y += 1
+            y += 0.8
+        axis.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+        axis.invert_yaxis()
+        axis.set_xlabel("images a second")
+        axis.set_title({"infer": "inference", "train": "training"}[mode])
+        axis.spines[["top", "right"]].set_visible(False)
+    known = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    outline = pyplot.Rectangle((0, 0), 1, 1, facecolor="none", edgecolor="0.75")
+    handles, labels = [*known.values(), outline], [*known, "the machine's ceiling"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    first = results[0]
+    figure.suptitle(f"{first['device']}, {first['threads']} threads, batch {first['batch_size']}", fontsize=10)
+    with aside(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
+
+
+def write(path, text):
+    with aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

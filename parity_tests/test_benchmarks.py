@@ -1,16 +1,20 @@
 """The benchmark script, run as a user runs it."""
 
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shared
 from shared import shapes
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import run  # noqa: E402
 
 
 def benchmark(*options):
@@ -18,29 +22,155 @@ def benchmark(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(("backend", "framework"), [("torch", "torch"), ("tf", "tensorflow")])
-def test_measures_both_modes(backend, framework, tmp_path):
-    path = tmp_path / "result.json"
-    done = benchmark("--backend", backend, "--network", "mnist_residual", "--batch", 3, "--steps", 4, "--json", path)
-    assert (done.returncode, done.stderr) == (0, "")
-    for column in "infer_samples_per_sec train_samples_per_sec step_time batch_size img_size param_count gmacs".split():
-        assert column in done.stdout
+def test_side_by_side_with_a_peer(tmp_path):
+    files = [f"--{kind}={tmp_path / f'found.{end}'}" for kind, end in (("json", "json"), ("csv", "csv"), ("plot", "png"))]
+    options = ["--network", "resnet18", "--size", 32, "--batch", 2, "--rounds", 3, "--mode", "train"]
+    done = benchmark("--backend", "torch", *options, "--against", "torchvision,timm_", *files)
+    assert (done.returncode, done.stdout) == (2, "")  # before anything has begun
 
-    found = json.loads(path.read_text())
-    assert list(tmp_path.iterdir()) == [path]
-    environment = found["environment"]
-    assert {"device", "threads", "date", "python"} <= set(environment)
-    assert framework in environment["versions"]
-    assert environment["command"].endswith(f"--steps 4 --json {path}")
-    rows = shapes.layers(shared.load("mnist_residual"))
-    assert [row["mode"] for row in found["results"]] == ["infer", "train"]
-    for row in found["results"]:
-        assert (row["network"], row["batch_size"], row["img_size"], row["steps"]) == ("mnist_residual", 3, [28, 28], 4)
-        assert row["gmacs"] == sum(layer.macs for layer in rows) / 1e9
-        assert row["param_count"] == 41514 / 1e6
-        assert row[f"{row['mode']}_samples_per_sec"] == pytest.approx(3000 / row["step_time"])
-        assert 0 < row["step_time"] <= row["step_time_p95"]
-        assert row["step_time_iqr"] > 0 and row["first_call"] > 0
+    done = benchmark("--backend", "torch", *options, "--against", "torchvision", "--recommended", *files)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "found.json", "found.png"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {"date", "python", "platform", "notes"} <= set(found)
+    assert found["command"].startswith("python benchmarks/run.py --backend torch --network resnet18")
+
+    rows = found["results"]
+    candidates = ["twins", "recommended", "torchvision"]
+    assert [row["implementation"] for row in rows] == candidates
+    layers = shapes.layers(shared.load("resnet18"), (32, 32))
+    for row in rows:
+        assert (row["network"], row["mode"]) == ("resnet18", "train")
+        assert (row["batch_size"], row["img_size"], row["dtype"]) == (2, [32, 32], "float32")
+        assert row["gmacs"] == sum(layer.macs for layer in layers) / 1e9
+        assert row["param_count"] == shapes.parameters(layers) / 1e6
+        assert row[f"{row['mode']}_samples_per_sec"] == pytest.approx(2000 / row["step_time"])
+        assert 0 < row["step_time"] <= row["step_time_p95"] and row["steps"] >= 3
+        assert 0 < row["ceiling_fraction"] <= run.SLACK and row["first_call"] > 0 and row["peak_memory"] > 100
+        assert (row["format"], row["fold"]) == ("nhwc" if row["implementation"] == "recommended" else "nchw", False)
+        assert set(row["ratios"]) == (set(candidates) - {row["implementation"]} if row["implementation"] in run.OURS else set())
+        for ratio in row["ratios"].values():
+            assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    table = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [row["implementation"] for row in table] == [row["implementation"] for row in rows]
+    assert float(table[0]["times_torchvision"]) == rows[0]["ratios"]["torchvision"]["median"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "framework", "options"),
+    [
+        ("tf", "tensorflow", ["--mode", "infer", "--dtype", "bfloat16", "--recommended"]),
+        ("jax", "jax", ["--mode", "train"]),
+        ("keras-torch", "torch", ["--mode", "train"]),
+    ],
+)
+def test_keras(backend, framework, options):
+    options = ["--network", "mnist_residual", "--batch", 4, "--rounds", 2, *options, "--json", "-"]
+    done = benchmark("--backend", backend, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)["results"]
+    assert [row["implementation"] for row in rows] == (["twins", "recommended"] if "--recommended" in options else ["twins"])
+    for row in rows:
+        assert {"keras", framework} == set(row["versions"])
+        assert (row["param_count"], row["format"]) == (41514 / 1e6, "nhwc")
+
+
+def fake(answers):
+    """A worker of `run.compare` that gives such answers, or raises them."""
+
+    class Fake:
+        about, times, closed = {}, [], 0
+
+        def __init__(self, case):
+            self.case, self.times = case, []
+
+        def ask(self, line):
+            answer = answers(self.case, line)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        def close(self):
+            Fake.closed += 1
+
+    return Fake
+
+
+def cases(**options):
+    options = {
+        "batch": 8,
+        "format": None,
+        "compile": False,
+        "cuda_graphs": False,
+        "device": "cpu",
+    } | options
+    return run.cases_of("resnet18", "infer", (32, 32), options, ["torch"], ["float32"], ["torchvision", "timm"], False)
+
+
+def good(case, line):
+    if line == "turn":
+        theirs = case["implementation"] != "twins"
+        return (
+            {"flops": 1e9, "bytes": 1e9}
+            if case["implementation"] == "ceiling"
+            else {"times": [9.0 * (1 + theirs)], "peak": 2**20}
+        )
+    return {"parameters": 11689512, "first_call": 1.0, "device": "a machine", "versions": {}, "threads": 1}
+
+
+def test_the_batch_halves_until_there_is_memory(monkeypatch):
+    def answers(case, line):
+        return MemoryError() if case["implementation"] == "timm" and line == "turn" and case["batch"] > 2 else good(case, line)
+
+    worker = fake(answers)
+    monkeypatch.setattr(run, "Worker", worker)
+    workers, notes = run.compare(cases(), 3, lambda text: None)
+    assert [w.case["batch"] for w in workers] == [2, 2, 2, 2]
+    assert notes == [
+        "resnet18, infer, torch: out of memory with a batch of 8, measured with 4",
+        "resnet18, infer, torch: out of memory with a batch of 4, measured with 2",
+    ]
+    assert worker.closed == 12  # none is left running
+    twins, *_ = run.rows(workers, run.ceilings(workers))
+    assert twins["ratios"]["timm"] == {"median": 2, "low": 2, "high": 2}
+    monkeypatch.setattr(run, "Worker", fake(lambda case, line: MemoryError()))
+    workers, notes = run.compare(cases(batch=1), 3, lambda text: None)
+    assert (workers, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1"])
+
+
+def test_a_peer_that_cannot_is_left_out(monkeypatch):
+    def answers(case, line):
+        if case["implementation"] == "torchvision":
+            return run.Failed("torchvision has no resnet18")
+        return good(case, line) | ({"parameters": 7} if case["implementation"] == "timm" else {})
+
+    monkeypatch.setattr(run, "Worker", fake(answers))
+    workers, notes = run.compare(cases(), 1, lambda text: None)
+    assert [w.case["implementation"] for w in workers] == ["twins", "ceiling"]
+    assert notes == ["torchvision has no resnet18", "timm's resnet18 has 7 parameters, not 11,689,512: another network"]
+
+
+def test_a_timer_that_does_not_wait_is_above_the_ceiling(monkeypatch, capsys):
+    quick = {"times": [1e-6], "peak": 2**20}
+    monkeypatch.setattr(run, "Worker", fake(lambda case, line: good(case, line) | (quick if line == "turn" else {})))
+    with pytest.raises(SystemExit) as ended:
+        run.run(
+            ["torch"], ["resnet18"], mode="infer", dtype=["float32"], size=32, rounds=2, against="", json_file="-", device="cpu"
+        )
+    assert ended.value.code == 1
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert "of what the machine can do: the measurement is wrong" in note
+
+
+def test_least_counts_what_the_machine_must_do():
+    (case, *_) = run.cases_of("lenet", "train", None, {"batch": 2, "format": None}, ["torch"], ["float32"], [], False)
+    layers = shapes.layers(case["spec"])
+    macs = [layer.macs for layer in layers if layer.macs]
+    flops = 2 * 2 * (3 * sum(macs) - macs[0])  # no gradient of the images
+    assert run.least(case, layers, {"flops": 1, "bytes": 1e9}) == flops
+    moved = 4 * (3 * shapes.parameters(layers) + 2 * np.prod(case["spec"]["input"]))
+    assert run.least(case, layers, {"flops": 1e12, "bytes": 1}) == moved
+    assert run.least(case | {"mode": "infer", "dtype": "bfloat16"}, layers, {"flops": 1, "bytes": 1e9}) == 4 * sum(macs)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +179,13 @@ def test_measures_both_modes(backend, framework, tmp_path):
         (["--network", "resnet19"], "no network is called 'resnet19', did you mean 'resnet18'?"),
         (["--size", "0"], "--size is 0, expected a whole number of at least 1"),
         (["--network", "mnist_residual", "--size", "4"], "mnist_residual, images of 4x4: layer 'conv1': the image is too"),
-        (["--json", "nowhere/x.json"], "nowhere/x.json: cannot be written: No such file or directory"),
+        (["--json", "nowhere/x.json"], "nowhere/x.json: there is no folder nowhere"),
+        (["--plot", "benchmarks"], "benchmarks: cannot be written"),
+        (["--dtype", "float23"], "--dtype is 'float23', did you mean 'float32'?; expected float32, tf32, bfloat16, float16"),
+        (["--dtype", "tf32", "--device", "cpu"], "--dtype tf32 is for GPUs; expected float32, bfloat16 or float16 on a CPU"),
+        (["--backend", "tf", "--format", "nchw"], "--format nchw is for --backend torch"),
+        (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs is for --backend torch on a GPU"),
+        (["--against", "keras_hub"], "--against keras_hub is for --backend tf or jax or keras-torch"),
     ],
 )
 def test_a_mistake_is_one_line(options, message):
@@ -57,6 +193,12 @@ def test_a_mistake_is_one_line(options, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"run.py: {message}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so():
+    done = benchmark("--backend", "torch", "--network", "lenet", "--device", "gpu")
+    assert (done.returncode, done.stderr, done.stdout) == (1, "", "PyTorch sees no GPU\n")
 
 
 def test_the_table_of_networks():
