@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -277,7 +278,7 @@ def run(
     recommended: Annotated[
         bool, typer.Option("--recommended", help="Also in the form that is quickest: channels last; folded in inference.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or gpu. Default: a GPU if NVIDIA's driver finds one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu. Default: gpu where there is nvidia-smi.")] = None,
     against: Annotated[str, typer.Option(help=f"Whose networks, too: {','.join(PEERS)}.")] = "",
     rounds: Annotated[int, typer.Option(help="Turns that each candidate takes.")] = 10,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
@@ -285,7 +286,7 @@ def run(
     plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
 ):  # fmt: skip
     """Measure images a second of networks, beside other projects' and beside what the machine can do."""
-    device = device or ("gpu" if Path("/proc/driver/nvidia/version").exists() else "cpu")
+    device = device or ("gpu" if shutil.which("nvidia-smi") else "cpu")
     peers = [peer for peer in against.split(",") if peer]
     choices = [("mode", [mode], (*MODES, "both")), ("dtype", dtype, DTYPES), ("device", [device], ("cpu", "gpu"))]
     choices += [("backend", backend, BACKENDS), ("against", peers, PEERS), ("format", [layout or "nchw"], ("nchw", "nhwc"))]
