@@ -116,31 +116,31 @@ def compare(cases, rounds, say):
         try:
             for case in list(cases):
                 say(f"{title(case)}: starting {case['implementation']}")
-                worker = Worker(case)
+                workers.append(Worker(case))
                 try:
-                    worker.about = worker.ask(json.dumps(case))
-                    check_same(case, worker.about.get("parameters"))
-                    workers.append(worker)
+                    workers[-1].about = workers[-1].ask(json.dumps(case))
+                    check_same(case, workers[-1].about.get("parameters"))
                 except Failed as error:
-                    worker.close()
+                    workers.pop().close()
                     cases.remove(case)
                     notes.append(str(error))
-            if not any(worker.case["implementation"] in OURS for worker in workers):
-                return [], notes
             for number in range(rounds):
-                for worker in workers:
+                for worker in workers[:: -1 if number % 2 else 1]:  # none is always behind the same one
                     say(f"{title(worker.case)}: {worker.case['implementation']}, turn {number + 1} of {rounds}")
-                    worker.times.append(worker.ask("turn"))
+                    try:
+                        worker.times.append(worker.ask("turn"))
+                    except Failed as error:
+                        worker.close()
+                        notes.append(f"{title(worker.case)}: {error}")
+                workers = [worker for worker in workers if len(worker.times) > number]
             return workers, notes
         except MemoryError:
-            batch = cases[0]["batch"]
+            batch, together = cases[0]["batch"], f"{len(workers)} processes at once"
             if batch == 1:
-                return [], [*notes, f"{title(cases[0])}: out of memory with a batch of 1"]
-            notes.append(f"{title(cases[0])}: out of memory with a batch of {batch}, measured with {batch // 2}")
+                return [], [*notes, f"{title(cases[0])}: out of memory with a batch of 1 ({together})"]
+            notes.append(f"{title(cases[0])}: out of memory with a batch of {batch} ({together}), measured with {batch // 2}")
             for case in cases:
                 case["batch"] = batch // 2
-        except Failed as error:
-            return [], [*notes, f"{title(cases[0])}: {error}"]
         finally:
             for worker in workers:
                 worker.close()
@@ -176,7 +176,7 @@ def rows(workers, best):
     measured = [worker for worker in workers if worker.case["implementation"] != "ceiling"]
     for worker in measured:
         case, about = worker.case, worker.about
-        ceiling = best[case["backend"], case["dtype"]]
+        ceiling = best.get((case["backend"], case["dtype"]))
         times = np.array([time for turn in worker.times for time in turn["times"]])
         low, median, high, p95 = np.percentile(times, (25, 50, 75, 95))
         layers = shapes.layers(case["spec"], case["size"])
@@ -198,9 +198,9 @@ def rows(workers, best):
             "gmacs": sum(layer.macs for layer in layers) / 1e9,
             **{key: case[key] for key in ("dtype", "format", "compile", "cuda_graphs", "fold")},
             **{key: about[key] for key in ("device", "versions", "threads")},
-            "ceiling_gflops": ceiling["flops"] / 1e9,
-            "ceiling_gbytes_per_sec": ceiling["bytes"] / 1e9,
-            "ceiling_fraction": least(case, layers, ceiling) / median,
+            "ceiling_gflops": ceiling and ceiling["flops"] / 1e9,
+            "ceiling_gbytes_per_sec": ceiling and ceiling["bytes"] / 1e9,
+            "ceiling_fraction": ceiling and least(case, layers, ceiling) / median,
             "ratios": {},
         }
         for other in measured if case["implementation"] in OURS else ():
@@ -255,8 +255,9 @@ def cases_of(network, mode, size, options, backends, dtypes, against, recommende
         case = {"spec": spec, "mode": mode, "size": size, "backend": backend, "dtype": dtype, "fold": False, **options}
         case["format"] = options["format"] or ("nchw" if backend == "torch" else "nhwc")
         found.append(case | {"implementation": "twins"})
-        if recommended:
-            found.append(case | {"implementation": "recommended", "format": "nhwc", "fold": mode == "infer"})
+        quickest = {"format": "nhwc", "fold": mode == "infer"}
+        if recommended and not quickest.items() <= case.items():
+            found.append(case | quickest | {"implementation": "recommended"})
         found += [case | {"implementation": peer} for peer in against if backend in PEERS[peer]]
         found.append(case | {"implementation": "ceiling"})
     return found
@@ -335,7 +336,7 @@ def run(
     best = ceilings(worker for workers in measured for worker in workers)
     results = [row for workers in measured for row in rows(workers, best)]
     notes = list(dict.fromkeys(notes))
-    above = [row for row in results if row["ceiling_fraction"] > SLACK]
+    above = [row for row in results if (row["ceiling_fraction"] or 0) > SLACK]
     for row in above:
         notes.append(
             f"{row['network']}, {row['mode']}, {candidate(row)}: {row['ceiling_fraction']:.2f} of what the machine can do: "
@@ -397,7 +398,7 @@ def in_words(value):
         return f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
     if isinstance(value, float):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def in_csv(results):
@@ -435,14 +436,16 @@ def plot(results, path):
             ticks += [(y + (len(group) - 1) / 2, network)] if group else []
             for row in group:
                 name, speed = candidate(row), row[f"{mode}_samples_per_sec"]
-                axis.barh(y, speed / row["ceiling_fraction"], color="none", edgecolor="0.75", height=0.85)
+                share = row["ceiling_fraction"] or 1
+                axis.barh(y, speed / share, color="none", edgecolor="0.75", height=0.85)
                 axis.barh(y, speed, color=colours[name], height=0.85, label=name)
-                axis.text(speed, y, f" {speed:,.3g}", va="center", fontsize=8)
+                axis.text(speed / min(share, 1), y, f" {speed:,.3g}  ({100 * share:.0f} %)", va="center", fontsize=8)
                 y += 1
             y += 0.8
         axis.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
         axis.invert_yaxis()
-        axis.set_xlabel("images a second")
+        axis.set_xlabel("images a second (share of the machine's ceiling)")
+        axis.margins(x=0.16)
         axis.set_title({"infer": "inference", "train": "training"}[mode])
         axis.spines[["top", "right"]].set_visible(False)
     known = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -450,7 +453,8 @@ def plot(results, path):
     handles, labels = [*known.values(), outline], [*known, "the machine's ceiling"]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     first = results[0]
-    figure.suptitle(f"{first['device']}, {first['threads']} threads, batch {first['batch_size']}", fontsize=10)
+    batches = "/".join(str(size) for size in dict.fromkeys(row["batch_size"] for row in results))
+    figure.suptitle(f"{first['device']}, {first['threads']} threads, batch {batches}", fontsize=10)
     with aside(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

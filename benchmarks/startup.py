@@ -3,20 +3,28 @@
 Each time is of a process of its own, and they take turns. Times are in milliseconds.
 """
 
+import datetime
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from worker import processor
+
+import shared
+from shared.weights import aside, check_place
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "torchvision", "tensorflow", "keras")
 CLOCK = "import time; start = time.perf_counter(); {}; print(1000 * (time.perf_counter() - start))"
 # The statements before the clock starts, and those that it times
 IMPORTS = {
@@ -49,6 +57,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON, too.")] = None,
 ):
     """Measure the command, the imports and building ResNet-152."""
+    if json_file:
+        check_place(json_file)
     candidates = {
         "`twins list`": lambda: command("list"),
         "`twins show resnet152`": lambda: command("show", "resnet152"),
@@ -60,7 +70,7 @@ def main(
             for name, measure in candidates.items():
                 status.update(f"{name.replace('`', '')}, turn {number + 1} of {rounds}")
                 times[name].append(measure())
-    table = Table("", "milliseconds", "lowest", "highest", "times torchvision's", box=None)
+    table = Table("", "milliseconds", "lowest", "highest", "of torchvision's time", box=None)
     found = {}
     for name, values in times.items():
         median = statistics.median(values)
@@ -73,8 +83,15 @@ def main(
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
     if json_file:
-        json_file.write_text(json.dumps(found, indent=2) + "\n")
+        about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "device": processor()}
+        about |= {"command": shlex.join(["python", *sys.argv]), "versions": {name: version(name) for name in PACKAGES}}
+        with aside(json_file) as temporary:
+            temporary.write_text(json.dumps({**about, "milliseconds": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except shared.Error as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"startup.py: {error}")
+        sys.exit(2)

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from shared import checkpoints, shapes, weights
 
 WARM_UP = 2  # steps behind the first
 OURS = ("twins", "recommended")  # the others are other projects'
-TURN = 0.3  # seconds that a turn takes at least
-LONG = 0.1  # seconds of a step behind which caches that the other processes have used do not matter
+TURN = 1.0  # seconds that a turn takes at least
+LONG = 0.5  # seconds of a step from which on it does not matter that other processes have used the caches
 SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product is timed
 BYTES = 2**29  # of each of the two arrays whose copy is timed: more than any cache
 SGD = {"learning_rate": 0.01, "momentum": 0.9}
@@ -125,7 +126,7 @@ class Torch:
     def about(self):
         torch = self.torch
         name = torch.cuda.get_device_name() if self.device == "cuda" else processor()
-        return {"device": name, "versions": {"torch": torch.__version__}, "threads": torch.get_num_threads()}
+        return {"device": name, "versions": versions(self.case, "torch"), "threads": torch.get_num_threads()}
 
     def peak(self):
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else _peak()
@@ -137,7 +138,9 @@ class Torch:
         half = a.to(self.dtype)
         source = torch.rand(BYTES // 4, device=self.device)
         target = torch.empty_like(source)
-        return [lambda: (half @ half, self.wait()), lambda: (a @ a, self.wait()), lambda: (target.copy_(source), self.wait())]
+        products = [a, half] if half.dtype != a.dtype else [a]
+        copy = [lambda: (target.copy_(source), self.wait())]
+        return [*(lambda a=a: (a @ a, self.wait()) for a in products), *copy]
 
 
 class Keras:
@@ -161,20 +164,12 @@ class Keras:
         self.labels = self.keras.ops.convert_to_tensor(labels.astype("int32"))
         self.net = net
         if case["mode"] == "train":
-            self.optimizer = self.sgd()
+            self.optimizer = self.keras.optimizers.SGD(**SGD)
             self.optimizer.build(net.trainable_variables)
             self.work = self.training()
         else:
             self.work = self.inference()
         return sum(int(np.prod(variable.shape)) for variable in net.trainable_variables) or None
-
-    def sgd(self):
-        """Ours for ours, Keras's for Keras's networks."""
-        if self.case["implementation"] in OURS:
-            import keras_impl
-
-            return keras_impl.SGD(**SGD)
-        return self.keras.optimizers.SGD(**SGD)
 
     def network(self):
         case = self.case
@@ -226,11 +221,7 @@ class Keras:
         self.wait(self.work())
 
     def about(self):
-        from importlib.metadata import version
-
-        names = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
-        names = ["keras", names[self.backend], *(["keras_hub"] if self.case["implementation"] == "keras_hub" else [])]
-        return {"device": self.name(), "versions": {n: version(n.replace("_", "-")) for n in names}, "threads": self.threads()}
+        return {"device": self.name(), "versions": versions(self.case, "keras", self.backend), "threads": self.threads()}
 
 
 class TensorFlow(Keras):
@@ -244,7 +235,7 @@ class TensorFlow(Keras):
         self.tf = tf
         self.gpus = tf.config.list_physical_devices("GPU")
         if case["device"] == "gpu" and not self.gpus:
-            raise shared.Error("TensorFlow sees no GPU")
+            raise shared.Error("TensorFlow sees no GPU; --device cpu measures the processor")
         tf.config.experimental.enable_tensor_float_32_execution(case["dtype"] == "tf32")
         super().__init__(case)
 
@@ -282,7 +273,8 @@ class TensorFlow(Keras):
         half = tf.cast(a, self.keras.config.dtype_policy().compute_dtype)
         source = tf.random.uniform((BYTES // 4,))
         product, copy = tf.function(lambda a: tf.matmul(a, a)[0, 0]), tf.function(lambda a: (a + 1)[0])  # a copy would be none
-        return [lambda: product(half).numpy(), lambda: product(a).numpy(), lambda: copy(source).numpy()]
+        products = [a, half] if half.dtype != a.dtype else [a]
+        return [*(lambda a=a: product(a).numpy() for a in products), lambda: copy(source).numpy()]
 
 
 class Jax(Keras):
@@ -295,7 +287,7 @@ class Jax(Keras):
 
         self.jax = jax
         if case["device"] == "gpu" and jax.default_backend() != "gpu":
-            raise shared.Error("JAX sees no GPU")
+            raise shared.Error("JAX sees no GPU; --device cpu measures the processor")
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case["dtype"] == "tf32" else "float32")
         if case["dtype"] in ("bfloat16", "float16"):
             jax.config.update("jax_default_matmul_precision", "default")
@@ -349,8 +341,8 @@ class Jax(Keras):
         half = a.astype(self.keras.config.dtype_policy().compute_dtype)
         source = jax.random.uniform(jax.random.key(1), (BYTES // 4,))
         product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)  # a mere copy would be left out
-        works = [lambda: product(half), lambda: product(a), lambda: copy(source)]
-        return [lambda work=work: work().block_until_ready() for work in works]
+        products = [a, half] if half.dtype != a.dtype else [a]
+        return [*(lambda a=a: product(a).block_until_ready() for a in products), lambda: copy(source).block_until_ready()]
 
 
 class KerasTorch(Keras):
@@ -418,6 +410,12 @@ def processor():
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def versions(case, *packages):
+    """{package: version} of the frameworks, and of the peer if it is a package of its own."""
+    peer = [case["implementation"]] if case["implementation"] in ("torchvision", "timm", "keras_hub") else []
+    return {name: version(name.replace("_", "-")) for name in (*packages, *peer)}
+
+
 def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
@@ -440,7 +438,7 @@ def turn(step, before):
 
 def _torch_device(torch, device):
     if device == "gpu" and not torch.cuda.is_available():
-        raise shared.Error("PyTorch sees no GPU")
+        raise shared.Error("PyTorch sees no GPU; --device cpu measures the processor")
     return "cuda" if device == "gpu" else "cpu"
 
 
@@ -459,8 +457,9 @@ def _peak():
 
 def out_of_memory(error):
     # By name, since only one framework is there; PyTorch has no class of its own for a CPU's memory.
-    named = type(error).__name__ in ("OutOfMemoryError", "ResourceExhaustedError")
-    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+    words = f"{type(error).__name__} {error}".lower().replace(" ", "").replace("_", "")
+    signs = ("outofmemory", "resourceexhausted", "defaultcpuallocator", "allocfailed", "badalloc")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
 
 
 def serve(ask, answer):

@@ -11,13 +11,15 @@ from .weights import load
 
 def saved_model(path, spec, state):
     """Write a network as the folder of a SavedModel: images (batch, height, width, channels) to logits, any size of batch."""
-    if keras.backend.backend() != "tensorflow":
-        raise shared.Error(f"KERAS_BACKEND is {keras.backend.backend()!r}; a SavedModel needs tensorflow")
     net = construct(Network, spec, "float32")
     load(net, state)
     channels, height, width = spec["input"]
     images = keras.InputSpec("float32", (None, height, width, channels), name="images")
-    net.export(path, "tf_saved_model", verbose=False, input_signature=[images])
+    try:
+        net.export(path, "tf_saved_model", verbose=False, input_signature=[images])
+    except Exception as error:  # TensorFlow's errors, a full disk's too, are of classes of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise shared.Error(f"{spec['name']} cannot be written as a SavedModel: {reason}") from None
 
 
 def keras_logits(path, images):

@@ -60,7 +60,8 @@ class Network(layers.Model):
             members = enumerate(layer) if isinstance(layer, layers.Chain) else [(None, layer)]
             for number, member in members:
                 name = group if number is None else f"{group}.{number}"
-                outputs[name] = x = member(x)
+                x = member(x)
+                outputs[name] = layers.kept(x)
         return outputs
 
 

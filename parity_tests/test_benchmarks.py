@@ -16,9 +16,11 @@ from shared import shapes
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import run  # noqa: E402
+import startup  # noqa: E402
 
 
 def benchmark(*options):
+    options = [*options, *([] if "--device" in options else ["--device", "cpu"])]
     command = [sys.executable, "benchmarks/run.py", *map(str, options)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -128,15 +130,60 @@ def test_the_batch_halves_until_there_is_memory(monkeypatch):
     workers, notes = run.compare(cases(), 3, lambda text: None)
     assert [w.case["batch"] for w in workers] == [2, 2, 2, 2]
     assert notes == [
-        "resnet18, infer, torch: out of memory with a batch of 8, measured with 4",
-        "resnet18, infer, torch: out of memory with a batch of 4, measured with 2",
+        "resnet18, infer, torch: out of memory with a batch of 8 (4 processes at once), measured with 4",
+        "resnet18, infer, torch: out of memory with a batch of 4 (4 processes at once), measured with 2",
     ]
     assert worker.closed == 12  # none is left running
     twins, *_ = run.rows(workers, run.ceilings(workers))
     assert twins["ratios"]["timm"] == {"median": 2, "low": 2, "high": 2}
     monkeypatch.setattr(run, "Worker", fake(lambda case, line: MemoryError()))
     workers, notes = run.compare(cases(batch=1), 3, lambda text: None)
-    assert (workers, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1"])
+    assert (workers, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1 (1 processes at once)"])
+
+
+def test_no_worker_is_left_running(monkeypatch):
+    worker = fake(lambda case, line: MemoryError() if case["implementation"] == "timm" else good(case, line))
+    monkeypatch.setattr(run, "Worker", worker)
+    workers, notes = run.compare(cases(batch=2), 3, lambda text: None)
+    assert (workers, worker.closed, len(notes)) == ([], 6, 2)  # twins, torchvision and timm, with batches of 2 and 1
+
+
+def test_who_fails_in_a_turn_is_left_out(monkeypatch):
+    def answers(case, line):
+        failed = line == "turn" and case["implementation"] in ("timm", "ceiling")
+        return run.Failed(f"{case['implementation']} failed: x") if failed else good(case, line)
+
+    monkeypatch.setattr(run, "Worker", fake(answers))
+    workers, notes = run.compare(cases(), 3, lambda text: None)
+    assert [(w.case["implementation"], len(w.times)) for w in workers] == [("twins", 3), ("torchvision", 3)]
+    assert notes == [f"resnet18, infer, torch: {name} failed: x" for name in ("timm", "ceiling")]
+    twins, _ = run.rows(workers, run.ceilings(workers))
+    assert twins["ceiling_fraction"] is None and twins["ratios"].keys() == {"torchvision"}
+
+
+def test_names_of_candidates():
+    case = {"implementation": "twins", "backend": "torch", "dtype": "float32"}
+    assert run.called(case | {"implementation": "timm"}, case) == "timm"
+    assert run.called(case | {"dtype": "bfloat16"}, case) == "twins (bfloat16)"
+    assert run.called(case | {"backend": "tf", "dtype": "bfloat16"}, case) == "twins (tf, bfloat16)"
+    options = {"batch": 8, "format": None}
+    found = run.cases_of("resnet18", "train", None, options, ["torch", "tf"], ["float32", "bfloat16"], ["timm"], True)
+    torch_names = ["twins", "recommended", "timm", "ceiling"]  # in Keras, what is recommended for training is the default
+    assert [case["implementation"] for case in found] == [
+        *torch_names * 2,
+        *["twins", "ceiling"] * 2,
+    ]  # Keras trains as it does
+    assert [case["dtype"] for case in found] == ["float32"] * 4 + ["bfloat16"] * 4 + ["float32"] * 2 + ["bfloat16"] * 2
+
+
+def test_startup(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(startup, "python", lambda code: 3.0 if "torch_impl.build" in code else 2.0)
+    monkeypatch.setattr(startup, "command", lambda *words: 1.0)
+    startup.main(2, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())["milliseconds"]
+    assert found["`twins list`"] == {"median": 1, "lowest": 1, "highest": 1}
+    assert found["`torch_impl.build`"]["ratio"] == 1.5
+    assert "1.50" in capsys.readouterr().out
 
 
 def test_a_peer_that_cannot_is_left_out(monkeypatch):
@@ -171,7 +218,10 @@ def test_least_counts_what_the_machine_must_do():
     assert run.least(case, layers, {"flops": 1, "bytes": 1e9}) == flops
     moved = 4 * (3 * shapes.parameters(layers) + 2 * np.prod(case["spec"]["input"]))
     assert run.least(case, layers, {"flops": 1e12, "bytes": 1}) == moved
-    assert run.least(case | {"mode": "infer", "dtype": "bfloat16"}, layers, {"flops": 1, "bytes": 1e9}) == 4 * sum(macs)
+    infer = case | {"mode": "infer", "dtype": "bfloat16"}
+    assert run.least(infer, layers, {"flops": 1, "bytes": 1e9}) == 4 * sum(macs)
+    moved = 2 * (shapes.parameters(layers) + 2 * np.prod(case["spec"]["input"]))
+    assert run.least(infer, layers, {"flops": 1e12, "bytes": 1}) == moved
 
 
 @pytest.mark.parametrize(
@@ -199,7 +249,7 @@ def test_a_mistake_is_one_line(options, message):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so():
     done = benchmark("--backend", "torch", "--network", "lenet", "--device", "gpu")
-    assert (done.returncode, done.stderr, done.stdout) == (1, "", "PyTorch sees no GPU\n")
+    assert (done.returncode, done.stderr, done.stdout) == (1, "", "PyTorch sees no GPU; --device cpu measures the processor\n")
 
 
 def test_the_table_of_networks():

@@ -48,8 +48,16 @@ def check(paths, sources):
             raise Error(f"{path}: is there and no SavedModel, so it stays; expected another name")
         for file in _files(path):
             check_place(file, folder=not path.suffix)
+            if file.suffix == ".json" and file.exists():
+                try:
+                    load(file)
+                except Error:
+                    raise Error(f"{file}: is there and no spec, so it stays; expected another name behind --out") from None
             if file.exists() and any(Path(source).exists() and file.samefile(source) for source in sources):
                 raise Error(f"{file}: is read and would be written over; expected another name behind --out")
+    keras = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if keras != "tensorflow" and any(not path.suffix for path in paths):
+        raise Error(f"KERAS_BACKEND is {keras!r}; a SavedModel needs tensorflow")
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing and any(path.suffix == ".onnx" for path in paths):
         raise Error(f".onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -70,18 +78,26 @@ def run(spec, state, folds, paths, say=lambda text: None):
     state = {name: array.astype(np.float32) for name, array in state.items()}
     images = np.random.default_rng(0).standard_normal((IMAGES, *spec["input"]), np.float32)
     found = []
-    with silence(), warnings.catch_warnings(action="ignore"):  # the frameworks have much to tell while they write and read
-        expected = predict.engines([torch_impl], spec, state)[0].predict(images)
-        if folds:
-            spec, state = folded(spec, state)
-        for path in paths:
-            say(f"writing {path}")
+    expected = predict.engines([torch_impl], spec, state)[0].predict(images)
+    if folds:
+        spec, state = folded(spec, state)
+    for path in paths:
+        say(f"writing {path}")
+        with _quiet():
             _write(path, spec, state)
-        for path in paths:
-            say(f"reading {path}")
+    for path in paths:
+        say(f"reading {path}")
+        with _quiet():
             logits = _logits(path, images)
-            found.append(Row(path, READERS[path.suffix], relative(expected, logits), float(abs(expected - logits).max())))
+        found.append(Row(path, READERS[path.suffix], relative(expected, logits), float(abs(expected - logits).max())))
     return found
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The frameworks have much to tell while they write and read."""
+    with silence(), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def _is_saved_model(path):

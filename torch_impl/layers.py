@@ -1,17 +1,19 @@
 """Where PyTorch differs from Keras: the elementary layers. Images are (batch, channels, height, width)."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared import Error
+from shared import Error, unroll
 
 Model = nn.Module
 Identity = nn.Identity
 BatchNorm = nn.BatchNorm2d
 Linear = nn.Linear
 Flatten = nn.Flatten
-ReLU = nn.ReLU  # not in place: what is before it in a chain may need its output, or be the caller's images
+ReLU = nn.ReLU  # `construct` says where it may write over what it gets
 
 
 class Chain(nn.Sequential):
@@ -147,9 +149,19 @@ def construct(network, spec, dtype):
     torch.set_default_dtype(precision)
     try:
         with torch.device("meta"):
-            return network(spec)
+            net = network(spec)
     finally:
         torch.set_default_dtype(default)
+    for before, layer in itertools.pairwise(unroll(spec)):
+        # Elsewhere what is before it may need its own output, or be the caller's images.
+        if layer.type == "relu" and before.type in ("conv", "batch_norm", "linear"):
+            net.get_submodule(layer.name).inplace = True
+    return net
+
+
+def kept(x):
+    """A copy of an output, which the layer behind may write over."""
+    return x.clone()
 
 
 def dtype(net):
