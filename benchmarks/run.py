@@ -40,7 +40,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MODES = ("infer", "train")
 BACKENDS = ("torch", "tf", "jax", "keras-torch")
 DTYPES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
-PEERS = {"torchvision": ("torch",), "timm": ("torch",), "keras.applications": BACKENDS[1:], "keras_hub": BACKENDS[1:]}
+PEERS = {
+    "torchvision": ("torch",),
+    "timm": ("torch",),
+    "keras.applications": BACKENDS[1:],
+    "keras_hub": BACKENDS[1:],
+    "twins": BACKENDS,
+}
+AGAIN = "twins again"  # a second process of ours, which shows how far from 1 chance alone takes a ratio
 OURS = ("twins", "recommended")  # as asked for, and in the form that is quickest here
 SLACK = 1.02  # how far above the ceiling a result may be: clocks are not constant
 # Of the table, beside the ratios: keys of the results, under timm's names where timm has one
@@ -258,7 +265,7 @@ def cases_of(network, mode, size, options, backends, dtypes, against, recommende
         quickest = {"format": "nhwc", "fold": mode == "infer"}
         if recommended and not quickest.items() <= case.items():
             found.append(case | quickest | {"implementation": "recommended"})
-        found += [case | {"implementation": peer} for peer in against if backend in PEERS[peer]]
+        found += [case | {"implementation": AGAIN if peer == "twins" else peer} for peer in against if backend in PEERS[peer]]
         found.append(case | {"implementation": "ceiling"})
     return found
 
@@ -280,7 +287,7 @@ def run(
         bool, typer.Option("--recommended", help="Also in the form that is quickest: channels last; folded in inference.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu or gpu. Default: gpu where there is nvidia-smi.")] = None,
-    against: Annotated[str, typer.Option(help=f"Whose networks, too: {','.join(PEERS)}.")] = "",
+    against: Annotated[str, typer.Option(help=f"Whose networks, too: {','.join(PEERS)}, which shows the noise.")] = "",
     rounds: Annotated[int, typer.Option(help="Turns that each candidate takes.")] = 10,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,

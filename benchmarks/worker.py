@@ -24,7 +24,7 @@ import shared
 from shared import checkpoints, shapes, weights
 
 WARM_UP = 2  # steps behind the first
-OURS = ("twins", "recommended")  # the others are other projects'
+OURS = ("twins", "recommended", "twins again")  # the others are other projects'
 TURN = 1.0  # seconds that a turn takes at least
 LONG = 0.5  # seconds of a step from which on it does not matter that other processes have used the caches
 SIDE = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product is timed

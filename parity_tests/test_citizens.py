@@ -47,6 +47,20 @@ def test_activations_are_what_forward_gives(net, twin):
     assert ours["bn1"].min() < 0  # not written over by the ReLU behind it
 
 
+def test_relu_writes_over_nothing_that_is_needed():
+    kinds = ["relu", "conv", "relu", "relu", "scaled_tanh", "relu"]
+    chain = [{"name": f"{kind}{number}", "type": kind} for number, kind in enumerate(kinds)]
+    chain[1] |= {"in": 3, "out": 4, "kernel": 1}
+    net = torch_impl.build({"name": "relus", "input": [3, 32, 32], "layers": chain})
+    images = torch.from_numpy(IMAGES).requires_grad_()
+    net(images).sum().backward()
+    assert torch.equal(images, torch.from_numpy(IMAGES))
+    assert [getattr(net, layer["name"]).inplace for layer in chain if layer["type"] == "relu"] == [False, True, False, False]
+    with torch.no_grad():
+        outputs = net.activations(torch.from_numpy(IMAGES))
+    assert outputs["conv1"].min() < 0 and torch.equal(outputs["relu2"], outputs["conv1"].relu())
+
+
 def test_torch_compile(net):
     with torch.no_grad():
         compiled = torch.compile(net, fullgraph=True)(torch.from_numpy(IMAGES))

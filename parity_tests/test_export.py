@@ -242,6 +242,7 @@ def folder(tmp_path):
     (tmp_path / "photos" / "saved_model.pb").touch()
     (tmp_path / "photos" / "cat.jpg").touch()
     (tmp_path / "notes").touch()
+    (tmp_path / "settings.json").write_text("{}")
     return tmp_path
 
 
@@ -274,6 +275,7 @@ MISTAKES = {
     "a file for a folder": ([*MINE, "notes"], "notes: is there and no SavedModel"),
     "the weights themselves": ([*MINE, "w.safetensors"], "w.safetensors: is read and would be written over"),
     "the spec itself": ([*MINE, "mine.pth"], "mine.json: is read and would be written over"),
+    "another JSON file": ([*MINE, "settings.safetensors"], "settings.json: is there and no spec, so it stays"),
     "image too small": (["drn_d_22", "--weights", "x.pth", "--size", "0"], "--size"),
     "another size than a linear layer's": (["lenet5", "--weights", "x.pth", "--size", "40"], "gives"),
 }
@@ -292,6 +294,13 @@ def test_a_package_that_is_missing_is_told_before_anything_is_written(folder, mo
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     done = here("export", *MINE, "x.pth", "--out", "x.onnx", folder=folder)
     assert done.returncode == 2 and done.stderr == "twins: .onnx needs onnxscript: pip install onnxscript\n"
+    assert not (folder / "x.pth").exists()
+
+
+def test_another_backend_of_keras_is_told_before_anything_is_written(folder, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    done = here("export", *MINE, "x.pth", "--out", "x", folder=folder)
+    assert done.returncode == 2 and done.stderr == "twins: KERAS_BACKEND is 'jax'; a SavedModel needs tensorflow\n"
     assert not (folder / "x.pth").exists()
 
 
