@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,23 +32,27 @@ def initial(network, seed=0):
     default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Each array has a generator
     of its own, from the seed and its name, so that a change to one layer leaves the others as they were.
     """
-    state = {}
-    for leaf in shapes.leaves(shapes.layers(load(network))):
-        for name, shape in leaf.weights.items():
-            kind = name.rpartition(".")[2]
-            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            if leaf.type == "batch_norm":
-                state[name] = np.full(shape, kind in ("weight", "running_var"), np.float32)
-            elif leaf.type == "gate" and kind == "bias":
-                state[name] = np.full(shape, -6, np.float32)
-            elif leaf.type in ("conv", "gate") and kind == "weight":
-                out_channels, _, height, width = shape
-                scale = np.float32(np.sqrt(2 / (out_channels * height * width)))
-                state[name] = generator.standard_normal(shape, np.float32) * scale
-            else:
-                fan_in = np.prod(leaf.weights[f"{leaf.name}.weight"][1:])
-                state[name] = (generator.random(shape, np.float32) * 2 - 1) / np.float32(np.sqrt(fan_in))
-    return state
+    leaves = shapes.leaves(shapes.layers(load(network)))
+    wanted = {name: (leaf, shape) for leaf in leaves for name, shape in leaf.weights.items()}
+    with ThreadPoolExecutor() as pool:  # NumPy draws outside of Python's lock
+        return dict(zip(wanted, pool.map(lambda name: _drawn(name, *wanted[name], seed), wanted), strict=True))
+
+
+def _drawn(name, leaf, shape, seed):
+    """The array of a name that a leaf of the network begins with."""
+    kind = name.rpartition(".")[2]
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if leaf.type == "batch_norm":
+        return np.full(shape, kind in ("weight", "running_var"), np.float32)
+    if leaf.type == "gate" and kind == "bias":
+        return np.full(shape, -6, np.float32)
+    if leaf.type in ("conv", "gate") and kind == "weight":
+        out_channels, _, height, width = shape
+        array = generator.standard_normal(shape, np.float32)
+        array *= np.float32(np.sqrt(2 / (out_channels * height * width)))
+        return array
+    fan_in = np.prod(leaf.weights[f"{leaf.name}.weight"][1:])
+    return (generator.random(shape, np.float32) * 2 - 1) / np.float32(np.sqrt(fan_in))
 
 
 def randomised(state, seed=0):
