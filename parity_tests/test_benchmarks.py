@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,6 +267,14 @@ def test_the_table_of_networks():
     for row in cells:
         outputs, gradients = (float(cell.split()[0]) for cell in row[4:])
         assert 0 < outputs <= 1e-12 and 0 < gradients <= 1e-9
+
+
+def test_the_ratios_in_the_readme_are_in_the_results():
+    section = (ROOT / "README.md").read_text().partition("## Benchmarks")[2]
+    stated = re.findall(r"\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)", section)
+    results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")]
+    ratios = [ratio for found in results for row in found.get("results", []) for ratio in row["ratios"].values()]
+    assert len(stated) > 10 and set(stated) <= set(map(run.in_words, ratios))
 
 
 def test_the_readme_has_every_network_in_its_table():
