@@ -365,10 +365,10 @@ def run(
 
 def show(results, notes, best):
     # A pipe has no width of its own: wide enough there for a row to stay a row.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    rivals = list(dict.fromkeys(name for row in results for name in row["ratios"]))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120 + 24 * len(rivals))
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     keys = [key for key in COLUMNS if key == "candidate" or any(key in row for row in results)]
-    rivals = list(dict.fromkeys(name for row in results for name in row["ratios"]))
     for key in keys:
         table.add_column(COLUMNS[key], justify="left" if key in ("network", "candidate") else "right", no_wrap=key != "network")
     for name in rivals:
