@@ -162,10 +162,10 @@ def test_logits_in_lower_precision(name, dtype):
 def test_the_fast_path_is_the_same_run():
     # TensorFlow's fused batch norm takes no float64, so the rungs above never see it.
     spec = {"name": "small", "input": [3, 10, 10], "layers": SMALL["with batch norm"]}
-    optimizer = {**MOMENTUM, "learning_rate": 0.0625}
+    optimizer = {**MOMENTUM, "learning_rate": 2**-7}  # at larger ones float32's rounding grows from step to step
     nets = torch_impl.build(spec, dtype="float64"), keras_impl.build(spec)
     pair = [package.Engine(net, optimizer) for package, net in zip(PACKAGES, nets, strict=True)]
-    losses = np.array([[engine.step(*batch)[0] for engine in pair] for batch in batches(20, (3, 10, 10))])
+    losses = np.array([[engine.step(*batch)[0] for engine in pair] for batch in batches(10, (3, 10, 10))])
     bound = compare.BOUNDS["float32"]["logits"]
     assert abs(losses[:, 0] / losses[:, 1] - 1).max() <= bound
     worst = compare.largest(compare.states(pair))
