@@ -1,6 +1,6 @@
 """Measure how many images a second the networks take, in PyTorch and in Keras, side by side with other projects' networks.
 
-Each candidate runs in a process of its own (`worker.py`); they take turns, A B A B, so that what else the machine does meets
+Each candidate runs in a process of its own (`worker.py`); they take turns, A B B A, so that what else the machine does meets
 all of them, and a ratio is the median over the turns. Times are in milliseconds, `param_count` in millions, `gmacs` in 10^9
 multiply-accumulates for one image in inference, memory in MiB. A training step is forward pass, cross-entropy, backward pass
 and an SGD-momentum update.
@@ -32,6 +32,7 @@ except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
 from shared import shapes
+from shared.curves import check_picture
 from shared.spec import nearest
 from shared.weights import aside, check_place
 
@@ -67,7 +68,7 @@ COLUMNS = {
 
 
 class Failed(Exception):  # noqa: N818
-    """A worker that is gone: for lack of memory, or for what `args` says."""
+    """A candidate cannot be measured; the message says why."""
 
 
 class Worker:
@@ -327,9 +328,11 @@ def run(
         for name in network
         for one in modes
     ]
-    for path in (json_file, csv_file, plot_file):
+    for path in (json_file, csv_file):
         if path not in (None, "-"):
             check_place(path)
+    if plot_file:
+        check_picture(plot_file)
 
     about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     about |= {"command": shlex.join(["python", *sys.argv]), "python": platform.python_version()}

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from . import recipes, shapes, spec
 from .spec import Error
-from .weights import aside, check_place
+from .weights import aside
 
 app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
@@ -125,6 +125,7 @@ def compare(
     """
     from . import checkpoints
     from . import compare as ladder
+    from . import curves as pictures
     from . import data as datasets
 
     described = spec.load(network)
@@ -139,7 +140,7 @@ def compare(
     if plot and not steps:
         raise Error("--plot draws the training, of which --steps 0 leaves none")
     if plot:
-        _check_picture(plot)
+        pictures.check_picture(plot)
     with Console(stderr=True).status("starting PyTorch and TensorFlow") as status:
         packages = _packages()
         report = ladder.run(
@@ -448,7 +449,7 @@ def curves(
     """Draw the losses and test accuracies of several runs into one picture, and say how far they are apart."""
     from . import curves as pictures
 
-    _check_picture(out)
+    pictures.check_picture(out)
     logs = [pictures.read(run) for run in runs]
     if label and len(label) != len(runs):
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
@@ -702,15 +703,6 @@ def _plot(report, path):
 
 def _nan_last(value):
     return math.inf if math.isnan(value) else value
-
-
-def _check_picture(path):
-    """Find out before the work whether its picture can be drawn after it."""
-    from .curves import KINDS
-
-    if path.suffix.lower() not in KINDS:
-        raise Error(f"{path}: expected a file ending in {', '.join(KINDS)}")
-    check_place(path)
 
 
 def _table(*columns, title=None):

@@ -6,9 +6,17 @@ from pathlib import Path
 
 from .coexist import silence
 from .spec import Error
-from .weights import aside
+from .weights import aside, check_place
 
 KINDS = (".png", ".pdf", ".svg")
+
+
+def check_picture(path):
+    """Raise `Error` where a picture could not be drawn into a file, which is good to know before the work."""
+    path = Path(path)
+    if path.suffix.lower() not in KINDS:
+        raise Error(f"{path}: expected a file ending in {', '.join(KINDS)}")
+    check_place(path)
 
 
 def read(run):
