@@ -20,6 +20,7 @@ from .spec import Error, nearest
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's word
 DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+SCATTERED = ("scattered_digits", "scattered_mnist")
 
 
 class Data(NamedTuple):
@@ -37,7 +38,8 @@ def load(name="digits"):
     - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
       testing;
     - any name for which the folder `TWINS_DATA` has an `.npz`;
-    - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder.
+    - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder;
+    - "scattered_mnist", "scattered_digits": those digits on larger canvases, see `shared.scattered`.
 
     A file has `x_train y_train x_test y_test`. Raises `Error` for a data set that is not there or not of this form.
     """
@@ -52,7 +54,11 @@ def load(name="digits"):
         from torch_impl.datasets import download  # torchvision stands on PyTorch, which only a download needs
 
         return Data(*download(name, cache()))
-    known = ["digits", *DOWNLOADS]
+    if name in SCATTERED:
+        from . import scattered  # which reads this module
+
+        return scattered.make(name.removeprefix("scattered_")).data
+    known = ["digits", *DOWNLOADS, *SCATTERED]
     known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
     where = f"in TWINS_DATA, {folder}" if folder else "in a folder that TWINS_DATA names, which is not set"
     raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")

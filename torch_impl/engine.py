@@ -16,7 +16,7 @@ import shared
 from shared import recipes, weights
 from shared.dropout import kept
 
-from .layers import BatchNorm, Dropout
+from .layers import BatchNorm, Conv, Dropout
 from .network import build
 from .weights import load, state
 
@@ -188,11 +188,19 @@ def trainer(spec, recipe, compiled=False):
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.frozen(recipe, spec):
         net.get_submodule(name).requires_grad_(False)
-    if precision != "float64":
+    if precision != "float64" and not any(map(_narrow, net.modules())):
         net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled)
+
+
+def _narrow(layer):
+    """Whether a layer is a convolution that PyTorch 2.15 on the CPU may not train with the channels last.
+
+    oneDNN then writes behind the gradient of a strided 1x1 kernel with few input channels (seen below 16): the process dies.
+    """
+    return isinstance(layer, Conv) and layer.kernel_size == (1, 1) and layer.stride > (1, 1) and layer.in_channels < 16
 
 
 def _numpy(tensor):
