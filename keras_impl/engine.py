@@ -52,6 +52,7 @@ class Engine:
                 self.optimizer = OPTIMIZERS[options.pop("name")](**options)
                 self.optimizer.build(list(self.weights.values()))
         self._predict = tensorflow.function(lambda images: net(images, training=False))  # twice as quick as eagerly
+        self._class_maps = tensorflow.function(net.class_maps)
         self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
         self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
 
@@ -74,6 +75,10 @@ class Engine:
     def predict(self, images):
         """Logits in evaluation mode."""
         return _numpy(self._predict(self._tensor(images)))
+
+    def class_maps(self, images):
+        """(batch, classes, height, width) in evaluation mode."""
+        return self.channels_first(_numpy(self._class_maps(self._tensor(images))))
 
     def activations(self, images):
         """{layer name: output} in evaluation mode, as Keras gives it."""

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from shared import Error
+from shared.locate import interpolation
 
 fused = importlib.import_module(".fused", __package__) if keras.backend.backend() == "tensorflow" else None
 
@@ -326,6 +327,19 @@ def sigmoid(x):
 def concatenate(maps):
     """The channels of all maps, one behind the other."""
     return ops.concatenate(maps, -1)
+
+
+def at_every_position(classifier, x):
+    """A linear layer or 1x1 convolution at every position of a map."""
+    return classifier(x)
+
+
+def upsampled(maps, images):
+    """Maps at the size of the images, bilinearly, by half-pixel centres; TensorFlow's own resizing is float32 alone."""
+    for axis, equation in ((1, "nh,bhwc->bnwc"), (2, "nw,bhwc->bhnc")):
+        matrix = interpolation(maps.shape[axis], images.shape[axis])
+        maps = ops.einsum(equation, ops.convert_to_tensor(matrix, maps.dtype), maps)
+    return maps
 
 
 def pad(x, pixels, value=0.0):

@@ -53,16 +53,42 @@ class Network(layers.Model):
         return x
 
     def activations(self, x):
-        """{layer name: output} of every layer of the chain, in order; members of a group one by one, as "layer1.0"."""
+        """{layer name: output} of every layer of the `chain`, in order."""
         outputs = {}
+        for name, layer in self.chain():
+            x = layer(x)
+            outputs[name] = layers.kept(x)
+        return outputs
+
+    def class_maps(self, x):
+        """The classifier's answer at every position, before any pooling: (batch, classes, height, width), axes as those of x.
+
+        Their mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
+        `shared.Error` where the network does not end in global pooling and one linear layer or 1x1 convolution.
+        """
+        before, classifier = shared.spec.head(self.spec)
+        for name, layer in self.chain():
+            if name in before:
+                x = layer(x)
+            elif name == classifier:
+                x = layers.at_every_position(layer, x)
+        return x
+
+    def dense_class_maps(self, x):
+        """The class maps at the size of the images, by bilinear interpolation: what a segmentation head on a DRN begins from.
+
+        Positions and pixels are where their centres are (`align_corners=False`), and beyond the outermost positions the maps
+        stay as they are there.
+        """
+        return layers.upsampled(self.class_maps(x), x)
+
+    def chain(self):
+        """(name, layer) of every layer of the chain, in order; members of a group one by one, as "layer1.0"."""
         for group in self.groups:
             layer = getattr(self, group)
             members = enumerate(layer) if isinstance(layer, layers.Chain) else [(None, layer)]
             for number, member in members:
-                name = group if number is None else f"{group}.{number}"
-                x = member(x)
-                outputs[name] = layers.kept(x)
-        return outputs
+                yield group if number is None else f"{group}.{number}", member
 
 
 def build(network, seed=0, dtype="float32"):

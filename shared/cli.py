@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -303,6 +304,128 @@ def predict(
     else:
         _print_pictures(found)
     sys.exit(2 if any("error" in picture for picture in found.get("images", [])) else 0)
+
+
+@app.command()
+def locate(
+    network: Network,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")] = None,
+    wanted: Annotated[
+        str | None, typer.Option("--class", help="The class to look for, by number or name. Default: a picture's likeliest.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="What a box holds: responses above this share of the largest.")] = 0.2,
+    out: Annotated[Path | None, typer.Option(help="A folder for the pictures with heat map and box.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with pictures and a boxes.json to measure errors on.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
+    backend: Annotated[str, typer.Option(help="torch, tf or both.")] = "torch",
+    as_json: Annotated[bool, typer.Option("--json", help="With --data: print JSON instead of a table.")] = False,
+):
+    """Say where in pictures a trained network sees a class: a JSON line a picture, or with --data how often it is right.
+
+    Exit status 2 where a picture cannot be read; the others are located all the same.
+    """
+    from . import checkpoints
+    from . import curves as pictures
+    from . import locate as places
+    from . import predict as predictions
+
+    described = spec.load(network)
+    if backend not in BACKENDS:
+        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected {', '.join(BACKENDS)}")
+    if not images and not data:
+        raise Error("there is nothing to look at: name pictures, or a folder with a boxes.json with --data")
+    if images and data:
+        raise Error(f"{images[0]}: pictures and --data exclude one another")
+    if weights is None:
+        raise Error("--weights is missing: an untrained network finds nothing; expected a file, or the word imagenet")
+    if not 0 <= threshold < 1:
+        raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
+    if (plot or as_json) and not data:
+        raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
+    spec.head(described)
+    predictions.check(described)
+    number = None if wanted is None else places.number_of(wanted, described)
+    _check_pictures(images or [])
+    entries = places.read(data, described) if data else [{"image": path} for path in images]
+    if plot:
+        pictures.check_picture(plot)
+    files = _beside(out, [entry["image"] for entry in entries]) if out else []
+    state = checkpoints.load(weights, described)
+    with Console(stderr=True).status("starting " + " and ".join(BACKENDS[backend])):
+        engines = predictions.engines(_packages(backend), described, state)
+    count = 0
+    with _progress(described["name"], len(entries)) as advance:
+
+        def seen(about, picture, sight):
+            nonlocal count
+            if not data:
+                print(json.dumps(_finite(about)), flush=True)
+            if out and sight:
+                places.draw(picture, sight, files[count], threshold, entries[count].get("boxes", ()))
+            count += 1
+            advance(1)
+
+        found, sights = places.pictures(engines, described, entries, number, threshold, seen)
+    unread = [about for about in found if "error" in about]
+    if data and len(unread) < len(found):
+        pairs = [(sight, entry) for sight, entry in zip(sights, entries, strict=True) if sight]
+        sights, truths = [sight for sight, _ in pairs], [entry["boxes"] for _, entry in pairs]
+        known = number is not None or all(entry["class"] is not None for _, entry in pairs)
+        sweep = {at: places.scores(sights, truths, at, known) for at in places.SWEEP}
+        told = {
+            "network": described["name"],
+            "weights": weights,
+            "data": str(data),
+            "frameworks": [engine.framework for engine in engines],
+            "pictures": len(sights),
+            "threshold": threshold,
+            **places.scores(sights, truths, threshold, known),
+            **({"same_boxes": sum(about.get("same_box", False) for about in found)} if len(engines) > 1 else {}),
+        }
+        if plot:
+            places.draw_sweep(sweep, plot, f"{described['name']} on {data.resolve().name}, {len(sights)} pictures")
+        if as_json:
+            print(json.dumps(_finite(told | {"sweep": sweep, "images": found}), indent=2))
+        else:
+            _print_places(told, sweep)
+    for about in unread if data else ():
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {about['error']}")
+    sys.exit(2 if unread else 0)
+
+
+def _beside(folder, images):
+    """A file in the folder for each image, by its name; where two have one name, with a number. Makes the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise Error(f"{folder}: a file; --out names a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    files, taken = [], Counter()
+    for image in images:
+        taken[image.stem] += 1
+        files.append(folder / f"{image.stem}{f'-{taken[image.stem]}' if taken[image.stem] > 1 else ''}.png")
+    return files
+
+
+def _print_places(told, sweep):
+    rows = {
+        "top1_classification_error": "classification error, top 1",
+        "top5_classification_error": "classification error, top 5",
+        "top1_localisation_error": "localisation error, top 1",
+        "top5_localisation_error": "localisation error, top 5",
+        "localisation_error": "localisation error, of the class that was looked for",
+        "pointing_accuracy": "the peak lies in a box",
+        "mean_iou": "mean intersection over union",
+    }
+    table = _table("", f">threshold {told['threshold']:g}")
+    for key, label in rows.items():
+        if key in told:
+            table.add_row(label, f"{told[key]:.3f}" if key == "mean_iou" else f"{told[key]:.2%}")
+    _console(f"{told['network']} on {told['data']}, {told['pictures']} pictures, {' and '.join(told['frameworks'])}", table)
+    if "same_boxes" in told:
+        same = told["same_boxes"]
+        _console(f"The same class, box and peak in both for {'all' if same == told['pictures'] else f'{same:,}'} of them.")
+    best = min(sweep, key=lambda at: sweep[at]["localisation_error"])
+    _console(f"The smallest localisation error, {sweep[best]['localisation_error']:.2%}, is at a threshold of {best:g}.")
 
 
 @app.command()

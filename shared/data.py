@@ -182,14 +182,33 @@ def _wanted(spec):
 
 def _pixels(pixels, mode, size, wanted):
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
-    if "resize" in wanted:
-        size = [int(wanted["resize"] * side / min(image.size)) for side in reversed(image.size)]
-    if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    if "crop" in wanted:
-        left, top = (round((side - wanted["crop"]) / 2) for side in image.size)
-        image = image.crop((left, top, left + wanted["crop"], top + wanted["crop"]))
+    resized, window = _frame(image.size, size, wanted)
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    if window != (0, 0, *resized):
+        image = image.crop(window)
     return np.atleast_3d(np.asarray(image))
+
+
+def _frame(image, size, wanted):
+    """What an image of (width, height) is resized to, and the window (left, top, right, bottom) that is cut out of that."""
+    resized = tuple(reversed(size))
+    if "resize" in wanted:
+        resized = tuple(int(wanted["resize"] * side / min(image)) for side in image)
+    if "crop" not in wanted:
+        return resized, (0, 0, *resized)
+    left, top = (round((side - wanted["crop"]) / 2) for side in resized)
+    return resized, (left, top, left + wanted["crop"], top + wanted["crop"])
+
+
+def window(image, spec):
+    """What the network sees of an image (height, width, channels): (left, top, right, bottom) in the pixels of the image.
+
+    These are fractions of pixels in general. `preprocess` makes the network's whole input of what is inside.
+    """
+    height, width = image.shape[:2]
+    (across, down), (left, top, right, bottom) = _frame((width, height), spec["input"][1:], _wanted(spec))
+    return left * width / across, top * height / down, right * width / across, bottom * height / down
 
 
 def picture(path):

@@ -58,7 +58,7 @@ def pictures(engines, spec, paths, seen=lambda count: None):
     for path in paths:
         found.append({"image": str(path)})
         try:
-            image = _read(path, spec)
+            _, image = read(path, spec)
         except Error as error:
             found[-1]["error"] = str(error)
             seen(1)
@@ -97,20 +97,25 @@ def batch_size(spec):
     return int(np.clip(3e10 // max(cost, 1), 2, 100))
 
 
-def _read(path, spec):
-    image = datasets.preprocess([datasets.picture(path)], spec)
+def read(path, spec):
+    """(picture, batch) of an image file: its pixels as `shared.data.picture` gives them, and as the network takes them.
+
+    Raises `Error` for a file that is no image, and for one of a shape that the network does not take.
+    """
+    picture = datasets.picture(path)
+    image = datasets.preprocess([picture], spec)
     try:
-        shapes.layers(spec, image.shape[2:])  # without a crop an image may have a shape that the network does not take
+        shapes.layers(spec, image.shape[2:])  # without a crop an image may have such a shape
     except Error as error:
         raise Error(f"{path}: {error}") from None
-    return image
+    return picture, image
 
 
 def _classify(engines, batch, names, seen):
     logits = _logits(engines, np.concatenate([image for _, image in batch]))
     for (found, _), *scores in zip(batch, *logits, strict=True):
         orders = [np.argsort(-row, kind="stable")[:SHOWN].tolist() for row in scores]
-        chances = [_softmax(row) for row in scores]
+        chances = [softmax(row) for row in scores]
         found["top"] = [
             {"class": number, "name": names and names[number], "probabilities": [float(chance[number]) for chance in chances]}
             for number in dict.fromkeys(sum(orders, []))
@@ -121,13 +126,17 @@ def _classify(engines, batch, names, seen):
 
 
 def _logits(engines, batch):
-    logits = [engine.predict(batch) for engine in engines]
-    for engine, rows in zip(engines, logits, strict=True):
-        if not np.isfinite(rows).all():
-            raise Error(f"{engine.framework} gives logits that are no finite numbers: these weights cannot be used")
+    return [finite(engine, engine.predict(batch)) for engine in engines]
+
+
+def finite(engine, logits):
+    """The logits. Raises `Error` where one is no finite number."""
+    if not np.isfinite(logits).all():
+        raise Error(f"{engine.framework} gives logits that are no finite numbers: these weights cannot be used")
     return logits
 
 
-def _softmax(logits):
+def softmax(logits):
+    """The probabilities of logits, a vector."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return powers / powers.sum()

@@ -329,3 +329,23 @@ def classifier(spec):
     if not last or last["type"] not in ("linear", "conv"):
         raise Error(f"{spec['name']} does not end in a linear layer or a convolution, so it has no classifier")
     return last
+
+
+def head(spec):
+    """(names of the layers before the global pooling, name of the classifier behind it) of a network that ends in these.
+
+    Raises `Error` unless the classifier is one linear layer or 1x1 convolution, with nothing else but flatten and dropout
+    behind the pooling: it can then be applied at every position.
+    """
+    chain = unroll(spec)
+    pool = max((number for number, layer in enumerate(chain) if layer.type == "global_avg_pool"), default=len(chain))
+    behind = [layer for layer in chain[pool + 1 :] if layer.type not in ("flatten", "dropout")]
+    if [layer.type == "linear" or _one_by_one(layer) for layer in behind] != [True]:
+        wanted = "a global_avg_pool and one linear layer or 1x1 convolution behind it"
+        raise Error(f"{spec['name']} has no class maps: it does not end in {wanted}")
+    return [layer.name for layer in chain[:pool]], behind[0].name
+
+
+def _one_by_one(layer):
+    options = {"stride": 1, "padding": 0} | layer.options
+    return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and not options["padding"]

@@ -81,6 +81,12 @@ class Engine:
         with torch.no_grad(), self._autocast():
             return _numpy(self.net(self._tensor(images)))
 
+    def class_maps(self, images):
+        """(batch, classes, height, width) in evaluation mode."""
+        self.net.eval()
+        with torch.no_grad(), self._autocast():
+            return _numpy(self.net.class_maps(self._tensor(images)))
+
     def activations(self, images):
         """{layer name: output} in evaluation mode, as PyTorch gives it."""
         self.net.eval()

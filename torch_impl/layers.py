@@ -134,6 +134,16 @@ def concatenate(maps):
     return torch.cat(maps, 1)
 
 
+def at_every_position(classifier, x):
+    """A linear layer or 1x1 convolution at every position of a map."""
+    return classifier(x) if isinstance(classifier, Conv) else classifier(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def upsampled(maps, images):
+    """Maps at the size of the images, bilinearly, by half-pixel centres."""
+    return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
+
+
 def pad_same(x, extent, stride, value=0.0):
     """Pad for an output of ceil(input / stride): the odd pixel at the bottom and right. `extent` is the window's side."""
     height, width = (max((-(-n // stride) - 1) * stride + extent - n, 0) for n in x.shape[2:])

@@ -1,5 +1,7 @@
 """The weights of a PyTorch network as NumPy arrays, and back."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -20,7 +22,9 @@ def load(net, state):
     """
     tensors = _tensors(net)
     check(state, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    new = {name: torch.from_numpy(np.array(state[name])).to(tensor.dtype) for name, tensor in tensors.items()}
+    with ThreadPoolExecutor() as pool:  # NumPy copies outside of Python's lock
+        copies = dict(zip(tensors, pool.map(lambda name: np.array(state[name]), tensors), strict=True))
+    new = {name: torch.from_numpy(copies[name]).to(tensor.dtype) for name, tensor in tensors.items()}
     net.load_state_dict(new, assign=any(tensor.is_meta for tensor in tensors.values()))
 
 
