@@ -1,9 +1,11 @@
 """Measure how many images a second the networks take, in PyTorch and in Keras, side by side with other projects' networks.
 
 Each candidate runs in a process of its own (`worker.py`); they take turns, A B B A, so that what else the machine does meets
-all of them, and a ratio is the median over the turns. Times are in milliseconds, `param_count` in millions, `gmacs` in 10^9
-multiply-accumulates for one image in inference, memory in MiB. A training step is forward pass, cross-entropy, backward pass
-and an SGD-momentum update.
+all of them. Two processes of one network may differ for as long as they live, so all are started afresh for each of several
+sittings. A sitting's ratio is the median over its turns, pair by pair; the ratio of a comparison is the median over its
+sittings, with their quartiles; where there is one sitting alone, they are the quartiles of its pairs.
+Times are in milliseconds, `param_count` in millions, `gmacs` in 10^9 multiply-accumulates for one image in inference, memory
+in MiB. A training step is forward pass, cross-entropy, backward pass and an SGD-momentum update.
 """
 
 import csv
@@ -115,44 +117,63 @@ class Worker:
             file.close()
 
 
-def compare(cases, rounds, say):
-    """The workers of candidates that have taken turns, and notes on the others; the batch halves until all have memory."""
+def compare(cases, processes, rounds, say):
+    """The workers of each candidate, one a sitting, and notes on who failed; the batch halves until all have memory.
+
+    Who fails has no further sittings.
+    """
     cases = [dict(case) for case in cases]
-    notes = []
-    while cases:
-        workers = []
+    order, sittings, notes = list(cases), [], []
+
+    def tell(what):
+        say(f"{what}, process {len(sittings) + 1} of {processes}")
+
+    while order and len(sittings) < processes:
         try:
-            for case in list(cases):
-                say(f"{title(case)}: starting {case['implementation']}")
-                workers.append(Worker(case))
-                try:
-                    workers[-1].about = workers[-1].ask(json.dumps(case))
-                    check_same(case, workers[-1].about.get("parameters"))
-                except Failed as error:
-                    workers.pop().close()
-                    cases.remove(case)
-                    notes.append(str(error))
-            for number in range(rounds):
-                for worker in workers[:: -1 if number % 2 else 1]:  # none is always behind the same one
-                    say(f"{title(worker.case)}: {worker.case['implementation']}, turn {number + 1} of {rounds}")
-                    try:
-                        worker.times.append(worker.ask("turn"))
-                    except Failed as error:
-                        worker.close()
-                        notes.append(f"{title(worker.case)}: {error}")
-                workers = [worker for worker in workers if len(worker.times) > number]
-            return workers, notes
-        except MemoryError:
-            batch, together = cases[0]["batch"], f"{len(workers)} processes at once"
+            sittings.append(sit(order, rounds, notes, tell))
+            order.reverse()  # who has sat first sits last
+        except MemoryError as error:
+            sittings, batch = [], cases[0]["batch"]
             if batch == 1:
-                return [], [*notes, f"{title(cases[0])}: out of memory with a batch of 1 ({together})"]
-            notes.append(f"{title(cases[0])}: out of memory with a batch of {batch} ({together}), measured with {batch // 2}")
+                notes.append(f"{title(cases[0])}: out of memory with a batch of 1 ({error})")
+                break
+            notes.append(f"{title(cases[0])}: out of memory with a batch of {batch} ({error}), measured with {batch // 2}")
             for case in cases:
                 case["batch"] = batch // 2
-        finally:
-            for worker in workers:
-                worker.close()
-    return [], notes
+    found = [[worker for workers in sittings for worker in workers if worker.case is case] for case in cases]
+    return [workers for workers in found if workers], notes
+
+
+def sit(cases, rounds, notes, say):
+    """Workers of the cases that have taken turns, one each; who fails goes into the notes and out of the cases."""
+    workers = []
+    try:
+        for case in list(cases):
+            say(f"{title(case)}: starting {case['implementation']}")
+            workers.append(Worker(case))
+            try:
+                workers[-1].about = workers[-1].ask(json.dumps(case))
+                check_same(case, workers[-1].about.get("parameters"))
+            except Failed as error:
+                workers.pop().close()
+                cases.remove(case)
+                notes.append(str(error))
+        for number in range(rounds):
+            for worker in workers[:: -1 if number % 2 else 1]:  # none is always behind the same one
+                say(f"{title(worker.case)}: {worker.case['implementation']}, turn {number + 1} of {rounds}")
+                try:
+                    worker.times.append(worker.ask("turn"))
+                except Failed as error:
+                    workers.remove(worker)
+                    worker.close()
+                    cases.remove(worker.case)
+                    notes.append(f"{title(worker.case)}: {error}")
+        return workers
+    except MemoryError:
+        raise MemoryError(f"{len(workers)} processes at once") from None
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def check_same(case, parameters):
@@ -167,10 +188,10 @@ def title(case):
     return f"{case['spec']['name']}, {case['mode']}, {case['backend']}"
 
 
-def ceilings(workers):
+def ceilings(candidates):
     """{(backend, dtype): {"flops", "bytes"}}: the most that the machine has done in a second, in any turn."""
     found = {}
-    for worker in workers:
+    for worker in itertools.chain(*candidates):
         if worker.case["implementation"] == "ceiling":
             best = found.setdefault((worker.case["backend"], worker.case["dtype"]), {"flops": 0, "bytes": 0})
             for turn in worker.times:
@@ -178,14 +199,15 @@ def ceilings(workers):
     return found
 
 
-def rows(workers, best):
+def rows(candidates, best):
     """What is measured and known of the candidates of one comparison; `best` is the machine's, as `ceilings` has it."""
     found = []
-    measured = [worker for worker in workers if worker.case["implementation"] != "ceiling"]
-    for worker in measured:
-        case, about = worker.case, worker.about
+    measured = [workers for workers in candidates if workers[0].case["implementation"] != "ceiling"]
+    for workers in measured:
+        case, about = workers[0].case, workers[0].about
         ceiling = best.get((case["backend"], case["dtype"]))
-        times = np.array([time for turn in worker.times for time in turn["times"]])
+        turns = [turn for worker in workers for turn in worker.times]
+        times = np.array([time for turn in turns for time in turn["times"]])
         low, median, high, p95 = np.percentile(times, (25, 50, 75, 95))
         layers = shapes.layers(case["spec"], case["size"])
         row = {
@@ -197,9 +219,10 @@ def rows(workers, best):
             "step_time": 1000 * median,
             "step_time_p95": 1000 * p95,
             "step_time_iqr": 1000 * (high - low),
-            "first_call": 1000 * about["first_call"],
+            "first_call": 1000 * np.median([worker.about["first_call"] for worker in workers]),
             "steps": len(times),
-            "peak_memory": max(turn["peak"] for turn in worker.times) / 2**20,
+            "processes": len(workers),
+            "peak_memory": max(turn["peak"] for turn in turns) / 2**20,
             "batch_size": case["batch"],
             "img_size": list(case["size"]),
             "param_count": shapes.parameters(layers) / 1e6,
@@ -211,10 +234,11 @@ def rows(workers, best):
             "ceiling_fraction": ceiling and least(case, layers, ceiling) / median,
             "ratios": {},
         }
-        for other in measured if case["implementation"] in OURS else ():
-            same = all(case[key] == other.case[key] for key in ("implementation", "dtype"))
-            if other is not worker and (case["backend"] == other.case["backend"] or same):
-                row["ratios"][called(other.case, case)] = ratio(worker.times, other.times)
+        for others in measured if case["implementation"] in OURS else ():
+            other = others[0].case
+            same = all(case[key] == other[key] for key in ("implementation", "dtype"))
+            if others is not workers and (case["backend"] == other["backend"] or same):
+                row["ratios"][called(other, case)] = ratio(workers, others)
         found.append({key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()})
     return found
 
@@ -226,11 +250,14 @@ def called(other, case):
 
 
 def ratio(ours, theirs):
-    """How many times as quick ours is, turn by turn: the median over the turns, and the quartiles."""
-    pairs = zip(ours, theirs, strict=True)
-    found = [np.median(their["times"]) / np.median(our["times"]) for our, their in pairs]
-    low, median, high = np.percentile(found, (25, 50, 75)).tolist()
-    return {"median": median, "low": low, "high": high}
+    """How many times as quick ours is: of each sitting, the median over its turns; of these, the median and the quartiles."""
+    sittings = [  # who has failed has had fewer of them
+        [np.median(their["times"]) / np.median(our["times"]) for our, their in zip(one.times, other.times, strict=True)]
+        for one, other in zip(ours, theirs, strict=False)
+    ]
+    each = [float(np.median(turns)) for turns in sittings]
+    low, median, high = np.percentile(each if len(each) > 1 else sittings[0], (25, 50, 75)).tolist()
+    return {"median": median, "low": low, "high": high, "each": each}
 
 
 def least(case, layers, ceiling):
@@ -289,7 +316,8 @@ def run(
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu or gpu. Default: gpu where there is nvidia-smi.")] = None,
     against: Annotated[str, typer.Option(help=f"Whose networks, too: {','.join(PEERS)}, which shows the noise.")] = "",
-    rounds: Annotated[int, typer.Option(help="Turns that each candidate takes.")] = 10,
+    processes: Annotated[int, typer.Option(help="Processes that each candidate is measured in, one after the other.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Turns that each process takes.")] = 2,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
     plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
@@ -303,7 +331,7 @@ def run(
         for value in values:
             if value not in known:
                 raise shared.Error(f"--{option} is {value!r}{nearest(value, known)}; expected {', '.join(known)}")
-    for option, value in (("batch", batch), ("size", size), ("rounds", rounds)):
+    for option, value in (("batch", batch), ("size", size), ("processes", processes), ("rounds", rounds)):
         if value is not None and value < 1:
             raise shared.Error(f"--{option} is {value}, expected a whole number of at least 1")
     if "tf32" in dtype and device == "cpu":
@@ -334,18 +362,20 @@ def run(
     if plot_file:
         check_picture(plot_file)
 
-    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    about |= {"command": shlex.join(["python", *sys.argv]), "python": platform.python_version()}
-    about["platform"] = platform.platform()
+    about = {**origin(), "python": platform.python_version(), "platform": platform.platform()}
     measured, notes = [], []
     with Console(stderr=True).status("") as status:
         for cases in comparisons:
-            workers, said = compare(cases, rounds, status.update)
-            measured.append(workers)
+            candidates, said = compare(cases, processes, rounds, status.update)
+            measured.append(candidates)
             notes += said
-    best = ceilings(worker for workers in measured for worker in workers)
-    results = [row for workers in measured for row in rows(workers, best)]
+    best = ceilings(itertools.chain(*measured))
+    results = [row for candidates in measured for row in rows(candidates, best)]
     notes = list(dict.fromkeys(notes))
+    for row in results:
+        if row["processes"] < processes:
+            which = f"{row['network']}, {row['mode']}, {candidate(row)}"
+            notes.append(f"{which}: measured in {row['processes']} of {processes} processes")
     above = [row for row in results if (row["ceiling_fraction"] or 0) > SLACK]
     for row in above:
         notes.append(
@@ -364,6 +394,17 @@ def run(
     if plot_file and results:
         plot(results, plot_file)
     sys.exit(0 if results and not above else 1)
+
+
+def origin():
+    """Where results are from: the date, the command, and the commit of this repository, with a "+" where files differ."""
+    git = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]  # no tag, which leaves the commit
+    try:
+        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # there is no git
+        commit = None
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": date, "command": shlex.join(["python", *sys.argv]), "commit": commit}
 
 
 def show(results, notes, best):

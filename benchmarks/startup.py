@@ -3,21 +3,20 @@
 Each time is of a process of its own, and they take turns. Times are in milliseconds.
 """
 
-import datetime
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from run import origin
 from worker import processor
 
 import shared
@@ -31,8 +30,9 @@ IMPORTS = {
     "`import torch_impl`, beside `import torch`": ("import torch", "import torch_impl"),
     "`import keras_impl`, beside `import keras`": ("import keras", "import keras_impl"),
 }
+TORCHVISION = "torchvision's constructor"
 BUILDS = {
-    "torchvision's constructor": ("import torchvision", "torchvision.models.resnet152()"),
+    TORCHVISION: ("import torchvision", "torchvision.models.resnet152()"),
     "`torch_impl.build`": ("import torch_impl", "torch_impl.build('resnet152')"),
     "`keras_impl.build`": ("import keras_impl", "keras_impl.build('resnet152')"),
     "keras.applications' constructor": ("import keras", "keras.applications.ResNet152(weights=None)"),
@@ -48,8 +48,16 @@ def python(code):
 
 def command(*words):
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "shared.cli", *words], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "shared.cli", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return 1000 * (time.perf_counter() - start)
+
+
+def installed(package):
+    """The version of a package, or None where it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def main(
@@ -64,29 +72,39 @@ def main(
         "`twins show resnet152`": lambda: command("show", "resnet152"),
         **{name: lambda code=code: python(f"{code[0]}; {CLOCK.format(code[1])}") for name, code in (IMPORTS | BUILDS).items()},
     }
-    times = {name: [] for name in candidates}
+    times, notes = {name: [] for name in candidates}, []
     with Console(stderr=True).status("") as status:
         for number in range(rounds):
-            for name, measure in candidates.items():
+            for name in list(times):
                 status.update(f"{name.replace('`', '')}, turn {number + 1} of {rounds}")
-                times[name].append(measure())
+                try:
+                    times[name].append(candidates[name]())
+                except subprocess.CalledProcessError as error:
+                    lines = error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"]
+                    notes.append(f"{name} failed: {lines[-1]}")
+                    del times[name]
     table = Table("", "milliseconds", "lowest", "highest", "of torchvision's time", box=None)
     found = {}
     for name, values in times.items():
         median = statistics.median(values)
         found[name] = {"median": median, "lowest": min(values), "highest": max(values)}
         row = [name, f"{median:,.0f}", f"{min(values):,.0f}", f"{max(values):,.0f}"]
-        if name in BUILDS:
-            pairs = zip(values, times["torchvision's constructor"], strict=True)
+        if name in BUILDS and TORCHVISION in times:
+            pairs = zip(values, times[TORCHVISION], strict=True)
             found[name]["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
             row.append(f"{found[name]['ratio']:.2f}")
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    if found:
+        console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
     if json_file:
-        about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "device": processor()}
-        about |= {"command": shlex.join(["python", *sys.argv]), "versions": {name: version(name) for name in PACKAGES}}
+        about = {**origin(), "device": processor(), "versions": {name: installed(name) for name in PACKAGES}}
         with aside(json_file) as temporary:
-            temporary.write_text(json.dumps({**about, "milliseconds": found}, indent=2) + "\n")
+            temporary.write_text(json.dumps({**about, "notes": notes, "milliseconds": found}, indent=2) + "\n")
+    if not found:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

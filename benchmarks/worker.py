@@ -131,15 +131,12 @@ class Torch:
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else _peak()
 
     def ceiling(self):
-        """A product of matrices in the case's type, one in float32, which a network may fall back on, and a copy."""
+        """A matrix in float32, the same in the case's type; what multiplies one with itself; what copies memory."""
         torch = self.torch
         a = torch.rand(SIDE[self.case["device"]], SIDE[self.case["device"]], device=self.device)
-        half = a.to(self.dtype)
         source = torch.rand(BYTES // 4, device=self.device)
         target = torch.empty_like(source)
-        products = [a, half] if half.dtype != a.dtype else [a]
-        copy = [lambda: (target.copy_(source), self.wait())]
-        return [*(lambda a=a: (a @ a, self.wait()) for a in products), *copy]
+        return a, a.to(self.dtype), lambda a: (a @ a, self.wait()), lambda: (target.copy_(source), self.wait())
 
 
 class Keras:
@@ -272,8 +269,7 @@ class TensorFlow(Keras):
         half = tf.cast(a, self.keras.config.dtype_policy().compute_dtype)
         source = tf.random.uniform((BYTES // 4,))
         product, copy = tf.function(lambda a: tf.matmul(a, a)[0, 0]), tf.function(lambda a: (a + 1)[0])  # a copy would be none
-        products = [a, half] if half.dtype != a.dtype else [a]
-        return [*(lambda a=a: product(a).numpy() for a in products), lambda: copy(source).numpy()]
+        return a, half, lambda a: product(a).numpy(), lambda: copy(source).numpy()
 
 
 class Jax(Keras):
@@ -340,8 +336,7 @@ class Jax(Keras):
         half = a.astype(self.keras.config.dtype_policy().compute_dtype)
         source = jax.random.uniform(jax.random.key(1), (BYTES // 4,))
         product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)  # a mere copy would be left out
-        products = [a, half] if half.dtype != a.dtype else [a]
-        return [*(lambda a=a: product(a).block_until_ready() for a in products), lambda: copy(source).block_until_ready()]
+        return a, half, lambda a: product(a).block_until_ready(), lambda: copy(source).block_until_ready()
 
 
 class KerasTorch(Keras):
@@ -469,7 +464,9 @@ def serve(ask, answer):
     try:
         side = BACKENDS[case["backend"]](case)
         if case["implementation"] == "ceiling":
-            *products, copy = side.ceiling()
+            a, half, product, copy = side.ceiling()
+            # In float32, too, which a network may fall back on
+            products = [functools.partial(product, matrix) for matrix in ([a] if half.dtype == a.dtype else [a, half])]
             for work in (*products, copy):
                 work()
             answer(**side.about())

@@ -35,6 +35,9 @@ def load(net, state):
         variable.assign(to_keras(np.asarray(state[name])))
 
 
+take = load  # in PyTorch the network keeps the arrays; Keras's variables have memory from the start
+
+
 def to_pytorch(array):
     """A kernel, or the gradient of one, in PyTorch's layout."""
     return np.ascontiguousarray(array.transpose(TO_PYTORCH[array.ndim])) if array.ndim in TO_PYTORCH else array

@@ -17,6 +17,10 @@ BOUNDS = compare.BOUNDS["float64"]
 # So deep, or magnifying rounding so much, that PyTorch departs from itself by about a bound: `compare.chaos` measures it.
 CHAOTIC = {"preact_resnet1001", "resnet110_bn_after_addition", "resnet110_half_shortcut", "resnet110_half_sum"}
 
+# What does not end in a global pooling and one linear layer or 1x1 convolution.
+WITHOUT_CLASS_MAPS = {"alexnet", "lenet", "lenet5", "lenet_caffe", "mnist_residual", "cifar10_resnet"}
+WITHOUT_CLASS_MAPS |= {name for name in shared.names() if name.startswith("vgg")}
+
 # Ours, and torchvision's call for the same function.
 SAME_NAME = "alexnet resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
 SAME_NAME += [f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")]
@@ -114,6 +118,25 @@ def test_shapes(pair, activations):
     rows = shapes.layers(pair.spec, pair.size)
     expected = [(row.name, row.shape, (*row.shape[1:], row.shape[0])) for row in rows]
     assert [(name, ours, theirs) for name, (ours, theirs), _ in activations] == expected
+
+
+def test_class_maps(pair, bounds):
+    images = pair.images[:1]
+    if pair.spec["name"] in WITHOUT_CLASS_MAPS:
+        for engine in pair.engines:
+            with pytest.raises(shared.Error, match="has no class maps"):
+                engine.net.class_maps(images)
+        return
+    torch_net, keras_net = (engine.net for engine in pair.engines)
+    with torch.no_grad():
+        ours = torch_net.eval().class_maps(torch.from_numpy(images)).numpy()
+        logits = torch_net(torch.from_numpy(images)).numpy()
+    theirs = np.moveaxis(np.asarray(keras_net.class_maps(np.moveaxis(images, 1, -1))), -1, 1)
+    head, _ = shared.spec.head(pair.spec)
+    before = next(row for row in shapes.layers(pair.spec, pair.size) if row.name == head[-1])
+    assert ours.shape == theirs.shape == (1, logits.shape[1], *before.shape[1:])
+    assert compare.relative(ours, theirs) <= bounds["activations"]
+    assert compare.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
 
 
 def test_parameters(pair):

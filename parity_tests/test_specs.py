@@ -78,6 +78,10 @@ PARAMETERS = {
     "resnet50_keras": 25_583_592,
     "resnet101_keras": 44_601_832,
     "resnet152_keras": 60_268_520,
+    "resnet10_small": 309_178,
+    "drn_a_10_small": 309_178,
+    "drn_b_18_small": 899_670,
+    "drn_c_18_small": 899_670,
 }
 
 
@@ -100,7 +104,7 @@ def test_a_spec_says_where_it_is_from(name):
 
 @pytest.mark.parametrize("name", [name for name in shared.names() if name.startswith("drn_")])
 def test_a_dilated_network_keeps_a_map_of_28x28(name):
-    rows = shapes.layers(shared.load(name))
+    rows = shapes.layers(shared.load(name), (224, 224))
     last = rows[[row.type for row in rows].index("global_avg_pool") - 1]
     assert last.shape[1:] == (28, 28) and last.stride == 8
 

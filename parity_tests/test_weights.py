@@ -63,6 +63,17 @@ def test_state_is_a_copy(package):
     assert not np.any(package.state(net)["fc.bias"] == 7)
 
 
+def test_what_is_loaded_is_a_copy(package):
+    spec = shared.load("mnist_residual")
+    empty = package.layers.construct(package.network.Network, spec, "float32")
+    for net in (empty, package.build(spec)):
+        state = weights.initial(spec, seed=1)
+        package.load(net, state)
+        for array in state.values():
+            array[:] = 7
+        assert not any(np.any(array == 7) for array in package.state(net).values())
+
+
 def test_a_wrong_state_is_named_in_one_error_and_changes_nothing(package):
     net = package.build("mnist_residual")
     before = package.state(net)

@@ -307,6 +307,47 @@ def predict(
 
 
 @app.command()
+def activations(
+    network: Network,
+    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    layer: Annotated[str, typer.Option(help="A layer, as `twins show` names it; of a group, as layer1, its last.")],
+    out: Annotated[Path, typer.Option(help="A file ending in .png, .pdf or .svg.")],
+    weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,
+    backend: Annotated[str, typer.Option(help="torch or tf.")] = "torch",
+):
+    """Draw a picture as a network sees it beside a layer's map of highest mean activation, and say how much of a grid that is.
+
+    The number is the share of the map's energy at the frequencies of the network's largest dilation: 1 for a pure grid.
+    """
+    from . import checkpoints, gridding
+    from . import data as datasets
+    from . import predict as predictions
+    from .weights import initial
+
+    described = spec.load(network)
+    if backend not in ("torch", "tf"):
+        raise Error(f"--backend is {backend!r}{spec.nearest(backend, ('torch', 'tf'))}; expected torch or tf")
+    name = gridding.full_name(layer, described)
+    _check_pictures([image])
+    gridding.check(image, out)
+    picture, batch = predictions.read(image, described)
+    state = checkpoints.load(weights, described) if weights is not None else initial(described)
+    with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
+        (engine,) = predictions.engines(_packages(backend), described, state)
+    channel, seen = gridding.look(engine, batch, name)
+    try:
+        period = gridding.period(described)
+        number = f"gridding {gridding.gridding(seen, period):.3f} at period {period}"
+    except Error as error:
+        number = f"no gridding number: {error}"
+    called = described["name"] + ("" if weights is not None else ", untrained")
+    shown = datasets.pixels([picture], described)[0]
+    gridding.draw([(image.name, shown), (f"{name}, channel {channel}", seen)], out, called)
+    told = f"{name} in {engine.framework}: channel {channel}, a map of {_shape(seen.shape)}, mean {seen.mean(dtype=float):.4g}"
+    _console(f"{called}: {told}; {number}.")
+
+
+@app.command()
 def locate(
     network: Network,
     images: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")] = None,

@@ -57,9 +57,9 @@ def box(response, window, threshold):
 
     Zhou et al. 2016, arXiv:1512.04150, section 3.2, have a share of 0.2.
     A position is a rectangle, one of a grid over the `window`, as `shared.data.window` gives it. It is None, no box, where no
-    response exceeds 0.
+    response exceeds 0; `threshold` is at least 0 and below 1.
     """
-    above = response > max(threshold * response.max(), 0)
+    above = response > threshold * response.max()
     if not above.any():
         return None
     rows, columns = np.flatnonzero(above.any(1)), np.flatnonzero(above.any(0))

@@ -5,7 +5,7 @@ from shared import fold
 from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
-from .weights import load, state
+from .weights import load, state, take
 
 TYPES = {
     "conv": layers.Conv,
@@ -99,7 +99,7 @@ def build(network, seed=0, dtype="float32"):
     """
     spec = shared.load(network)
     net = layers.construct(Network, spec, dtype)
-    load(net, initial(spec, seed))
+    take(net, initial(spec, seed))
     return net
 
 

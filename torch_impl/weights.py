@@ -1,7 +1,5 @@
 """The weights of a PyTorch network as NumPy arrays, and back."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 
@@ -20,11 +18,14 @@ def load(net, state):
 
     Raises `shared.Error`, with all of them in it, for missing, unexpected and misshapen names; the network is then unchanged.
     """
+    take(net, {name: np.array(array) for name, array in state.items()})
+
+
+def take(net, state):
+    """`load` for arrays that nobody else holds: a network without memory of its own keeps its weights in them."""
     tensors = _tensors(net)
     check(state, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    with ThreadPoolExecutor() as pool:  # NumPy copies outside of Python's lock
-        copies = dict(zip(tensors, pool.map(lambda name: np.array(state[name]), tensors), strict=True))
-    new = {name: torch.from_numpy(copies[name]).to(tensor.dtype) for name, tensor in tensors.items()}
+    new = {name: torch.from_numpy(state[name]).to(tensor.dtype) for name, tensor in tensors.items()}
     net.load_state_dict(new, assign=any(tensor.is_meta for tensor in tensors.values()))
 
 
