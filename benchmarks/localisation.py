@@ -210,7 +210,7 @@ def main(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")
     ] = None,
 ):
-    """Train the networks, print the table, and write localisation.json, .txt and .jsonl, -sweep, -examples and -gridding.png."""
+    """Train the networks, print the table, and write it, all numbers, the logs and three pictures into the folder."""
     specs = [shared.load(name) for name in network]
     for spec in specs:
         shared.spec.head(spec)
