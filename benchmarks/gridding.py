@@ -53,22 +53,17 @@ def main(
     import torch_impl
 
     panels = [(image.name, data.pixels([seen[0][0]], specs[0])[0])]
-    table = Table("network", "layer", "channel", "map", "period", "gridding", box=None)
+    table = Table("network", "layer", "channel", "map", "", box=None)
     for number, (spec, name, (_, batch)) in enumerate(zip(specs, layers, seen, strict=True)):
         state = states[number] if states else initial(spec)
         (engine,) = predict.engines([torch_impl], spec, state)
         channel, values = gridding.look(engine, batch, name)
         called = spec["name"] if weights else f"{spec['name']}, untrained"
-        try:
-            period = gridding.period(spec)
-            share = f"{gridding.gridding(values, period):.3f}"
-            told, above = (f"{period}", share), f", gridding {share}"
-        except shared.Error as error:
-            told, above = ("", f"none: {error}"), ""
-        table.add_row(called, name, f"{channel}", "x".join(map(str, values.shape)), *told)
-        panels.append((f"{called}\n{name}{above}", values))
+        told = gridding.told(values, spec, name)
+        table.add_row(called, name, f"{channel}", "x".join(map(str, values.shape)), told)
+        panels.append((f"{called}, {name}\n{told}", values))
     gridding.draw(panels, out)
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 
 if __name__ == "__main__":

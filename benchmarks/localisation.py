@@ -1,16 +1,17 @@
 """Train small residual networks, dilated and not, on labels alone, and measure how well their class maps say where a digit is.
 
-As Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3, do it with ImageNet. For each network and seed a run of the recipe
-`scattered`, in PyTorch. The threshold of a network's boxes is chosen on the first half of the test images; all numbers are of
-the second half.
+As Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3, do it with ImageNet, for each network and seed by a run of the
+recipe `scattered`, in PyTorch. A box is of all positions above a threshold, a share of the largest response; "exclusive" are
+those where no other class is more probable, as in the paper. A run's threshold is chosen on the first half of the test images;
+all numbers are of the second half.
 """
 
+import itertools
 import json
 import os
-import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from run import origin
 
 try:
     import shared
@@ -25,7 +27,7 @@ except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
 from shared import data as datasets
-from shared import gridding, locate, predict, scattered, training
+from shared import gridding, locate, predict, recipes, scattered, training
 from shared.weights import aside
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +38,8 @@ COLUMNS = {
     "map": "class map",
     "top1_classification_error": "classification\nerror",
     "top1_localisation_error": "localisation\nerror",
-    "dense_top1_localisation_error": "interpolated,\nlocalisation error",
+    "exclusive_top1_localisation_error": "of exclusive\npositions",
+    "dense_top1_localisation_error": "of interpolated\nmaps",
     "mean_iou": "mean IoU",
     "pointing_accuracy": "pointing\naccuracy",
     "gridding": "gridding",
@@ -45,67 +48,72 @@ COLUMNS = {
 
 def train(folder, network, seed, changes, environment):
     """Train a network, or go on with its run; what it prints goes into a file beside the folder."""
-    words = ["--resume", str(folder)] if (folder / "last.safetensors").exists() else ["--out", str(folder)]
-    words += [] if words[0] == "--resume" else [f"--set=network={network}", f"--set=seed={seed}", *changes]
+    begin = ["--out", str(folder), f"--set=network={network}", f"--set=seed={seed}", *(f"--set={change}" for change in changes)]
+    words = ["--resume", str(folder)] if (folder / "last.safetensors").exists() else begin
     log = folder.with_suffix(".txt")
     with log.open("a") as output:
         command = [sys.executable, "-m", "shared.cli", "train", "scattered", *words]
         done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        raise shared.Error(f"{network}, seed {seed}: {log.read_text().strip().splitlines()[-1]}")
+        said = log.read_text().strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise shared.Error(f"{network}, seed {seed}: {said[-1]}")
 
 
-def complete(folder):
-    """Whether the run of a folder is done."""
+def complete(folder, recipe):
+    """Whether the run of a folder is done. Raises `shared.Error` where another recipe, or another network, made it."""
     if not (folder / "last.safetensors").exists():
         return False
-    recipe, done, history = (getattr(training.read(folder), key) for key in ("recipe", "step", "history"))
-    return done == recipe["steps"] if "steps" in recipe else bool(history) and history[-1]["epoch"] == recipe["epochs"]
+    checkpoint = training.read(folder)
+    if checkpoint.recipe != recipe or checkpoint.spec["layers"] != recipes.network(recipe)["layers"]:
+        raise shared.Error(f"{folder}: a run of another recipe or network; another folder would be right")
+    if "steps" in recipe:
+        return checkpoint.step == recipe["steps"]
+    return bool(checkpoint.history) and checkpoint.history[-1]["epoch"] == recipe["epochs"]
 
 
 def look(checkpoint, data):
-    """What the network of a run sees in the test images, as `shared.locate.Sight`; and of the second half of them the maps,
-    before the global pooling, of highest mean activation."""
+    """What the network of a run sees in the test images, as `shared.locate.Sight`, in three ways; and its strongest maps.
+
+    {"": of all positions, "exclusive_": of those where no other class is more probable, "dense_": of the map at the size of the
+    image}; and, for the second half of the images, the map of highest mean activation of the last layer before the pooling.
+    """
     import torch_impl
 
     spec = checkpoint.spec
-    (engine,) = predict.engines([torch_impl], spec, weights(checkpoint))
-    sights, strongest, size = [], [], predict.batch_size(spec)
+    state = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("optimizer.")}
+    (engine,) = predict.engines([torch_impl], spec, state)
+    sights, strongest, size = {"": [], "exclusive_": [], "dense_": []}, [], predict.batch_size(spec)
     for start in range(0, len(data.x_test), size):
         batch = datasets.preprocess(data.x_test[start : start + size], spec)
-        labels = data.y_test[start : start + size]
-        maps = engine.class_maps(batch).astype(np.float64)
-        sights += [locate.sight(m, WINDOW, label) for m, label in zip(maps, labels, strict=True)]
+        for maps, label in zip(engine.class_maps(batch).astype(np.float64), data.y_test[start : start + size], strict=True):
+            plain = locate.sight(maps, WINDOW, label)
+            sights[""].append(plain)
+            sights["exclusive_"].append(locate.sight(maps, WINDOW, label, alone=True))
+            sights["dense_"].append(plain._replace(response=locate.upsampled(plain.response, *WINDOW[2:])))
         strongest += [gridding.strongest(output)[1] for output in engine.activations(batch)[shared.spec.head(spec)[0][-1]]]
     return sights, strongest[len(strongest) // 2 :]
 
 
 def grids(spec, maps):
-    """The mean of `shared.gridding.gridding` over maps, at the largest dilation; None for a network without dilation."""
+    """The mean of `shared.gridding.gridding` over maps of the last layer before the pooling; None without dilation."""
     try:
-        period = gridding.period(spec)
+        period = gridding.period(spec, shared.spec.head(spec)[0][-1])
     except shared.Error:
         return None
     return float(np.mean([gridding.gridding(values, period) for values in maps]))
 
 
-def weights(checkpoint):
-    return {name: array for name, array in checkpoint.arrays.items() if not name.startswith("optimizer.")}
-
-
 def measured(sights, boxes):
-    """The scores of the second half of the images, each at the threshold that is best for the first; and the sweeps."""
-    dense = [s._replace(responses={n: locate.upsampled(r, *WINDOW[2:]) for n, r in s.responses.items()}) for s in sights]
+    """The scores of the second half of the images, at the threshold that is best for the first; and those at all thresholds."""
     half, truths = len(sights) // 2, [[box] for box in boxes]
-    found = {"map": "x".join(map(str, next(iter(sights[0].responses.values())).shape))}
-    for prefix, these in (("", sights), ("dense_", dense)):
-        chosen = {t: locate.scores(these[:half], truths[:half], t)["localisation_error"] for t in locate.SWEEP}
-        threshold = min(chosen, key=chosen.get)
-        scores = {t: locate.scores(these[half:], truths[half:], t, known=True) for t in locate.SWEEP}
-        found |= {f"{prefix}{key}": value for key, value in scores[threshold].items()}
-        found[f"{prefix}threshold"] = threshold
-        found[f"{prefix}sweep"] = {t: scores[t]["localisation_error"] for t in scores}
-    return found
+    chosen = {t: locate.scores(sights[:half], truths[:half], t)["localisation_error"] for t in locate.SWEEP}
+    threshold = min(chosen, key=chosen.get)
+    scores = {t: locate.scores(sights[half:], truths[half:], t, known=True) for t in locate.SWEEP}
+    return {
+        "threshold": threshold,
+        **scores[threshold],
+        "sweep": {t: found["localisation_error"] for t, found in scores.items()},
+    }
 
 
 def draw_sweeps(found, path):
@@ -133,8 +141,7 @@ def draw_examples(seen, data, boxes, found, path):
         row[0].imshow(data.x_test[number, ..., 0], cmap="gray")
         row[0].set_ylabel(f"label {data.y_test[number]}")
         for axes, (network, sights) in zip(row[1:], seen.items(), strict=True):
-            response = sights[number].responses[sights[number].wanted]
-            axes.imshow(np.clip(response, 0, None), cmap="inferno", extent=(0, *WINDOW[2:], 0), vmin=0)
+            axes.imshow(np.clip(sights[number].response, 0, None), cmap="inferno", extent=(0, *WINDOW[2:], 0), vmin=0)
             threshold = next(r["threshold"] for r in found if r["network"] == network)
             _outline(axes, sights[number].box(threshold), Rectangle, "red")
         for axes in row:
@@ -165,7 +172,7 @@ def _save(figure, path):
         figure.savefig(temporary, dpi=120)
 
 
-def table(found, boxes):
+def table(found, guess):
     """The table of all networks: means over the seeds and, in parentheses, their range."""
     shown = Table("network", *COLUMNS.values(), box=None)
     for network in dict.fromkeys(row["network"] for row in found):
@@ -179,26 +186,13 @@ def table(found, boxes):
             low, mean, high = (_words(key, value) for value in (min(values), np.mean(values), max(values)))
             cells.append(f"{mean} ({low}–{high})")
         shown.add_row(network, *cells)
-    guess = guessed(boxes)
     error, pointing = (f"{100 * guess[key]:.1f}" for key in ("localisation_error", "pointing_accuracy"))
-    shown.add_row("the whole canvas, its centre", "", "", error, "", f"{guess['mean_iou']:.2f}", pointing, "")
+    shown.add_row("the whole canvas", "", "", error, "", "", f"{guess['mean_iou']:.2f}", pointing, "")
     return shown
 
 
 def _words(key, value):
     return f"{value:.2f}" if key in ("mean_iou", "gridding") else f"{100 * value:.1f}"
-
-
-def guessed(boxes):
-    """The scores of a box that is always the whole canvas, and of its centre, on the second half, the label known."""
-    half = boxes[len(boxes) // 2 :]
-    overlaps = np.array([locate.iou(WINDOW, box) for box in half])
-    centre = [side / 2 for side in WINDOW[2:]]
-    return {
-        "localisation_error": float(np.mean(overlaps <= locate.RIGHT)),
-        "mean_iou": float(overlaps.mean()),
-        "pointing_accuracy": float(np.mean([locate.inside(centre, box) for box in half])),
-    }
 
 
 def main(
@@ -211,46 +205,54 @@ def main(
     ] = None,
 ):
     """Train the networks, print the table, and write it, all numbers, the logs and three pictures into the folder."""
-    specs = [shared.load(name) for name in network]
-    for spec in specs:
+    changes = changes or []
+    runs, expected = {}, {}
+    for seed, name in itertools.product(range(seeds), network):
+        described = recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes])
+        spec = recipes.network(recipes.load(described))
         shared.spec.head(spec)
+        folder_of_run = folder / f"{spec['name']}-{seed}"
+        runs[folder_of_run], expected[folder_of_run] = (name, seed), recipes.load(described)
+    source = described["data"]
+    if source not in datasets.SCATTERED:
+        raise shared.Error(f"--set data={source}: expected {' or '.join(datasets.SCATTERED)}, which have boxes")
     folder.mkdir(parents=True, exist_ok=True)
+    waiting = [run for run in runs if not complete(run, expected[run])]
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    runs = {(n, s): folder / f"{spec['name']}-{s}" for s in range(seeds) for n, spec in zip(network, specs, strict=True)}
-    with Console(stderr=True).status("training") as status, ThreadPoolExecutor(jobs) as pool:
-        options = [f"--set={change}" for change in changes or []]
-        waiting = [pool.submit(train, run, *key, options, environment) for key, run in runs.items() if not complete(run)]
-        for number, future in enumerate(waiting):
-            status.update(f"training: {number} of {len(waiting)} runs done")
-            future.result()
-        found, seen, grid, logs, made = [], {}, {}, [], {}
-        for (_, seed), run in runs.items():
+    with Console(stderr=True).status("training") as status:
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(train, run, *runs[run], changes, environment) for run in waiting]
+            try:
+                for number, future in enumerate(as_completed(futures)):
+                    status.update(f"training: {number} of {len(futures)} runs done")
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        data, boxes = scattered.make(source.removeprefix("scattered_"))
+        found, seen, panels, logs = [], {}, [("image\n", data.x_test[len(boxes) // 2])], []
+        for run, (_, seed) in runs.items():
             status.update(f"looking at the test images: {run.name}")
             checkpoint = training.read(run)
-            source = checkpoint.recipe["data"]
-            if source not in datasets.SCATTERED:
-                raise shared.Error(f"{run}: trained on {source}, expected one of {', '.join(datasets.SCATTERED)}")
-            if source not in made:
-                made[source] = scattered.make(source.removeprefix("scattered_"))
             name = checkpoint.spec["name"]
-            sights, maps = look(checkpoint, made[source].data)
-            about = {"network": name, "seed": seed, **measured(sights, made[source].boxes)}
-            found.append(about | {"gridding": grids(checkpoint.spec, maps)})
+            sights, maps = look(checkpoint, data)
+            row = {"network": name, "seed": seed, "map": "x".join(map(str, maps[0].shape))}
+            for way, these in sights.items():
+                row |= {f"{way}{key}": value for key, value in measured(these, boxes).items()}
+            found.append(row | {"gridding": grids(checkpoint.spec, maps)})
             if name not in seen:
-                seen[name] = sights
+                seen[name] = sights[""]
                 share = grids(checkpoint.spec, maps[:1])
-                grid[name] = f"{name}\n" + (f"gridding {share:.2f}" if share is not None else ""), maps[0]
-            logs += [{"network": name, "seed": seed, **row} for row in checkpoint.history]
-    data, boxes = made[source]
-    shown = table(found, boxes)
-    command = shlex.join(["python", "benchmarks/localisation.py", *sys.argv[1:]])
+                panels.append((f"{name}\n" + (f"gridding {share:.2f}" if share is not None else ""), maps[0]))
+            logs += [{"network": name, "seed": seed, **line} for line in checkpoint.history]
+    guess = locate.guessed([WINDOW[2:]] * (len(boxes) - len(boxes) // 2), [[box] for box in boxes[len(boxes) // 2 :]])
+    shown = table(found, guess)
     texts = {
-        ".json": json.dumps({"command": command, "guess": guessed(boxes), "runs": found}, indent=2) + "\n",
-        ".jsonl": "".join(json.dumps(row) + "\n" for row in logs),
+        ".json": json.dumps({**origin(), "whole_canvas": guess, "runs": found}, indent=2) + "\n",
+        ".jsonl": "".join(json.dumps(line) + "\n" for line in logs),
     }
-    screen = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    screen = Console(width=160, highlight=False)
     with screen.capture() as captured:
         screen.print(shown)
     texts[".txt"] = "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
@@ -258,10 +260,9 @@ def main(
         with aside(folder / f"localisation{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8")
     draw_sweeps(found, folder / "localisation-sweep.png")
-    panels = [("image\n", data.x_test[len(boxes) // 2]), *grid.values()]
     gridding.draw(panels, folder / "localisation-gridding.png")
     draw_examples(seen, data, boxes, found, folder / "localisation-examples.png")
-    screen.print(shown)
+    print(texts[".txt"], end="")
 
 
 if __name__ == "__main__":

@@ -135,13 +135,18 @@ def test_the_strongest_map_has_the_highest_mean():
 
 @pytest.mark.parametrize("name, dilation", [("drn_a_18", 4), ("drn_b_26", 4), ("drn_c_26", 4), ("drn_b_18_small", 4)])
 def test_the_period_is_the_largest_dilation(name, dilation):
-    assert measure.period(shared.load(name)) == dilation
+    assert measure.period(shared.load(name), shared.spec.head(shared.load(name))[0][-1]) == dilation
+
+
+def test_the_period_is_of_what_lies_before_a_layer():
+    spec = shared.load("drn_a_18")
+    assert [measure.period(spec, layer) for layer in ("layer3.0", "layer4.0", "layer4.1")] == [2, 4, 4]
 
 
 def test_without_dilation_there_is_no_period():
-    for name in ("resnet20", "lenet"):
-        with pytest.raises(shared.Error, match=f"^{name} has no dilation above 1$"):
-            measure.period(shared.load(name))
+    for name, layer in (("resnet20", "layer3.2"), ("drn_c_26", "layer4.1")):
+        with pytest.raises(shared.Error, match=f"^{name} has no dilation above 1 up to '{layer}'$"):
+            measure.period(shared.load(name), layer)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +268,7 @@ def test_the_command_in_either_framework(given, twins, files, monkeypatch):
 @pytest.mark.parametrize(
     "network, layer, size, why",
     [
-        ("lenet", "conv2", "10x10", "lenet has no dilation above 1"),
+        ("lenet", "conv2", "10x10", "lenet has no dilation above 1 up to 'conv2'"),
         ("tiny.json", "pool", "2x3", "a map of 2x3 is smaller than the period of the grid, 4"),
     ],
 )
@@ -317,21 +322,23 @@ def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
     names = [DRN, "drn_c_18_small", "resnet10_small"]
     benchmark.main(files / "a.png", tmp_path / "f.png", names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["network", "layer", "channel", "map", "period", "gridding"] and drawn[0][0] == "a.png"
+    assert lines[0] == ["network", "layer", "channel", "map"] and drawn[0][0] == "a.png"
     layers = ("layer4", "layer8", "layer4")
     assert [line[:3] for line in lines[1:]] == [[f"{n},", "untrained", layer] for n, layer in zip(names, layers, strict=True)]
     for name, line, (title, values) in zip(names, lines[1:3], drawn[1:], strict=False):
         share = f"{folded(values.astype('float64'), 4):.3f}"
-        assert line[3:] == [f"{strongest(name, weights.initial(name), line[2], files / 'a.png')[0]}", "8x8", "4", share]
-        assert title == f"{name}, untrained\n{line[2]}, gridding {share}"
-    assert " ".join(lines[3][4:]) == "2x2 none: resnet10_small has no dilation above 1"
-    assert drawn[3][0] == "resnet10_small, untrained\nlayer4"
+        told = f"gridding {share} at period 4"
+        channel = strongest(name, weights.initial(name), line[2], files / "a.png")[0]
+        assert line[3:] == [f"{channel}", "8x8", *told.split()] and title == f"{name}, untrained, {line[2]}\n{told}"
+    told = "no gridding number: resnet10_small has no dilation above 1 up to 'layer4'"
+    assert " ".join(lines[3][4:]) == f"2x2 {told}" and drawn[3][0] == f"resnet10_small, untrained, layer4\n{told}"
 
     given = [f"{files / 'w.safetensors'}"] * 2
     benchmark.main(files / "a.png", tmp_path / "f.png", [DRN, DRN], given, "layer3")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     channel, values, _ = strongest(DRN, weights.read(given[0]), "layer3", files / "a.png")
-    assert rows == [[DRN, "layer3", f"{channel}", "8x8", "4", f"{folded(values.astype('float64'), 4):.3f}"]] * 2
+    told = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
+    assert rows == [[DRN, "layer3", f"{channel}", "8x8", *told.split()]] * 2
 
 
 @pytest.mark.parametrize(
@@ -356,4 +363,4 @@ def test_a_mistake_in_the_benchmarks_command(files, tmp_path):
 def test_the_default_layers_are_those_before_the_pooling():
     specs = [shared.load(name) for name in benchmark.NETWORKS]
     assert [benchmark.last_map(spec) for spec in specs] == ["layer4.1", "layer8.0", "layer8.0"]
-    assert {measure.period(spec) for spec in specs} == {4}
+    assert {measure.period(spec, benchmark.last_map(spec)) for spec in specs} == {4}

@@ -13,7 +13,10 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import checkpoints, cli, compare, data, locate, predict, scattered, weights
+from shared import checkpoints, cli, compare, data, locate, predict, recipes, scattered, weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import localisation  # noqa: E402
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 BOUND = compare.BOUNDS["float64"]["activations"]
@@ -66,6 +69,17 @@ def test_engines_give_the_same_maps_and_leave_dropout_out():
     images = np.random.default_rng(0).standard_normal((2, 3, 21, 30))
     ours, theirs = (engine.class_maps(images) for engine in engines(small()))
     assert ours.shape == theirs.shape == (2, 10, 6, 8) and np.allclose(ours, theirs, rtol=0, atol=BOUND)
+
+
+def test_dense_class_maps_are_class_maps_at_the_size_of_the_images():
+    images = np.random.default_rng(0).standard_normal((2, 3, 21, 30))
+    one, other = engines(small())
+    with torch.no_grad():
+        ours = one.net.eval().dense_class_maps(torch.from_numpy(images)).numpy()
+    theirs = np.moveaxis(np.asarray(other.net.dense_class_maps(np.moveaxis(images, 1, -1))), -1, 1)
+    expected = [[locate.upsampled(response, 21, 30) for response in maps] for maps in one.class_maps(images)]
+    assert ours.shape == theirs.shape == (2, 10, 21, 30)
+    assert np.allclose(ours, expected, rtol=0, atol=BOUND) and np.allclose(theirs, expected, rtol=0, atol=BOUND)
 
 
 def test_class_maps_of_a_folded_network():
@@ -172,6 +186,7 @@ def test_scores():
     seen = [locate.sight(np.stack(pair), WHOLE, wanted=0) for pair in maps]
     found = locate.scores(seen, [[[60, 0, 70, 10], box]] * 4, 0.2, known=True)
     assert [s.top for s in seen] == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    assert locate.sight(np.stack(maps[1]), WHOLE).wanted == 1
     assert found == {
         "localisation_error": 0.5,  # an overlap of exactly a half is not right
         "mean_iou": (1 + 1 + 0.5 + 0) / 4,
@@ -182,6 +197,19 @@ def test_scores():
         "top5_localisation_error": 0.5,
     }
     assert set(locate.scores(seen, [[box]] * 4, 0.2)) == {"localisation_error", "mean_iou", "pointing_accuracy"}
+
+
+def test_guesses_are_the_whole_picture_and_its_middle():
+    found = locate.guessed([(10, 10), (20, 10)], [[[0, 0, 5, 10.0]], [[0, 0, 20, 8], [1, 1, 2, 2]]])
+    assert found == {"localisation_error": 0.5, "mean_iou": (0.5 + 0.8) / 2, "pointing_accuracy": 0.5}
+
+
+def test_the_box_of_exclusive_positions_and_the_peak_of_all():
+    maps = np.stack([response(r0c0=2.0, r1c2=3.0), response(r1c2=5.0)])
+    alone = locate.sight(maps, WHOLE, 0, alone=True)
+    assert (
+        alone.box(0.2) == [0, 0, 10, 10] and alone.peak == [25, 15] and locate.sight(maps, WHOLE, 0).box(0.2) == [0, 0, 30, 20]
+    )
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (50, 77), (36, 36)])
@@ -210,6 +238,8 @@ def test_classes_by_number_and_name():
         locate.number_of("walaby", spec)
     with pytest.raises(shared.Error, match="class 1000: googlenet has 1,000 classes, 0 to 999"):
         locate.number_of("1000", spec)
+    with pytest.raises(shared.Error, match="'crane' is a name of the classes 134 and 517; expected one of these numbers"):
+        locate.number_of("crane", spec)
     unnamed = {key: value for key, value in small().items() if key != "classes"}
     with pytest.raises(shared.Error, match="no class 'x'; expected a number, 0 to 9$"):
         locate.number_of("x", unnamed)
@@ -313,8 +343,18 @@ def torch_maps(spec, path):
 
 
 def test_pictures_of_one_name_get_files_of_their_own(files, monkeypatch, capsys):
-    status, _, _ = twins("locate small.json a.png data/images/a.png --weights w.safetensors --out drawn", monkeypatch, capsys)
-    assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2.png", "a.png"]
+    (files / "a-2.png").write_bytes((files / "a.png").read_bytes())
+    arguments = "locate small.json a.png data/images/a.png a-2.png --weights w.safetensors --out drawn"
+    status, _, _ = twins(arguments, monkeypatch, capsys)
+    assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2-2.png", "a-2.png", "a.png"]
+
+
+def test_boxes_of_less_than_a_pixel_are_drawn(files, monkeypatch, capsys):
+    """What the network sees of such a picture has fewer pixels than its maps have positions."""
+    Image.new("RGB", (5, 5), "red").save(files / "data" / "dot.png")
+    entries(files, {"file": "dot.png", "boxes": [[0, 0, 0.5, 3]]})
+    status, _, err = twins("locate small.json --data data --weights w.safetensors --out drawn", monkeypatch, capsys)
+    assert status == 0 and err == "" and Image.open(files / "drawn" / "dot.png").size == (5, 5)
 
 
 def test_where_two_engines_differ_the_first_is_told():
@@ -341,6 +381,7 @@ def test_data(files, monkeypatch, capsys):
     status, out, err = twins(f"{arguments} --json --plot sweep.png --threshold 0.3", monkeypatch, capsys)
     found = json.loads(out)
     assert status == 0 and err == "" and found["pictures"] == found["same_boxes"] == 2 and found["threshold"] == 0.3
+    assert found["whole_picture"]["pointing_accuracy"] == 1 and found["images"][0]["size"] == [150, 120]
     assert found["sweep"]["0.3"] == {key: found[key] for key in ("localisation_error", "mean_iou", "pointing_accuracy")}
     overlaps = [
         locate.iou(found["images"][0]["box"], [0, 0, 150, 120]),
@@ -381,6 +422,7 @@ WRONG = {
     "outside on the left": ([BOX | {"boxes": [[-1, 0, 15, 12]]}], "is not inside the picture, 150x120 pixels"),
     "unknown class": ([BOX | {"class": "catt"}], "has no class 'catt', did you mean 'cat'"),
     "class too high": ([BOX | {"class": 10}], "class 10: small has 10 classes, 0 to 9"),
+    "another width": ([BOX | {"width": 300}], "its boxes are for a picture of 300x… pixels, this one has 150x120"),
     "unknown key": ([BOX | {"label": 1}], "unknown key 'label'"),
 }
 
@@ -426,16 +468,72 @@ MISTAKES = {
         "x.gif: expected a file ending in",
     ),
     "out is a file": ("small.json a.png --out a.png --weights w.safetensors", "a.png: a file; --out names a folder"),
-    "no such weights": ("small.json a.png --weights v.safetensors", "v.safetensors: there is no such file"),
+    "out among the pictures": ("small.json a.png --out . --weights w.safetensors", "a.png: this is one of the images"),
+    "another class": (
+        "small.json --data data --class 2 --weights w.safetensors",
+        "--class is 2, but data/boxes.json says that data/images/a.png shows class 3",
+    ),
+    "no such weights": ("small.json a.png --weights v.safetensors --out drawn", "v.safetensors: there is no such file"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch, capsys):
     arguments, words = MISTAKES[mistake]
+    if mistake == "another class":
+        entries(files, BOX | {"class": "cat"})
     monkeypatch.setattr(cli, "_packages", lambda backend: pytest.fail("the frameworks were started"))
     status, out, err = twins(f"locate {arguments}", monkeypatch, capsys)
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err and err.count("\n") == 1
+    assert not (files / "drawn").exists()
+
+
+def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
+    """Two boxes in a map, a weak one beside a strong: low thresholds are right in the first half, high ones in the second."""
+    found, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
+    sights = [locate.sight(np.stack([found, response()]), WHOLE, 0)] * 8
+    for first, second, right in ((both, one, 0.45), (one, both, 0.5)):
+        scores = localisation.measured(sights, [first] * 4 + [second] * 4)
+        low = scores["threshold"] < 0.5
+        assert low == (right < 0.5) and scores["localisation_error"] == 1 and scores["top1_classification_error"] == 0
+        assert {error for t, error in scores["sweep"].items() if (t < 0.5) != low} == {0}
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
+    recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1"]))
+    other = recipes.load(recipes.changed(recipe, ["seed=1"]))
+    spec = recipes.network(recipe)
+    assert localisation.complete(tmp_path, recipe) is False
+    for step in (0, 1):
+        engine = torch_impl.trainer(spec, recipe)
+        about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": []}
+        weights.save(tmp_path / "last.safetensors", engine.state(), about)
+        assert localisation.complete(tmp_path, recipe) is bool(step)
+    with pytest.raises(shared.Error, match="a run of another recipe or network; another folder would be right"):
+        localisation.complete(tmp_path, other)
+
+
+def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
+    """A run that is done is not made again, and looked at on few images."""
+    made = scattered.make("digits", train=8, test=12)
+    monkeypatch.setattr(scattered, "make", lambda source: made)
+    recipe = recipes.load(
+        recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
+    )
+    spec = recipes.network(recipe)
+    (tmp_path / "resnet10_small-0").mkdir()
+    history = [{"epoch": 1, "step": 1, "loss": 2.3}]
+    about = {"recipe": recipe, "spec": spec, "step": 1, "sums": [0.0, 0, 0, 0.0], "history": history}
+    weights.save(tmp_path / "resnet10_small-0" / "last.safetensors", torch_impl.trainer(spec, recipe).state(), about)
+    monkeypatch.setattr(localisation, "train", lambda *arguments: pytest.fail("it was trained again"))
+    localisation.main(tmp_path, ["resnet10_small"], 1, 2, ["steps=1", "data=scattered_digits"])
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "localisation.txt").read_text() and "resnet10_small" in out and "the whole canvas" in out
+    (run,) = json.loads((tmp_path / "localisation.json").read_text())["runs"]
+    assert run["map"] == "2x2" and run["gridding"] is None and 0 <= run["exclusive_top1_localisation_error"] <= 1
+    assert json.loads((tmp_path / "localisation.jsonl").read_text()) == {"network": "resnet10_small", "seed": 0, **history[0]}
+    for name in ("sweep", "examples", "gridding"):
+        assert Image.open(tmp_path / f"localisation-{name}.png").size[0] > 200
 
 
 @REAL

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -335,16 +334,11 @@ def activations(
     with Console(stderr=True).status("starting " + BACKENDS[backend][0]):
         (engine,) = predictions.engines(_packages(backend), described, state)
     channel, seen = gridding.look(engine, batch, name)
-    try:
-        period = gridding.period(described)
-        number = f"gridding {gridding.gridding(seen, period):.3f} at period {period}"
-    except Error as error:
-        number = f"no gridding number: {error}"
     called = described["name"] + ("" if weights is not None else ", untrained")
     shown = datasets.pixels([picture], described)[0]
     gridding.draw([(image.name, shown), (f"{name}, channel {channel}", seen)], out, called)
     told = f"{name} in {engine.framework}: channel {channel}, a map of {_shape(seen.shape)}, mean {seen.mean(dtype=float):.4g}"
-    _console(f"{called}: {told}; {number}.")
+    _console(f"{called}: {told}; {gridding.told(seen, described, name)}.")
 
 
 @app.command()
@@ -356,6 +350,9 @@ def locate(
         str | None, typer.Option("--class", help="The class to look for, by number or name. Default: a picture's likeliest.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="What a box holds: responses above this share of the largest.")] = 0.2,
+    alone: Annotated[
+        bool, typer.Option("--exclusive", help="A box holds only positions where no other class has a larger response.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for the pictures with heat map and box.")] = None,
     data: Annotated[Path | None, typer.Option(help="A folder with pictures and a boxes.json to measure errors on.")] = None,
     plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
@@ -391,10 +388,15 @@ def locate(
     entries = places.read(data, described) if data else [{"image": path} for path in images]
     if plot:
         pictures.check_picture(plot)
+    other = next((e for e in entries if number is not None and e.get("class") not in (None, number)), None)
+    if other:
+        raise Error(f"--class is {number}, but {data / 'boxes.json'} says that {other['image']} shows class {other['class']}")
     files = _beside(out, [entry["image"] for entry in entries]) if out else []
     state = checkpoints.load(weights, described)
     with Console(stderr=True).status("starting " + " and ".join(BACKENDS[backend])):
         engines = predictions.engines(_packages(backend), described, state)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
     count = 0
     with _progress(described["name"], len(entries)) as advance:
 
@@ -407,66 +409,78 @@ def locate(
             count += 1
             advance(1)
 
-        found, sights = places.pictures(engines, described, entries, number, threshold, seen)
+        found, sights = places.pictures(engines, described, entries, number, threshold, alone, seen)
     unread = [about for about in found if "error" in about]
-    if data and len(unread) < len(found):
-        pairs = [(sight, entry) for sight, entry in zip(sights, entries, strict=True) if sight]
-        sights, truths = [sight for sight, _ in pairs], [entry["boxes"] for _, entry in pairs]
-        known = number is not None or all(entry["class"] is not None for _, entry in pairs)
-        sweep = {at: places.scores(sights, truths, at, known) for at in places.SWEEP}
+    if data:
         told = {
             "network": described["name"],
             "weights": weights,
             "data": str(data),
             "frameworks": [engine.framework for engine in engines],
-            "pictures": len(sights),
+            "pictures": len(found) - len(unread),
             "threshold": threshold,
-            **places.scores(sights, truths, threshold, known),
-            **({"same_boxes": sum(about.get("same_box", False) for about in found)} if len(engines) > 1 else {}),
         }
-        if plot:
-            places.draw_sweep(sweep, plot, f"{described['name']} on {data.resolve().name}, {len(sights)} pictures")
+        pairs = [(sight, entry) for sight, entry in zip(sights, entries, strict=True) if sight]
+        if pairs:
+            sights, truths = [sight for sight, _ in pairs], [entry["boxes"] for _, entry in pairs]
+            known = number is not None or all(entry["class"] is not None for _, entry in pairs)
+            sweep = {at: places.scores(sights, truths, at, known) for at in places.SWEEP}
+            guess = places.guessed([about["size"] for about in found if "size" in about], truths)
+            told |= places.scores(sights, truths, threshold, known) | {"whole_picture": guess, "sweep": sweep}
+            if len(engines) > 1:
+                told["same_boxes"] = sum(about.get("same_box", False) for about in found)
+            if plot:
+                places.draw_sweep(sweep, plot, f"{described['name']} on {data.resolve().name}, {len(sights)} pictures")
         if as_json:
-            print(json.dumps(_finite(told | {"sweep": sweep, "images": found}), indent=2))
-        else:
-            _print_places(told, sweep)
+            print(json.dumps(_finite(told | {"images": found}), indent=2))
+        elif pairs:
+            _print_places(told)
     for about in unread if data else ():
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"twins: {about['error']}")
     sys.exit(2 if unread else 0)
 
 
 def _beside(folder, images):
-    """A file in the folder for each image, by its name; where two have one name, with a number. Makes the folder."""
+    """A file in the folder for each image, by its name; where two have one name, with a number. Raises `Error`."""
     if folder.exists() and not folder.is_dir():
         raise Error(f"{folder}: a file; --out names a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    files, taken = [], Counter()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise Error(f"{folder}: {there} is not writable")
+    files = {}
     for image in images:
-        taken[image.stem] += 1
-        files.append(folder / f"{image.stem}{f'-{taken[image.stem]}' if taken[image.stem] > 1 else ''}.png")
-    return files
+        number, file = 1, folder / f"{image.stem}.png"
+        while file in files:
+            number += 1
+            file = folder / f"{image.stem}-{number}.png"
+        if file.exists() and any(file.samefile(other) for other in images if other.exists()):
+            raise Error(f"{file}: this is one of the images, expected another folder for --out")
+        files[file] = image
+    return list(files)
 
 
-def _print_places(told, sweep):
+def _print_places(told):
     rows = {
         "top1_classification_error": "classification error, top 1",
         "top5_classification_error": "classification error, top 5",
         "top1_localisation_error": "localisation error, top 1",
         "top5_localisation_error": "localisation error, top 5",
         "localisation_error": "localisation error, of the class that was looked for",
-        "pointing_accuracy": "the peak lies in a box",
+        "pointing_accuracy": "the peak, or the middle, lies in a box",
         "mean_iou": "mean intersection over union",
     }
-    table = _table("", f">threshold {told['threshold']:g}")
+    table = _table("", f">threshold {told['threshold']:g}", ">the whole picture")
     for key, label in rows.items():
-        if key in told:
-            table.add_row(label, f"{told[key]:.3f}" if key == "mean_iou" else f"{told[key]:.2%}")
+        values = [found[key] for found in (told, told["whole_picture"]) if key in found]
+        if values:
+            table.add_row(label, *(f"{value:.3f}" if key == "mean_iou" else f"{value:.2%}" for value in values))
     _console(f"{told['network']} on {told['data']}, {told['pictures']} pictures, {' and '.join(told['frameworks'])}", table)
     if "same_boxes" in told:
         same = told["same_boxes"]
         _console(f"The same class, box and peak in both for {'all' if same == told['pictures'] else f'{same:,}'} of them.")
-    best = min(sweep, key=lambda at: sweep[at]["localisation_error"])
-    _console(f"The smallest localisation error, {sweep[best]['localisation_error']:.2%}, is at a threshold of {best:g}.")
+    errors = {at: found["localisation_error"] for at, found in told["sweep"].items()}
+    best = min(errors, key=errors.get)
+    _console(f"The smallest localisation error on these same pictures is {errors[best]:.2%}, at a threshold of {best:g}.")
 
 
 @app.command()

@@ -4,6 +4,7 @@ A data set has uint8 images (count, height, width, channels) and whole-number la
 (count, channels, height, width), pixels in [-1, 1] or as the network's spec says.
 """
 
+import contextlib
 import functools
 import os
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from . import shapes
 from .spec import Error, nearest
@@ -216,17 +217,30 @@ def picture(path):
 
     16 bits become 8, CMYK becomes RGB by Pillow's formula, a film its first image. Raises `Error` for a file that is no image.
     """
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode in ("I", "F"):
+            raise ValueError("its pixels have 32 bits, 8 or 16 would be right")
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
+
+
+def size(path):
+    """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `picture`."""
+    with _opened(path) as file:
+        lies = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # on its side
+        return file.size[::-1] if lies else file.size
+
+
+@contextlib.contextmanager
+def _opened(path):
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # of large images and odd EXIF data, both read
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits, 8 or 16 would be right")
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
+            yield file
     except FileNotFoundError:
         raise Error(f"{path}: there is no such file") from None
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

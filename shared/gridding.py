@@ -49,12 +49,25 @@ def gridding(values, period):
     return float(energy[:: height // period, :: width // period].sum() / energy.sum())
 
 
-def period(spec):
-    """The largest dilation of a network. Raises `Error` where none is above 1."""
-    largest = max((dilation for row in shapes.layers(spec) for dilation in row.dilations), default=1)
+def period(spec, layer):
+    """The largest dilation of a network up to a layer of its chain. Raises `Error` where none is above 1."""
+    largest = 1
+    for row in shapes.layers(spec):
+        largest = max(largest, *row.dilations, 1)
+        if row.name == layer:
+            break
     if largest == 1:
-        raise Error(f"{spec['name']} has no dilation above 1")
+        raise Error(f"{spec['name']} has no dilation above 1 up to {layer!r}")
     return largest
+
+
+def told(values, spec, layer):
+    """The `gridding` of a layer's map in words: "gridding 0.03 at period 4", or why there is no such number."""
+    try:
+        found = period(spec, layer)
+        return f"gridding {gridding(values, found):.3f} at period {found}"
+    except Error as error:
+        return f"no gridding number: {error}"
 
 
 def full_name(name, spec):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw
+from PIL import Image, ImageDraw
 
 from . import data as datasets
 from . import predict, shapes
@@ -92,29 +92,39 @@ def _area(box):
 
 
 def inside(point, box):
+    """Whether a point [across, down] is in a box; what is on its right or bottom edge is not."""
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
 def number_of(name, spec):
-    """The number of a class that is given as a number or as a name. Raises `Error` where the network has no such class."""
+    """The number of a class that is given as a number or as a name.
+
+    Raises `Error` where the network has no such class, or several of that name.
+    """
     count, names = shapes.layers(spec)[-1].shape[0], predict.classes(spec) or []
     if str(name).isdecimal():
         if int(name) < count:
             return int(name)
         raise Error(f"class {name}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
-    known = {word: i for i, label in reversed([*enumerate(names)]) for word in (*label.split(", "), label)}
+    known = {}
+    for place, label in enumerate(names):
+        for word in {*label.split(", "), label}:
+            known.setdefault(word, []).append(place)
     if name not in known:
         wanted = nearest(name, known) or f"; expected a number, 0 to {count - 1:,}" + ", or one of its names" * bool(names)
         raise Error(f"{spec['name']} has no class {name!r}{wanted}")
-    return known[name]
+    if len(known[name]) > 1:
+        raise Error(f"{name!r} is a name of the classes {' and '.join(map(str, known[name]))}; expected one of these numbers")
+    return known[name][0]
 
 
 def read(folder, spec):
     """The pictures of a folder, their boxes, and their classes where they are known: what its `boxes.json` says.
 
     That is a list of {"file": a name in the folder or in its folder images, "boxes": [[left, top, right, bottom], …]} with, if
-    known, the "class" of what is in the boxes, a number or a name. Gives dictionaries with "image", the path, "boxes" and
-    "class", a number or None. Raises `Error` for what is missing, not of this form, or outside its picture.
+    known, the "class" of what is in the boxes, a number or a name, and the "width" and "height" of the picture. Gives
+    dictionaries with "image", the path, "boxes" and "class", a number or None. Raises `Error` for what is missing, not of this
+    form, or outside its picture.
     """
     path = Path(folder) / "boxes.json"
     if not Path(folder).is_dir():
@@ -153,12 +163,12 @@ def _read(folder, entry, spec):
     if not path:
         raise Error(f"there is no such picture in {folder}, nor in its folder images")
     try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # it lies on its side; boxes are for it upright
-                width, height = height, width
-    except OSError:
+        width, height = datasets.size(path)
+    except Error:
         width = None  # it is told when its turn comes: the other pictures go on
+    if width and (entry.get("width", width), entry.get("height", height)) != (width, height):
+        given = f"{entry.get('width', '…')}x{entry.get('height', '…')}"
+        raise Error(f"its boxes are for a picture of {given} pixels, this one has {width}x{height}")
     for box in entry["boxes"]:
         if box[0] >= box[2] or box[1] >= box[3]:
             raise Error(f"the box {box} is empty; expected [left, top, right, bottom]")
@@ -173,21 +183,23 @@ class Sight(NamedTuple):
 
     top: list[int]  # its likeliest classes, the likeliest first
     wanted: int  # the class that is looked for
-    responses: dict[int, np.ndarray]  # of all these
-    window: tuple[float, float, float, float]  # what of the picture it saw
+    response: np.ndarray  # of that class, where it may be in a box
+    peak: list[float]  # where that response is largest
+    window: tuple[float, float, float, float]  # what of the picture the network saw
 
-    def box(self, threshold, wanted=None):
-        return box(self.responses[self.wanted if wanted is None else wanted], self.window, threshold)
-
-    def peak(self):
-        return peak(self.responses[self.wanted], self.window)
+    def box(self, threshold):
+        return box(self.response, self.window, threshold)
 
 
-def sight(maps, window, wanted=None):
-    """The `Sight` of class maps (classes, height, width); the class that is looked for is `wanted`, or the likeliest."""
+def sight(maps, window, wanted=None, alone=False):
+    """The `Sight` of class maps (classes, height, width); the class that is looked for is `wanted`, or the likeliest.
+
+    Its box is of all positions, or, with `alone`, of the class's `exclusive` ones.
+    """
     top = np.argsort(-maps.mean((1, 2)), kind="stable")[: predict.SHOWN].tolist()
     wanted = top[0] if wanted is None else wanted
-    return Sight(top, wanted, {number: maps[number] for number in {wanted, *top}}, window)
+    response = (exclusive(maps) if alone else maps)[wanted].copy()  # a view would keep all maps of all pictures
+    return Sight(top, wanted, response, peak(maps[wanted], window), window)
 
 
 def scores(sights, truths, threshold, known=False):
@@ -196,7 +208,7 @@ def scores(sights, truths, threshold, known=False):
     - "localisation_error": the share of pictures where the box of the class that was looked for has an intersection over
       union of no more than 0.5 with every true box;
     - "mean_iou": the mean over the pictures of the largest intersection over union with a true box;
-    - "pointing_accuracy": the share where the peak is in a true box, whatever the threshold;
+    - "pointing_accuracy": the share where the peak is in a true box, whatever the threshold and the likeliest class;
     - where the class that was looked for is `known` to be right, "top1_classification_error", "top5_…", the shares where it
       is not the likeliest or among the five, and "top1_localisation_error", "top5_…", where it is not or its box is wrong.
 
@@ -206,13 +218,24 @@ def scores(sights, truths, threshold, known=False):
     found = {
         "localisation_error": _share(overlaps <= RIGHT),
         "mean_iou": float(overlaps.mean()),
-        "pointing_accuracy": _share([any(inside(s.peak(), b) for b in t) for s, t in zip(sights, truths, strict=True)]),
+        "pointing_accuracy": _share([any(inside(s.peak, b) for b in t) for s, t in zip(sights, truths, strict=True)]),
     }
     for count in (1, predict.SHOWN) if known else ():
         missed = np.array([s.wanted not in s.top[:count] for s in sights])
         found[f"top{count}_classification_error"] = _share(missed)
         found[f"top{count}_localisation_error"] = _share(missed | (overlaps <= RIGHT))
     return found
+
+
+def guessed(sizes, truths):
+    """The scores of a box that is always the whole picture, and of its middle; `sizes` are the pictures' (width, height)."""
+    overlaps = np.array([_overlap([0, 0, *size], boxes) for size, boxes in zip(sizes, truths, strict=True)])
+    middles = [(width / 2, height / 2) for width, height in sizes]
+    return {
+        "localisation_error": _share(overlaps <= RIGHT),
+        "mean_iou": float(overlaps.mean()),
+        "pointing_accuracy": _share([any(inside(m, b) for b in t) for m, t in zip(middles, truths, strict=True)]),
+    }
 
 
 def _overlap(box, boxes):
@@ -223,17 +246,17 @@ def _share(these):
     return float(np.mean(these))
 
 
-def pictures(engines, spec, entries, wanted, threshold, seen=lambda about, picture, sight: None):
+def pictures(engines, spec, entries, wanted, threshold, alone=False, seen=lambda about, picture, sight: None):
     """What the engines see where: for each entry, with its path as "image", a dictionary of
 
-    - "image": the path;
+    - "image": the path; "size": its width and height in pixels;
     - "class", "name", "probability": the class that was looked for: `wanted`, or the entry's "class", or the likeliest;
     - "box", "peak", "response": its box, or None; where its response is largest, and that response;
     - of two engines, "same_box": whether both have the same class, box and peak; "difference": how far apart their class maps
       are, ||a - b|| / ||a||;
 
-    or of "image" and "error" for a file that cannot be read; and a `Sight`, or None, for each. All but the last two are the
-    first engine's. `seen` hears of each as it comes.
+    or of "image" and "error" for a file that cannot be read; and a `Sight`, or None, for each, with `alone` as there. All but
+    "same_box" and "difference" is the first engine's. `seen` hears of each as it comes.
     """
     names, found, sights = predict.classes(spec), [], []
     for entry in entries:
@@ -246,8 +269,9 @@ def pictures(engines, spec, entries, wanted, threshold, seen=lambda about, pictu
         else:
             number = entry.get("class") if wanted is None else wanted
             maps = [predict.finite(engine, engine.class_maps(batch))[0].astype(np.float64) for engine in engines]
-            each = [sight(m, datasets.window(picture, spec), number) for m in maps]
+            each = [sight(m, datasets.window(picture, spec), number, alone) for m in maps]
             told = [_told(s, threshold, names) for s in each]
+            about["size"] = [picture.shape[1], picture.shape[0]]
             about |= told[0] | {"probability": float(predict.softmax(maps[0].mean((1, 2)))[each[0].wanted])}
             if len(engines) > 1:
                 about["same_box"] = all(told[0][key] == told[1][key] for key in ("class", "box", "peak"))
@@ -264,8 +288,8 @@ def _told(sight, threshold, names):
         "class": sight.wanted,
         "name": names and names[sight.wanted],
         "box": found and [round(side, 2) for side in found],
-        "peak": [round(side, 2) for side in sight.peak()],
-        "response": float(sight.responses[sight.wanted].max()),
+        "peak": [round(side, 2) for side in sight.peak],
+        "response": float(sight.response.max()),
     }
 
 
@@ -275,7 +299,7 @@ def draw(picture, sight, path, threshold, truths=()):
 
     height, width = picture.shape[:2]
     left, top, right, bottom = (round(side) for side in sight.window)
-    response = np.clip(sight.responses[sight.wanted], 0, None)
+    response = np.clip(sight.response, 0, None)
     heat = upsampled(response / (response.max() or 1), bottom - top, right - left)
     drawn = picture.astype(np.float64)
     rows, columns = slice(max(top, 0), bottom), slice(max(left, 0), right)
@@ -285,14 +309,20 @@ def draw(picture, sight, path, threshold, truths=()):
     image = Image.fromarray(drawn.round().astype(np.uint8))
     pen, broad = ImageDraw.Draw(image), max(2, min(height, width) // 120)
     for truth in truths:
-        pen.rectangle([*truth[:2], truth[2] - 1, truth[3] - 1], outline="lime", width=broad)
+        pen.rectangle(_corners(truth), outline="lime", width=broad)
     found = sight.box(threshold)
     if found:
-        pen.rectangle([*found[:2], found[2] - 1, found[3] - 1], outline="red", width=broad)
-    across, down = sight.peak()
+        pen.rectangle(_corners(found), outline="red", width=broad)
+    across, down = sight.peak
     pen.ellipse([across - 2 * broad, down - 2 * broad, across + 2 * broad, down + 2 * broad], outline="white", width=broad)
     with aside(path) as temporary:
         image.save(temporary)
+
+
+def _corners(box):
+    """The outermost pixels of a box; one that is narrower than a pixel has the pixel that it begins in."""
+    left, top, right, bottom = box
+    return [left, top, max(left, right - 1), max(top, bottom - 1)]
 
 
 def draw_sweep(sweep, path, title=""):

@@ -348,4 +348,4 @@ def head(spec):
 
 def _one_by_one(layer):
     options = {"stride": 1, "padding": 0} | layer.options
-    return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and not options["padding"]
+    return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and options["padding"] in (0, "same")

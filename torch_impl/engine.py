@@ -194,7 +194,7 @@ def trainer(spec, recipe, compiled=False):
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.frozen(recipe, spec):
         net.get_submodule(name).requires_grad_(False)
-    if precision != "float64" and not any(map(_narrow, net.modules())):
+    if precision != "float64" and (gpus or not any(map(_narrow, net.modules()))):
         net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
