@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from shared import Error
-from shared.locate import interpolation
+from shared.interpolation import interpolation
 
 fused = importlib.import_module(".fused", __package__) if keras.backend.backend() == "tensorflow" else None
 

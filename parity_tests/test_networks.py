@@ -32,7 +32,7 @@ TORCHVISION = {
 
 
 def narrowed(spec):
-    """The spec with 64 features where a VGG has 4096: nine tenths of its parameters, of which `vgg16` is tried in full."""
+    """The spec with 64 features where a VGG has 4096, which are nine tenths of its parameters."""
     wide = (("in", 4096), ("out", 4096))
     layers = [{key: 64 if (key, value) in wide else value for key, value in layer.items()} for layer in spec["layers"]]
     spec = spec | {"layers": layers}
@@ -44,7 +44,7 @@ class Pair:
 
     def __init__(self, name):
         self.spec = shared.load(name)
-        if name.startswith("vgg") and name != "vgg16":
+        if name.startswith("vgg"):
             self.spec = narrowed(self.spec)
         self.state = weights.randomised(weights.initial(self.spec))
         self.engines = []

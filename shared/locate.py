@@ -13,24 +13,12 @@ from PIL import Image, ImageDraw
 from . import data as datasets
 from . import predict, shapes
 from .compare import relative
+from .interpolation import interpolation
 from .spec import Error, check_keys, nearest, number, read_json, whole
 from .weights import aside
 
 RIGHT = 0.5  # the intersection over union with the truth that a box has to exceed
 SWEEP = tuple(round(0.05 * step, 2) for step in range(20))  # thresholds
-
-
-def interpolation(positions, pixels):
-    """The matrix (pixels, positions) of bilinear interpolation along one axis, by half-pixel centres.
-
-    Pixel i has its centre at (i + 1/2) positions / pixels - 1/2; beyond the centres of the outermost positions it is theirs.
-    """
-    centres = np.clip((np.arange(pixels) + 0.5) * positions / pixels - 0.5, 0, positions - 1)
-    lower = np.minimum(centres.astype(int), max(positions - 2, 0))
-    matrix = np.zeros((pixels, positions))
-    matrix[np.arange(pixels), lower] = 1 - (centres - lower)
-    matrix[np.arange(pixels), np.minimum(lower + 1, positions - 1)] += centres - lower
-    return matrix
 
 
 def upsampled(response, height, width):
