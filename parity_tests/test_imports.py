@@ -24,6 +24,7 @@ def loaded(code, **environment):
 
 def test_shared_imports_neither_framework():
     modules = "spec shapes weights dropout data compare checkpoints keras_files predict fold export recipes training curves"
+    modules += " locate interpolation gridding scattered"
     code = "; ".join(f"import shared.{module}" for module in [*modules.split(), "coexist", "cli"])
     assert loaded(f"{code}; shared.data.load(); [shared.load(name) for name in shared.names()]") == []
 
@@ -42,6 +43,11 @@ def test_both_in_one_process_in_either_order(first, second):
     code = f"import {first}, {second}; [p.Engine(p.build('mnist_residual')) for p in ({first}, {second})]; import triton"
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_starts_without_numpy():
+    """Which takes a sixth of the half second that `twins list` may take."""
+    assert python("import sys, shared.cli; assert not {'numpy', 'PIL', 'matplotlib'} & {*sys.modules}").returncode == 0
 
 
 def test_listing_and_showing_are_quick():

@@ -19,7 +19,6 @@ from rich.text import Text
 
 from . import recipes, shapes, spec
 from .spec import Error
-from .weights import aside
 
 app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
@@ -858,6 +857,8 @@ def _plot(report, path):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
+    from .weights import aside
 
     numbers = range(1, len(report.steps) + 1)
     figure, (losses, differences) = pyplot.subplots(2, sharex=True, figsize=(7, 6), height_ratios=(3, 2), layout="constrained")
