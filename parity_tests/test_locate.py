@@ -536,6 +536,12 @@ def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
         assert Image.open(tmp_path / f"localisation-{name}.png").size[0] > 200
 
 
+@pytest.mark.parametrize("name", ["localisation", "kangaroo"])
+def test_the_readme_shows_the_results(name):
+    folder = Path(__file__).parents[1]
+    assert (folder / "benchmarks" / "results" / f"{name}.txt").read_text() in (folder / "README.md").read_text()
+
+
 @REAL
 def test_googlenet_finds_kangaroos():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
