@@ -94,7 +94,23 @@ def activations(pair):
 
 
 @pytest.fixture(scope="module")
-def gradients(pair, activations):
+def class_maps(pair):
+    """PyTorch's and Keras's, with the channels first, and PyTorch's logits; None for a network that has none."""
+    images = pair.images[:1]
+    torch_net, keras_net = (engine.net for engine in pair.engines)
+    if pair.spec["name"] in WITHOUT_CLASS_MAPS:
+        for net in (torch_net, keras_net):
+            with pytest.raises(shared.Error, match="has no class maps"):
+                net.class_maps(images)
+        return None
+    with torch.no_grad():
+        ours = torch_net.eval().class_maps(torch.from_numpy(images)).numpy()
+        logits = torch_net(torch.from_numpy(images)).numpy()
+    return ours, np.moveaxis(np.asarray(keras_net.class_maps(np.moveaxis(images, 1, -1))), -1, 1), logits
+
+
+@pytest.fixture(scope="module")
+def gradients(pair, activations, class_maps):  # in training mode, in which the running statistics move
     found = compare.gradients(pair.engines, pair.images, pair.labels)
     return found, compare.statistics(pair.engines)
 
@@ -120,25 +136,6 @@ def test_shapes(pair, activations):
     assert [(name, ours, theirs) for name, (ours, theirs), _ in activations] == expected
 
 
-def test_class_maps(pair, bounds):
-    images = pair.images[:1]
-    if pair.spec["name"] in WITHOUT_CLASS_MAPS:
-        for engine in pair.engines:
-            with pytest.raises(shared.Error, match="has no class maps"):
-                engine.net.class_maps(images)
-        return
-    torch_net, keras_net = (engine.net for engine in pair.engines)
-    with torch.no_grad():
-        ours = torch_net.eval().class_maps(torch.from_numpy(images)).numpy()
-        logits = torch_net(torch.from_numpy(images)).numpy()
-    theirs = np.moveaxis(np.asarray(keras_net.class_maps(np.moveaxis(images, 1, -1))), -1, 1)
-    head, _ = shared.spec.head(pair.spec)
-    before = next(row for row in shapes.layers(pair.spec, pair.size) if row.name == head[-1])
-    assert ours.shape == theirs.shape == (1, logits.shape[1], *before.shape[1:])
-    assert compare.relative(ours, theirs) <= bounds["activations"]
-    assert compare.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
-
-
 def test_parameters(pair):
     torch_net, keras_net = (engine.net for engine in pair.engines)
     assert sum(p.numel() for p in torch_net.parameters() if p.requires_grad) == pair.spec["parameters"]
@@ -157,6 +154,16 @@ def test_weights_go_through_both_bit_for_bit(pair, activations):
 
 def test_activations(activations, bounds):
     assert_within(activations, bounds["activations"])
+
+
+def test_class_maps(pair, class_maps, bounds):
+    if class_maps:
+        ours, theirs, logits = class_maps
+        head, _ = shared.spec.head(pair.spec)
+        before = next(row for row in shapes.layers(pair.spec, pair.size) if row.name == head[-1])
+        assert ours.shape == theirs.shape == (1, logits.shape[1], *before.shape[1:])
+        assert compare.relative(ours, theirs) <= bounds["activations"]
+        assert compare.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
 
 
 def test_gradients(gradients, bounds):
