@@ -344,9 +344,9 @@ def torch_maps(spec, path):
 
 def test_pictures_of_one_name_get_files_of_their_own(files, monkeypatch, capsys):
     (files / "a-2.png").write_bytes((files / "a.png").read_bytes())
-    arguments = "locate small.json a.png data/images/a.png a-2.png --weights w.safetensors --out drawn"
+    arguments = "locate small.json a-2.png a.png data/images/a.png --weights w.safetensors --out drawn"
     status, _, _ = twins(arguments, monkeypatch, capsys)
-    assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2-2.png", "a-2.png", "a.png"]
+    assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2.png", "a-3.png", "a.png"]
 
 
 def test_boxes_of_less_than_a_pixel_are_drawn(files, monkeypatch, capsys):
