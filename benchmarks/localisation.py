@@ -80,8 +80,8 @@ def look(checkpoint, data):
     import torch_impl
 
     spec = checkpoint.spec
-    state = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("optimizer.")}
-    (engine,) = predict.engines([torch_impl], spec, state)
+    engine = torch_impl.Engine(torch_impl.build(spec))
+    engine.load(checkpoint.arrays)
     sights, strongest, size = {"": [], "exclusive_": [], "dense_": []}, [], predict.batch_size(spec)
     for start in range(0, len(data.x_test), size):
         batch = datasets.preprocess(data.x_test[start : start + size], spec)
@@ -206,24 +206,23 @@ def main(
 ):
     """Train the networks, print the table, and write it, all numbers, the logs and three pictures into the folder."""
     changes = changes or []
-    runs, expected = {}, {}
+    runs = {}
     for seed, name in itertools.product(range(seeds), network):
-        described = recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes])
-        spec = recipes.network(recipes.load(described))
+        recipe = recipes.load(recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes]))
+        spec = recipes.network(recipe)
         shared.spec.head(spec)
-        folder_of_run = folder / f"{spec['name']}-{seed}"
-        runs[folder_of_run], expected[folder_of_run] = (name, seed), recipes.load(described)
-    source = described["data"]
+        runs[folder / f"{spec['name']}-{seed}"] = name, seed, recipe
+    source = recipe["data"]
     if source not in datasets.SCATTERED:
         raise shared.Error(f"--set data={source}: expected {' or '.join(datasets.SCATTERED)}, which have boxes")
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = [run for run in runs if not complete(run, expected[run])]
+    waiting = [(run, name, seed) for run, (name, seed, recipe) in runs.items() if not complete(run, recipe)]
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
     with Console(stderr=True).status("training") as status:
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(train, run, *runs[run], changes, environment) for run in waiting]
+            futures = [pool.submit(train, *run, changes, environment) for run in waiting]
             try:
                 for number, future in enumerate(as_completed(futures)):
                     status.update(f"training: {number} of {len(futures)} runs done")
@@ -232,7 +231,7 @@ def main(
                 pool.shutdown(cancel_futures=True)
         data, boxes = scattered.make(source.removeprefix("scattered_"))
         found, seen, panels, logs = [], {}, [("image\n", data.x_test[len(boxes) // 2])], []
-        for run, (_, seed) in runs.items():
+        for run, (_, seed, _) in runs.items():
             status.update(f"looking at the test images: {run.name}")
             checkpoint = training.read(run)
             name = checkpoint.spec["name"]

@@ -267,8 +267,7 @@ def predict(
     from . import predict as predictions
 
     described = spec.load(network)
-    if backend not in BACKENDS:
-        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected {', '.join(BACKENDS)}")
+    _check_backend(backend)
     if not images and not data:
         raise Error("there is nothing to predict: name pictures, or a data set with --data")
     if images and data:
@@ -368,8 +367,7 @@ def locate(
     from . import predict as predictions
 
     described = spec.load(network)
-    if backend not in BACKENDS:
-        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected {', '.join(BACKENDS)}")
+    _check_backend(backend)
     if not images and not data:
         raise Error("there is nothing to look at: name pictures, or a folder with a boxes.json with --data")
     if images and data:
@@ -644,6 +642,11 @@ def curves(
     _console(table)
     if len(runs) > 1:
         _console("Difference: the largest of an epoch's losses, in training and testing, from the first run's, relative to it.")
+
+
+def _check_backend(backend):
+    if backend not in BACKENDS:
+        raise Error(f"--backend is {backend!r}{spec.nearest(backend, BACKENDS)}; expected {', '.join(BACKENDS)}")
 
 
 def _check_pictures(paths):

@@ -42,7 +42,7 @@ def make(source="mnist", seed=0, train=TRAIN, test=TEST):
 def _canvases(images, labels, count, generator):
     canvases = np.zeros((count, SIZE, SIZE, 1), np.uint8)
     found, boxes = np.empty(count, np.int64), np.empty((count, 4), np.int64)
-    for canvas, number in zip(canvases[..., 0], range(count), strict=True):
+    for number, canvas in enumerate(canvases[..., 0]):
         taken = []
         side = generator.integers(LARGEST[0], LARGEST[1] + 1)
         sides = [side, *(side * generator.uniform(*OTHERS, generator.integers(3))).astype(int)]
