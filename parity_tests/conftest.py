@@ -10,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each of whi
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run what takes long")
+
+
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all tests share one
 def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
