@@ -4,8 +4,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+from sphinx.ext.autodoc.mock import MockFinder
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
+# Signatures and docstrings need no framework. `autodoc_mock_imports` would still start Keras, to look at base classes.
+sys.meta_path.insert(0, MockFinder(["keras", "tensorflow", "torch"]))
 
 project = "resnet-twins"
 copyright = f"the authors of {project}"
@@ -21,6 +25,7 @@ extensions = [
     "mathml",
 ]
 exclude_patterns = ["_ext"]
+smartquotes = False  # in docstrings and help texts, quotes are code
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -29,7 +34,6 @@ myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_mock_imports = ["keras", "tensorflow", "torch"]  # signatures and docstrings need none of them; starting them takes 10 s
 python_maximum_signature_line_length = 88
 
 copybutton_prompt_text = "$ "

@@ -19,10 +19,13 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
-        """A file's tests share a process, in `test_networks.py` a network's, which is built once for all of them."""
+        """A file's tests share a process; in `test_networks.py` a network's, which is built once for all of them; in
+        `test_docs.py` a page's, whose blocks run in order."""
 
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
+            if file.endswith("test_docs.py") and "[docs/" in test:
+                return test.partition("[")[2].partition(":")[0]
             return test.partition("[")[2] if file.endswith("test_networks.py") and "[" in test else file
 
     return Scheduling(config, log)

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARK = re.compile(r"(?:% *|<!-- *)(not run: *.*?|needs TWINS_DATA|long|exit status \d+)(?: *-->)?$")
+MARK = re.compile(r"(?:% *|<!-- *)(not run: *[^ ].*?|(?:(?:needs TWINS_DATA|long|exit status \d+)(?:, )?)+)(?: *-->)?$")
 
 # Forking a process that has loaded both frameworks and used neither saves each command the 6 s of loading them.
 _fork = multiprocessing.get_context("forkserver")
@@ -35,8 +35,12 @@ class Block(NamedTuple):
     line: int  # of its first line of text, from 1
     language: str
     text: str
-    mark: str  # above it, or ""
+    marks: tuple[str, ...]  # above it
     output: str  # the text block directly after it, or ""
+
+    @property
+    def runs(self):
+        return self.language in ("console", "python", "json") and not any(mark.startswith("not run") for mark in self.marks)
 
     @property
     def place(self):
@@ -51,8 +55,9 @@ def blocks(page):
         if token.type == "fence":
             start = token.map[0]
             mark = MARK.match(lines[start - 1].strip()) if start else None
+            marks = tuple(re.split(r", (?=needs|long|exit)", mark[1])) if mark else ()
             output = following.content if following and (following.type, following.info) == ("fence", "text") else ""
-            found.append(Block(page, start + 2, token.info.strip(), token.content, mark[1] if mark else "", output))
+            found.append(Block(page, start + 2, token.info.strip(), token.content, marks, output))
     return found
 
 
@@ -77,14 +82,14 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w]|
 def same_number(expected, printed):
     """Whether a number is what was expected, both as printed.
 
-    Whole numbers have to be equal. Numbers below 1e-6 in scientific notation are rounding noise: it may be at most ten times as
+    Whole numbers have to be equal. Numbers below 1e-5 in scientific notation are rounding noise: it may be at most ten times as
     large, and at most 1e-15 where 0 is expected. Other numbers may differ by a relative 1e-3, those with more than eight digits
     by 1e-8.
     """
     one, two = (float(text.replace(",", "")) for text in (expected, printed))
     if not re.search(r"[.e]", expected, re.IGNORECASE):
         return expected == printed
-    if "e" in expected.lower() and abs(one) < 1e-6:
+    if "e" in expected.lower() and abs(one) < 1e-5:
         return abs(two) <= 10 * max(abs(one), 1e-16)
     digits = len(re.sub(r"e.*|\D", "", expected, flags=re.IGNORECASE).lstrip("0"))
     return math.isclose(one, two, rel_tol=1e-8 if digits > 8 else 1e-3)

@@ -6,7 +6,8 @@ block directly after a Python block is what that prints. `...` stands for any te
 numbers have the tolerance of `documented.same_number`: times and dates are left out.
 
 A comment directly above a block, `% MARK` in docs/ and `<!-- MARK -->` in the README, says how it is run: `not run: REASON`,
-`needs TWINS_DATA` (skipped where that variable is not set), `long` (with `pytest --long` only), `exit status N`.
+`needs TWINS_DATA` (skipped where that variable is not set), `long` (with `pytest --long` only), `exit status N`. The last three
+may stand together, with commas.
 """
 
 import json
@@ -21,7 +22,7 @@ import shared
 from shared import recipes
 
 BLOCKS = [block for page in PAGES for block in documented.blocks(page)]
-RUN = [block for block in BLOCKS if block.language in ("console", "python", "json") and not block.mark.startswith("not run")]
+RUN = [block for block in BLOCKS if block.runs]
 LANGUAGES = {"console", "python", "json", "text"}
 
 
@@ -37,19 +38,24 @@ class Page:
             (folder / name).symlink_to(ROOT / name)
 
     def run(self, block):
-        """Run a block, after those above it that were not selected."""
+        """Run a block, after those above it that were not selected, and say what is wrong, or ""."""
         position = self.blocks.index(block)
         for earlier in self.blocks[self.done : position]:
             if not _reason_to_skip(earlier, long=False):
                 self._run(earlier)
         self.done = position + 1
-        self._run(block)
+        return self._run(block)
 
     def _run(self, block):
-        {"console": self._run_console, "python": self._run_python, "json": self._check_json}[block.language](block)
+        """What is wrong, as a text, or ""."""
+        try:
+            {"console": self._run_console, "python": self._run_python, "json": self._check_json}[block.language](block)
+        except AssertionError as error:
+            return f"{error}"
+        return ""
 
     def _run_console(self, block):
-        expected_status = int(block.mark.removeprefix("exit status ")) if block.mark.startswith("exit status") else 0
+        expected_status = max([int(mark.split()[-1]) for mark in block.marks if mark.startswith("exit status")], default=0)
         for command, expected in documented.commands(block.text):
             status, printed = documented.run_command(command, self.folder)
             assert status == expected_status, f"{block.place}: exit status {status} of {command}\n{printed}"
@@ -76,9 +82,9 @@ def _check_output(place, expected, printed):
 
 
 def _reason_to_skip(block, long):
-    if block.mark == "long" and not long:
+    if "long" in block.marks and not long:
         return "long: run by pytest --long"
-    if block.mark == "needs TWINS_DATA" and "TWINS_DATA" not in os.environ:
+    if "needs TWINS_DATA" in block.marks and "TWINS_DATA" not in os.environ:
         return "TWINS_DATA is not set"
     return ""
 
@@ -97,10 +103,9 @@ def test_block(block, pages, request):
     reason = _reason_to_skip(block, request.config.getoption("--long"))
     if reason:
         pytest.skip(reason)
-    try:
-        pages[block.page].run(block)
-    except AssertionError as error:
-        pytest.fail(str(error), pytrace=False)
+    failure = pages[block.page].run(block)
+    if failure:
+        pytest.fail(failure, pytrace=False)
 
 
 def test_commands_do_not_hide():
@@ -148,7 +153,7 @@ def _code(text):
 def _tables(page):
     """The rows of a page's tables, {cells of the header: [cells of a row, ...]}; tables with the same header are one."""
     found, header = {}, None
-    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         cells = line.startswith("|") and tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
         if not cells:
             header = None
@@ -163,9 +168,28 @@ def _reference(page):
     return (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
 
 
+def test_commands_reference(monkeypatch):
+    """Every command is in the README's table; the page that the build generates has every option, with its choices."""
+    from twins.backends import Backend
+    from twins.cli import app
+    from typer.main import get_command
+
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    import commands
+
+    sections = {section.splitlines()[0]: section for section in commands.reference().split("\n## ")}
+    table = {row[0] for rows in _tables("README.md").values() for row in rows}
+    for name, command in get_command(app).commands.items():
+        assert any(re.match(rf"`twins {name}\b", cell) for cell in table), f"README.md: twins {name}"
+        for parameter in command.params:
+            for option in parameter.opts:
+                assert option == "--help" or not option.startswith("--") or option in sections[f"twins {name}"], option
+    assert "|".join(Backend) in sections["twins predict"]
+
+
 def test_networks():
     """The table has every network, with its parameters, source and weights, as `python benchmarks/parity.py` prints them."""
-    rows = _tables("reference/networks.md")["network", "source", "parameters", "published weights", "outputs", "gradients"]
+    rows = _tables("docs/reference/networks.md")["network", "source", "parameters", "published weights", "outputs", "gradients"]
     assert [row[0] for row in rows] == [f"`{name}`" for name in shared.names()]
     for row, name in zip(rows, shared.names(), strict=True):
         spec = shared.load(name)
@@ -178,7 +202,7 @@ def test_spec_reference():
     """Every type is there with the keys that it needs, and every key, kind of shortcut and choice is mentioned."""
     from shared.spec import OPTIONAL, REQUIRED, SHORTCUTS, TYPES
 
-    rows = _tables("reference/spec.md")["type", "needs", "may have", ""]
+    rows = _tables("docs/reference/spec.md")["type", "needs", "may have", ""]
     needed = {kind: set(keys.split()) for kind, (keys, _) in TYPES.items()}
     assert {row[0].strip("`"): _code(row[1]) for row in rows} == needed
     words = _code(_reference("spec.md"))

@@ -1,18 +1,26 @@
 """Writes the reference of the commands from the typer app: appended to `reference/commands` when Sphinx reads that page."""
 
+import re
+
 import typer
 from typer.main import get_command
 
 PAGE = "reference/commands"
 
 
+def _prose(text):
+    """A help text as Markdown: options in it are code."""
+    return re.sub(r"(?<![\w`-])--[a-z][\w-]*", r"`\g<0>`", text.strip())
+
+
 def _option(signature, text):
-    return [f"```{{option}} {signature}", *text.strip().splitlines(), "```", ""]
+    return [f"```{{option}} {signature}", *_prose(text).splitlines(), "```", ""]
 
 
 def _command(command, context, path):
     """The Markdown of one command, and of those below it."""
-    lines = [f"## {path}", "", command.help or "", ""] if context.parent else [command.help or "", ""]
+    lines = [f"## {path}", ""] if context.parent else []
+    lines += [_prose(command.help or ""), ""]
     lines += ["```text", f"{path} {' '.join(command.collect_usage_pieces(context))}", "```", ""]
     lines += [f"```{{program}} {path}", "```", ""]
     for parameter in command.get_params(context):

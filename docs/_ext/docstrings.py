@@ -2,6 +2,10 @@
 
 import re
 
+from sphinx.util import inspect
+
+MOCKED = "(*args: Any, **kwargs: Any)"
+
 
 def to_rst(text):
     """The line with its code in double backticks and what else reStructuredText would read as markup escaped."""
@@ -14,6 +18,19 @@ def _convert(app, what, name, obj, options, lines):
     lines[:] = map(to_rst, lines)
 
 
+def _signature(app, what, name, thing, options, signature, returned):
+    """That of a class's own `__init__`, where a mocked framework's base class hides it."""
+    if what == "class" and signature == MOCKED:
+        return inspect.stringify_signature(inspect.signature(thing.__init__, bound_method=True)), returned
+
+
+def _skip(app, what, name, member, skip, options):
+    """Fields of named tuples, which the signature shows and have no docstring of their own."""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _convert)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

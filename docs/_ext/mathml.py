@@ -20,7 +20,7 @@ def _inline(writer, node):
 
 
 def _block(writer, node):
-    writer.body.append(writer.starttag(node, "div", CLASS="math"))
+    writer.body.append(writer.starttag(node, "div", CLASS="formula"))
     writer.body.append(_convert(node, as_block=True) + "</div>\n")
     raise nodes.SkipNode
 
