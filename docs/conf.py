@@ -4,12 +4,13 @@ import sys
 import tomllib
 from pathlib import Path
 
-from sphinx.ext.autodoc.mock import MockFinder
+from sphinx.ext.autodoc import mock
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 # Signatures and docstrings need no framework. `autodoc_mock_imports` would still start Keras, to look at base classes.
-sys.meta_path.insert(0, MockFinder(["keras", "tensorflow", "torch"]))
+frameworks = mock(["keras", "tensorflow", "torch"])
+frameworks.__enter__()  # for the whole build
 
 project = "resnet-twins"
 copyright = f"the authors of {project}"
