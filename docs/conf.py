@@ -58,4 +58,4 @@ html_theme_options = {
     "footer_end": [],
     "show_prev_next": True,
 }
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "tutorial": []}  # nothing lies below them
