@@ -19,9 +19,12 @@ def _convert(app, what, name, obj, options, lines):
 
 
 def _signature(app, what, name, thing, options, signature, returned):
-    """That of a class's own `__init__`, where a mocked framework's base class hides it."""
+    """A class's own `__init__`, where a mocked framework's base class hides it; and fields of data classes made readable."""
     if what == "class" and signature == MOCKED:
         return inspect.stringify_signature(inspect.signature(thing.__init__, bound_method=True)), returned
+    if "<factory>" in (signature or ""):  # which is not Python: Sphinx would print the line as it is
+        return re.sub(r"~[\w.]+\.(\w+)", r"\1", signature).replace("<factory>", "..."), returned
+    return None
 
 
 def _skip(app, what, name, member, skip, options):
