@@ -50,23 +50,23 @@ class Page:
         """What is wrong, as a text, or ""."""
         try:
             {"console": self._run_console, "python": self._run_python, "json": self._check_json}[block.language](block)
-        except AssertionError as error:
-            return f"{error}"
+        except (AssertionError, ValueError, shared.Error) as error:
+            return f"{block.place}: {error}"
         return ""
 
     def _run_console(self, block):
         expected_status = max([int(mark.split()[-1]) for mark in block.marks if mark.startswith("exit status")], default=0)
         for command, expected in documented.commands(block.text):
             status, printed = documented.run_command(command, self.folder)
-            assert status == expected_status, f"{block.place}: exit status {status} of {command}\n{printed}"
+            assert status == expected_status, f"exit status {status} of {command}\n{printed}"
             if any(line.strip() for line in expected):
-                _check_output(f"{block.place}: {command}", expected, printed)
+                _check_output(command, expected, printed)
 
     def _run_python(self, block):
         self.session = self.session or documented.Session(self.folder)
         printed = self.session.run(block)
         if block.output:
-            _check_output(block.place, block.output.splitlines(), printed)
+            _check_output("output of the block", block.output.splitlines(), printed)
 
     def _check_json(self, block):
         value = json.loads(block.text)
@@ -76,9 +76,10 @@ class Page:
             (shared.load if "layers" in value else recipes.load_recipe)(path)
 
 
-def _check_output(place, expected, printed):
+def _check_output(what, expected, printed):
     difference = documented.first_difference(expected, printed.splitlines())
-    assert difference is None, f"{place}\nexpected at {difference!r}:\n" + "\n".join(expected) + f"\nprinted:\n{printed}"
+    text = "\n".join(expected)
+    assert difference is None, f"{what}\nnot printed: {difference}\n\nexpected:\n{text}\n\nprinted:\n{printed}"
 
 
 def _reason_to_skip(block, long):
