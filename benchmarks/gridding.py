@@ -18,9 +18,10 @@ try:
 except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
-from shared import checkpoints, data, gridding, predict
-from shared.spec import head
+from shared import images
+from shared.networks import head
 from shared.weights import initial
+from twins import backends, checkpoints, gridding, plots, predict
 
 NETWORKS = ("drn_a_18", "drn_b_26", "drn_c_26")
 
@@ -46,23 +47,23 @@ def main(
     specs = [shared.load(name) for name in network or NETWORKS]
     if weights and len(weights) != len(specs):
         raise shared.Error(f"there are {len(specs)} networks and {len(weights)} --weights, expected one for each or none")
-    layers = [gridding.full_name(layer or last_map(spec), spec) for spec in specs]
+    layers = [gridding.layer_name(layer or last_map(spec), spec) for spec in specs]
     gridding.check(image, out)
-    seen = [predict.read(image, spec) for spec in specs]
-    states = [checkpoints.load(source, spec) for source, spec in zip(weights or [], specs, strict=False)]
+    seen = [predict.read_image(image, spec) for spec in specs]
+    states = [checkpoints.load_weights(source, spec) for source, spec in zip(weights or [], specs, strict=False)]
     import torch_impl
 
-    panels = [(image.name, data.pixels([seen[0][0]], specs[0])[0])]
+    panels = [(image.name, images.pixels([seen[0][0]], specs[0])[0])]
     table = Table("network", "layer", "channel", "map", "", box=None)
     for number, (spec, name, (_, batch)) in enumerate(zip(specs, layers, seen, strict=True)):
         state = states[number] if states else initial(spec)
-        (engine,) = predict.engines([torch_impl], spec, state)
-        channel, values = gridding.look(engine, batch, name)
+        (engine,) = backends.engines([torch_impl], spec, state)
+        channel, values = gridding.strongest_map(engine, batch, name)
         called = spec["name"] if weights else f"{spec['name']}, untrained"
-        told = gridding.told(values, spec, name)
+        told = gridding.describe(values, spec, name)
         table.add_row(called, name, f"{channel}", "x".join(map(str, values.shape)), told)
         panels.append((f"{called}, {name}\n{told}", values))
-    gridding.draw(panels, out)
+    plots.draw_panels(panels, out)
     Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 

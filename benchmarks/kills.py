@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from shared import curves, training
+from twins import runlog, training
 
 TRAIN = "import sys; from shared import cli, training; training.SECONDS = 0; sys.argv[0] = 'twins'; cli.main()"
 
@@ -66,11 +66,11 @@ def run(
                 raise SystemExit(f"kills.py: the run was done before kill {number}; more --epochs would be right")
             written += any(broken.glob(".*")) if broken.exists() else 0
             if number % 20 == 0:
-                step = training.read(broken).step if last.exists() else 0
+                step = training.read_checkpoint(broken).step if last.exists() else 0
                 print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
         end(start(recipe, *options, "--resume", broken))
-        one, other = training.read(whole), training.read(broken)
-        logs = [curves.read(folder) for folder in (whole, broken)]
+        one, other = training.read_checkpoint(whole), training.read_checkpoint(broken)
+        logs = [runlog.read_log(folder) for folder in (whole, broken)]
         left = [path.name for path in broken.glob(".*")]
     different = [name for name in one.arrays if not np.array_equal(one.arrays[name], other.arrays[name])]
     same = [[{k: v for k, v in row.items() if k != "images_per_sec"} for row in rows] for rows in logs]

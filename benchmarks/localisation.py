@@ -26,9 +26,9 @@ try:
 except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
-from shared import data as datasets
-from shared import gridding, locate, predict, recipes, scattered, training
-from shared.weights import aside
+from shared import images, networks, recipes
+from shared.files import atomic_path
+from twins import boxes, datasets, gridding, plots, predict, scattered, training
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("resnet10_small", "drn_a_10_small", "drn_b_18_small", "drn_c_18_small")
@@ -52,7 +52,7 @@ def train(folder, network, seed, changes, environment):
     words = ["--resume", str(folder)] if (folder / "last.safetensors").exists() else begin
     log = folder.with_suffix(".txt")
     with log.open("a") as output:
-        command = [sys.executable, "-m", "shared.cli", "train", "scattered", *words]
+        command = [sys.executable, "-m", "twins", "train", "scattered", *words]
         done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         said = log.read_text().strip().splitlines() or [f"it ended with {done.returncode}"]
@@ -63,7 +63,7 @@ def complete(folder, recipe):
     """Whether the run of a folder is done. Raises `shared.Error` where another recipe, or another network, made it."""
     if not (folder / "last.safetensors").exists():
         return False
-    checkpoint = training.read(folder)
+    checkpoint = training.read_checkpoint(folder)
     if checkpoint.recipe != recipe or checkpoint.spec["layers"] != recipes.network(recipe)["layers"]:
         raise shared.Error(f"{folder}: a run of another recipe or network; another folder would be right")
     if "steps" in recipe:
@@ -84,31 +84,31 @@ def look(checkpoint, data):
     engine.load(checkpoint.arrays)
     sights, strongest, size = {"": [], "exclusive_": [], "dense_": []}, [], predict.batch_size(spec)
     for start in range(0, len(data.x_test), size):
-        batch = datasets.preprocess(data.x_test[start : start + size], spec)
+        batch = images.preprocess(data.x_test[start : start + size], spec)
         for maps, label in zip(engine.class_maps(batch).astype(np.float64), data.y_test[start : start + size], strict=True):
-            plain = locate.sight(maps, WINDOW, label)
+            plain = boxes.localise(maps, WINDOW, label)
             sights[""].append(plain)
-            sights["exclusive_"].append(locate.sight(maps, WINDOW, label, alone=True))
-            sights["dense_"].append(plain._replace(response=locate.upsampled(plain.response, *WINDOW[2:])))
-        strongest += [gridding.strongest(output)[1] for output in engine.activations(batch)[shared.spec.head(spec)[0][-1]]]
+            sights["exclusive_"].append(boxes.localise(maps, WINDOW, label, alone=True))
+            sights["dense_"].append(plain._replace(response=boxes.upsampled(plain.response, *WINDOW[2:])))
+        strongest += [gridding.strongest(output)[1] for output in engine.activations(batch)[networks.head(spec)[0][-1]]]
     return sights, strongest[len(strongest) // 2 :]
 
 
 def grids(spec, maps):
     """The mean of `shared.gridding.gridding` over maps of the last layer before the pooling; None without dilation."""
     try:
-        period = gridding.period(spec, shared.spec.head(spec)[0][-1])
+        period = gridding.grid_period(spec, networks.head(spec)[0][-1])
     except shared.Error:
         return None
     return float(np.mean([gridding.gridding(values, period) for values in maps]))
 
 
-def measured(sights, boxes):
+def measured(sights, true_boxes):
     """The scores of the second half of the images, at the threshold that is best for the first; and those at all thresholds."""
-    half, truths = len(sights) // 2, [[box] for box in boxes]
-    chosen = {t: locate.scores(sights[:half], truths[:half], t)["localisation_error"] for t in locate.SWEEP}
+    half, truths = len(sights) // 2, [[box] for box in true_boxes]
+    chosen = {t: boxes.scores(sights[:half], truths[:half], t)["localisation_error"] for t in boxes.SWEEP}
     threshold = min(chosen, key=chosen.get)
-    scores = {t: locate.scores(sights[half:], truths[half:], t, known=True) for t in locate.SWEEP}
+    scores = {t: boxes.scores(sights[half:], truths[half:], t, known=True) for t in boxes.SWEEP}
     return {
         "threshold": threshold,
         **scores[threshold],
@@ -122,8 +122,8 @@ def draw_sweeps(found, path):
     for axes, key, title in zip(panels, ("sweep", "dense_sweep"), ("positions", "positions, interpolated"), strict=True):
         for network in dict.fromkeys(row["network"] for row in found):
             sweeps = np.array([list(row[key].values()) for row in found if row["network"] == network])
-            (line,) = axes.plot(locate.SWEEP, sweeps.mean(0), "o-", markersize=3, label=network)
-            axes.fill_between(locate.SWEEP, sweeps.min(0), sweeps.max(0), alpha=0.2, color=line.get_color(), linewidth=0)
+            (line,) = axes.plot(boxes.SWEEP, sweeps.mean(0), "o-", markersize=3, label=network)
+            axes.fill_between(boxes.SWEEP, sweeps.min(0), sweeps.max(0), alpha=0.2, color=line.get_color(), linewidth=0)
         axes.set(xlabel="threshold, of the largest response", title=f"boxes of {title}", ylim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("localisation error, label known")
@@ -131,11 +131,11 @@ def draw_sweeps(found, path):
     _save(figure, path)
 
 
-def draw_examples(seen, data, boxes, found, path):
+def draw_examples(seen, data, true_boxes, found, path):
     """Draw test images, and the responses and boxes of their labels; `seen` is {network: sights}."""
     from matplotlib.patches import Rectangle
 
-    half = len(boxes) // 2
+    half = len(true_boxes) // 2
     figure, panels = _figure(EXAMPLES, 1 + len(seen), (1.6 * (1 + len(seen)), 1.6 * EXAMPLES), squeeze=False)
     for row, number in zip(panels, range(half, half + EXAMPLES), strict=True):
         row[0].imshow(data.x_test[number, ..., 0], cmap="gray")
@@ -145,7 +145,7 @@ def draw_examples(seen, data, boxes, found, path):
             threshold = next(r["threshold"] for r in found if r["network"] == network)
             _outline(axes, sights[number].box(threshold), Rectangle, "red")
         for axes in row:
-            _outline(axes, boxes[number], Rectangle, "lime")
+            _outline(axes, true_boxes[number], Rectangle, "lime")
             axes.set(xlim=(0, WINDOW[2]), ylim=(WINDOW[3], 0), xticks=[], yticks=[])
     for axes, title in zip(panels[0], ("image", *seen), strict=True):
         axes.set_title(title, fontsize=8)
@@ -168,7 +168,7 @@ def _figure(rows, columns, size, **options):
 
 
 def _save(figure, path):
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
@@ -208,9 +208,11 @@ def main(
     changes = changes or []
     runs = {}
     for seed, name in itertools.product(range(seeds), network):
-        recipe = recipes.load(recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes]))
+        recipe = recipes.load_recipe(
+            recipes.changed(recipes.load_recipe("scattered"), [f"network={name}", f"seed={seed}", *changes])
+        )
         spec = recipes.network(recipe)
-        shared.spec.head(spec)
+        networks.head(spec)
         runs[folder / f"{spec['name']}-{seed}"] = name, seed, recipe
     source = recipe["data"]
     if source not in datasets.SCATTERED:
@@ -229,23 +231,25 @@ def main(
                     future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
-        data, boxes = scattered.make(source.removeprefix("scattered_"))
-        found, seen, panels, logs = [], {}, [("image\n", data.x_test[len(boxes) // 2])], []
+        data, true_boxes = datasets.load_scattered(source)
+        found, seen, panels, logs = [], {}, [("image\n", data.x_test[len(true_boxes) // 2])], []
         for run, (_, seed, _) in runs.items():
             status.update(f"looking at the test images: {run.name}")
-            checkpoint = training.read(run)
+            checkpoint = training.read_checkpoint(run)
             name = checkpoint.spec["name"]
             sights, maps = look(checkpoint, data)
             row = {"network": name, "seed": seed, "map": "x".join(map(str, maps[0].shape))}
             for way, these in sights.items():
-                row |= {f"{way}{key}": value for key, value in measured(these, boxes).items()}
+                row |= {f"{way}{key}": value for key, value in measured(these, true_boxes).items()}
             found.append(row | {"gridding": grids(checkpoint.spec, maps)})
             if name not in seen:
                 seen[name] = sights[""]
                 share = grids(checkpoint.spec, maps[:1])
                 panels.append((f"{name}\n" + (f"gridding {share:.2f}" if share is not None else ""), maps[0]))
             logs += [{"network": name, "seed": seed, **line} for line in checkpoint.history]
-    guess = locate.guessed([WINDOW[2:]] * (len(boxes) - len(boxes) // 2), [[box] for box in boxes[len(boxes) // 2 :]])
+    guess = boxes.whole_picture_scores(
+        [WINDOW[2:]] * (len(true_boxes) - len(true_boxes) // 2), [[box] for box in true_boxes[len(true_boxes) // 2 :]]
+    )
     shown = table(found, guess)
     texts = {
         ".json": json.dumps({**origin(), "whole_canvas": guess, "runs": found}, indent=2) + "\n",
@@ -256,11 +260,11 @@ def main(
         screen.print(shown)
     texts[".txt"] = "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
     for ending, text in texts.items():
-        with aside(folder / f"localisation{ending}") as temporary:
+        with atomic_path(folder / f"localisation{ending}") as temporary:
             temporary.write_text(text, encoding="utf-8")
     draw_sweeps(found, folder / "localisation-sweep.png")
-    gridding.draw(panels, folder / "localisation-gridding.png")
-    draw_examples(seen, data, boxes, found, folder / "localisation-examples.png")
+    plots.draw_panels(panels, folder / "localisation-gridding.png")
+    draw_examples(seen, data, true_boxes, found, folder / "localisation-examples.png")
     print(texts[".txt"], end="")
 
 

@@ -14,7 +14,8 @@ import sys
 import numpy as np
 
 import shared
-from shared import coexist, compare, shapes, weights
+from shared import coexist, shapes, weights
+from twins import compare, ladder
 
 
 def main():
@@ -41,18 +42,18 @@ def _differences(packages, spec):
     """The cells of the two last columns."""
     state = weights.randomised(weights.initial(spec))
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((4, spec["input"][0], *compare.small(spec, spec["input"][1:])))
+    images = generator.standard_normal((4, spec["input"][0], *compare.small_size(spec, spec["input"][1:])))
     labels = generator.integers(0, shapes.layers(spec)[-1].shape[0], 4)
     engines = []
     for package in packages:
         engines.append(package.Engine(package.build(spec, dtype="float64")))
         package.load(engines[-1].net, state)
-    found = compare.activations(engines, images), compare.gradients(engines, images, labels)
+    found = ladder.activations(engines, images), ladder.gradients(engines, images, labels)
     engines.clear()
     gc.collect()  # a VGG in two frameworks takes 6 GB
-    apart = compare.chaos(packages[0], spec, state, images, labels)
+    apart = ladder.chaos(packages[0], spec, state, images, labels)
     rungs = zip(found, ("activations", "gradients"), strict=True)
-    return [f"{compare.largest(differences).value:.0e} ({apart[rung]:.0e})" for differences, rung in rungs]
+    return [f"{ladder.largest(differences).value:.0e} ({apart[rung]:.0e})" for differences, rung in rungs]
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ except ModuleNotFoundError:  # a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import shared
 from shared import shapes
-from shared.curves import check_picture
-from shared.spec import nearest
-from shared.weights import aside, check_place
+from shared.checks import nearest
+from shared.files import atomic_path, check_writable
+from twins.plots import check_figure
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -358,9 +358,9 @@ def run(
     ]
     for path in (json_file, csv_file):
         if path not in (None, "-"):
-            check_place(path)
+            check_writable(path)
     if plot_file:
-        check_picture(plot_file)
+        check_figure(plot_file)
 
     about = {**origin(), "python": platform.python_version(), "platform": platform.platform()}
     measured, notes = [], []
@@ -506,13 +506,13 @@ def plot(results, path):
     first = results[0]
     batches = "/".join(str(size) for size in dict.fromkeys(row["batch_size"] for row in results))
     figure.suptitle(f"{first['device']}, {first['threads']} threads, batch {batches}", fontsize=10)
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 
 def write(path, text):
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from run import origin
 from worker import processor
 
 import shared
-from shared.weights import aside, check_place
+from shared.files import atomic_path, check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "tensorflow", "keras")
@@ -48,7 +48,7 @@ def python(code):
 
 def command(*words):
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "shared.cli", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    subprocess.run([sys.executable, "-m", "twins", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return 1000 * (time.perf_counter() - start)
 
 
@@ -66,7 +66,7 @@ def main(
 ):
     """Measure the command, the imports and building ResNet-152."""
     if json_file:
-        check_place(json_file)
+        check_writable(json_file)
     candidates = {
         "`twins list`": lambda: command("list"),
         "`twins show resnet152`": lambda: command("show", "resnet152"),
@@ -101,7 +101,7 @@ def main(
         console.print(note, soft_wrap=True)
     if json_file:
         about = {**origin(), "device": processor(), "versions": {name: installed(name) for name in PACKAGES}}
-        with aside(json_file) as temporary:
+        with atomic_path(json_file) as temporary:
             temporary.write_text(json.dumps({**about, "notes": notes, "milliseconds": found}, indent=2) + "\n")
     if not found:
         sys.exit(1)

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from shared import compare, curves, recipes, training
-from shared.spec import Error
+from shared import recipes
+from shared.checks import Error
+from twins import ladder, plots, training
 
 
 def twins(*arguments):
-    done = subprocess.run([sys.executable, "-m", "shared.cli", "train", *map(str, arguments)])
+    done = subprocess.run([sys.executable, "-m", "twins", "train", *map(str, arguments)])
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -24,7 +25,7 @@ def run(
     every: Annotated[int, typer.Option(help="Change the framework after so many.")] = 2,
 ):
     """Exit status 1 where a bound of rung 5 is not kept: in float64."""
-    if epochs % every or recipes.load(recipe)["schedule"]["name"] == "cosine":
+    if epochs % every or recipes.load_recipe(recipe)["schedule"]["name"] == "cosine":
         raise Error("expected --epochs that --every divides, and a schedule that does not depend on the run's length")
     whole, switched = out / "torch", out / "switched"
     options = ("--set", "precision=float64")
@@ -32,16 +33,16 @@ def run(
     for number, until in enumerate(range(every, epochs + 1, every)):
         where = ("--resume", switched) if number else ("--out", switched)
         twins(recipe, *options, *where, "--epochs", until, "--backend", ("torch", "tf")[number % 2])
-    one, other = training.read(whole), training.read(switched)
-    worst = compare.largest(compare.between(one.arrays, other.arrays))
-    losses = [compare.relative(a["loss"], b["loss"]) for a, b in zip(one.history, other.history, strict=True)]
+    one, other = training.read_checkpoint(whole), training.read_checkpoint(switched)
+    worst = ladder.largest(ladder.between(one.arrays, other.arrays))
+    losses = [ladder.relative(a["loss"], b["loss"]) for a, b in zip(one.history, other.history, strict=True)]
     accuracies = [[row["test_accuracy"] for row in found.history] for found in (one, other)]
     print(f"{recipe}, float64, {one.step} steps, {epochs} epochs, another framework after every {every}:")
     print(f"losses of the epochs differ by {max(losses):.1e} at most, arrays by {worst.value:.1e} ({worst.name});")
     print(f"the test accuracies are {'the same' if accuracies[0] == accuracies[1] else 'not the same'}.")
     runs = {"PyTorch": one.history, "PyTorch and Keras in turn": other.history}
-    curves.draw(runs, out / "switch.png", one.recipe.get("title", recipe))
-    bounds = compare.BOUNDS["float64"]
+    plots.draw_curves(runs, out / "switch.png", one.recipe.get("title", recipe))
+    bounds = ladder.BOUNDS["float64"]
     sys.exit(1 if worst.value > bounds["weights"] or max(losses) > bounds["losses"] else 0)
 
 

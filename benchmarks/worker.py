@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 import shared
-from shared import checkpoints, shapes, weights
+from shared import renaming, shapes, weights
 
 WARM_UP = 1  # steps behind the first
 OURS = ("twins", "recommended", "twins again")  # the others are other projects'
@@ -186,7 +186,7 @@ class Keras:
         if size[:2] != tuple(spec["input"][1:]) and spec["layers"][-3]["type"] != "global_avg_pool":
             raise shared.Error(f"keras.applications' {name} takes images of {size[0]}x{size[1]} without its classifier alone")
         net = getattr(self.keras.applications, name)(weights=None, input_shape=size, classifier_activation=None)
-        arrays = dict(checkpoints.to_application(weights.initial(spec), spec).values())
+        arrays = dict(renaming.to_application(weights.initial(spec), spec).values())
         for layer in net.layers:
             layer.set_weights([arrays[f"{layer.name}/{variable.name}"] for variable in layer.weights])
         return net

@@ -6,6 +6,7 @@ coexist.prepare("torch")
 
 import keras  # noqa: E402
 
+from . import checkpoints, export  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .optimizers import SGD, Adam, AdamW  # noqa: E402
@@ -13,4 +14,17 @@ from .weights import load, state  # noqa: E402
 
 keras.saving.register_keras_serializable("resnet_twins")(Network)
 
-__all__ = ["SGD", "Adam", "AdamW", "Engine", "Network", "build", "folded", "load", "state", "trainer"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Engine",
+    "Network",
+    "build",
+    "checkpoints",
+    "export",
+    "folded",
+    "load",
+    "state",
+    "trainer",
+]

@@ -5,18 +5,19 @@ import numpy as np
 
 import shared
 from shared.coexist import silence
-from shared.weights import aside, check
+from shared.files import atomic_path
+from shared.weights import check_state
 
 from .layers import construct, precision
 from .network import Network
 from .weights import load
 
 
-def write(path, spec, state):
+def write_keras(path, spec, state):
     """Write a network with a state: as a whole into a `.keras` file, its weights into a `.weights.h5` file."""
     net = construct(Network, spec, _dtype(state))
     load(net, state)
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         (net.save_weights if str(path).endswith(".weights.h5") else net.save)(temporary)
 
 
@@ -34,10 +35,10 @@ def write_application(path, spec, arrays):
     top = {"classes": last.sizes[1]} if last.type == "linear" else {"include_top": False}
     with precision(_dtype(arrays)):
         model = application(weights=None, input_shape=(height, width, channels), **top)
-    check(arrays, {f"{layer.name}/{v.name}": tuple(v.shape) for layer in model.layers for v in layer.weights})
+    check_state(arrays, {f"{layer.name}/{v.name}": tuple(v.shape) for layer in model.layers for v in layer.weights})
     for layer in model.layers:
         layer.set_weights([arrays[f"{layer.name}/{variable.name}"] for variable in layer.weights])
-    with aside(path) as temporary, silence():  # Keras would rather have a .keras file, and says so
+    with atomic_path(path) as temporary, silence():  # Keras would rather have a .keras file, and says so
         model.save(temporary)
 
 

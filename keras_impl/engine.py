@@ -12,7 +12,7 @@ from keras import ops
 
 import shared
 from shared import recipes, weights
-from shared.dropout import kept
+from shared.dropout import masks
 
 from . import optimizers
 from .layers import Dropout, members
@@ -60,7 +60,7 @@ class Engine:
         """One training step; returns the mean cross-entropy before it, and how many of the images were classified right."""
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
-        dropped = self._kept(images)
+        dropped = self._masks(images)
         if self.shares == 1:
             loss, right = self._steps(self._tensor(images), ops.convert_to_tensor(labels), dropped)
         else:
@@ -70,7 +70,7 @@ class Engine:
 
     def loss(self, images, labels):
         """The mean cross-entropy in training mode, in which running statistics move."""
-        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels), self._kept(images))[0])
+        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels), self._masks(images))[0])
 
     def predict(self, images):
         """Logits in evaluation mode."""
@@ -89,7 +89,7 @@ class Engine:
 
         As in every pass in training mode, the running statistics of batch norms move.
         """
-        dropped, images = self._kept(images), self._tensor(images)
+        dropped, images = self._masks(images), self._tensor(images)
         with self.tf.GradientTape() as tape:
             tape.watch(images)
             loss, _ = self._loss(images, ops.convert_to_tensor(labels), dropped)
@@ -144,20 +144,20 @@ class Engine:
     def _loss(self, images, labels, dropped):
         """The loss, and how many images are classified right."""
         for name, tensor in dropped.items():
-            self.dropouts[name].kept[threading.get_ident()] = tensor
+            self.dropouts[name].masks[threading.get_ident()] = tensor
         try:
             logits = self.net(images, training=True)
         finally:
             for layer in self.dropouts.values():
-                layer.kept.pop(threading.get_ident(), None)
+                layer.masks.pop(threading.get_ident(), None)
         logits = ops.cast(logits, self.net.variable_dtype)
         right = ops.sum(ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(labels, "int32")), "int32"))
         return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)), right
 
-    def _kept(self, images):
+    def _masks(self, images):
         """What dropout keeps in the coming pass, for each such layer."""
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        arrays = kept(self.net.spec, rates, images.shape, self.passes, self.seed)
+        arrays = masks(self.net.spec, rates, images.shape, self.passes, self.seed)
         self.passes += 1
         return {name: self._tensor(array) for name, array in arrays.items()}
 
@@ -173,7 +173,7 @@ class Engine:
 
 
 def trainer(spec, recipe, compiled=False, devices=None):
-    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
+    """An engine that trains a new network by a recipe, as `shared.recipes.load_recipe` gives it, on the GPU if there is one.
 
     With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` where there are fewer.
     """

@@ -12,8 +12,8 @@ import threading
 import keras
 from keras import ops
 
-from shared import Error
-from shared.interpolation import interpolation
+from shared.checks import Error
+from shared.interpolation import interpolation_matrix
 
 fused = importlib.import_module(".fused", __package__) if keras.backend.backend() == "tensorflow" else None
 
@@ -189,18 +189,18 @@ class LocalResponseNorm(Layer):
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same.
+    """Dropout of a share `rate`. Where an `Engine` sets `masks`, from `shared.dropout`, both frameworks drop the same.
 
-    `kept` is {thread: array}: each of several devices has a thread, and they take turns within a pass.
+    `masks` is {thread: array}: each of several devices has a thread, and they take turns within a pass.
     """
 
     def __init__(self, rate):
         super().__init__(rate)
-        self.kept = {}
+        self.masks = {}
 
     def call(self, x, training=None):
-        kept = self.kept.get(threading.get_ident()) if training else None
-        return super().call(x, training) if kept is None else x * kept
+        mask = self.masks.get(threading.get_ident()) if training else None
+        return super().call(x, training) if mask is None else x * mask
 
 
 class ScaledTanh(Layer):
@@ -337,7 +337,7 @@ def at_every_position(classifier, x):
 def upsampled(maps, images):
     """Maps at the size of the images, bilinearly, by half-pixel centres; TensorFlow's own resizing is float32 alone."""
     for axis, equation in ((1, "nh,bhwc->bnwc"), (2, "nw,bhwc->bhnc")):
-        matrix = interpolation(maps.shape[axis], images.shape[axis])
+        matrix = interpolation_matrix(maps.shape[axis], images.shape[axis])
         maps = ops.einsum(equation, ops.convert_to_tensor(matrix, maps.dtype), maps)
     return maps
 
@@ -383,7 +383,7 @@ def precision(dtype):
         keras.config.set_dtype_policy(before)
 
 
-def kept(x):
+def snapshot(x):
     """An output as it is, since no layer writes over another's."""
     return x
 

@@ -1,11 +1,11 @@
 """A network from its spec. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
 
 import shared
-from shared import fold
+from shared import fold, networks
 from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
-from .weights import load, state, take
+from .weights import adopt, load, state
 
 TYPES = {
     "conv": layers.Conv,
@@ -57,7 +57,7 @@ class Network(layers.Model):
         outputs = {}
         for name, layer in self.chain():
             x = layer(x)
-            outputs[name] = layers.kept(x)
+            outputs[name] = layers.snapshot(x)
         return outputs
 
     def class_maps(self, x):
@@ -66,7 +66,7 @@ class Network(layers.Model):
         Their mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
         `shared.Error` where the network does not end in global pooling and one linear layer or 1x1 convolution.
         """
-        before, classifier = shared.spec.head(self.spec)
+        before, classifier = networks.head(self.spec)
         for name, layer in self.chain():
             if name in before:
                 x = layer(x)
@@ -99,7 +99,7 @@ def build(network, seed=0, dtype="float32"):
     """
     spec = shared.load(network)
     net = layers.construct(Network, spec, dtype)
-    take(net, initial(spec, seed))
+    adopt(net, initial(spec, seed))
     return net
 
 
@@ -109,7 +109,7 @@ def folded(net):
     See `shared.fold`. Its `spec` and its state are those of an ordinary network.
     """
     spec, arrays = fold.folded(net.spec, state(net))
-    lean = layers.construct(Network, spec, layers.dtype(net))
-    load(lean, arrays)
-    layers.for_inference(lean, net)
-    return lean
+    lighter = layers.construct(Network, spec, layers.dtype(net))
+    load(lighter, arrays)
+    layers.for_inference(lighter, net)
+    return lighter

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from shared.weights import TO_KERAS, TO_PYTORCH, check
+from shared.weights import TO_KERAS, TO_PYTORCH, check_state
 
 from .layers import members
 
@@ -30,12 +30,12 @@ def load(net, state):
     Raises `shared.Error`, with all of them in it, for missing, unexpected and misshapen names; the network is then unchanged.
     """
     found = variables(net)
-    check(state, {name: _permuted(variable.shape, TO_PYTORCH) for name, variable in found.items()})
+    check_state(state, {name: _permuted(variable.shape, TO_PYTORCH) for name, variable in found.items()})
     for name, variable in found.items():
         variable.assign(to_keras(np.asarray(state[name])))
 
 
-take = load  # in PyTorch the network keeps the arrays; Keras's variables have memory from the start
+adopt = load  # in PyTorch the network keeps the arrays; Keras's variables have memory from the start
 
 
 def to_pytorch(array):

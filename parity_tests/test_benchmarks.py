@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import shared
-from shared import shapes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import run  # noqa: E402
 import startup  # noqa: E402
+
+from shared import shapes
 
 
 def benchmark(*options):

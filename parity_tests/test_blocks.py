@@ -17,13 +17,14 @@ from torchvision.models.inception import InceptionA
 
 import shared
 import torch_impl
-from shared import compare, dropout, shapes, weights
 
 # isort: split
 # PyTorch first, then TensorFlow: the other modules of this suite import them in the other order.
 import keras_impl
+from shared import dropout, shapes, weights
+from twins import ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 SIZES = ((7, 10), (11, 9))  # at a stride of 2, "same" and symmetric padding part where a side is even
 
 SAME_SHAPE, WIDER, SMALLER = {"in": 8, "out": 8}, {"in": 5, "out": 8}, {"in": 5, "out": 8, "stride": 2}
@@ -188,18 +189,18 @@ def pair(request):
 
 @pytest.fixture(scope="module")
 def activations(pair):
-    return [compare.activations(pair.engines, images) for images in pair.images]
+    return [ladder.activations(pair.engines, images) for images in pair.images]
 
 
 @pytest.fixture(scope="module")
 def gradients(pair, activations):
     """The gradients, and the running statistics that the passes in training mode leave."""
-    found = compare.gradients(pair.engines, pair.images[0], np.array([0, 3, 1]))
-    return found, compare.statistics(pair.engines)
+    found = ladder.gradients(pair.engines, pair.images[0], np.array([0, 3, 1]))
+    return found, ladder.statistics(pair.engines)
 
 
 def assert_within(differences, bound):
-    first = compare.first_beyond(differences, bound)
+    first = ladder.first_beyond(differences, bound)
     assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}"
 
 
@@ -254,7 +255,7 @@ def test_by_other_code(pair, training):
     state = {name: torch.from_numpy(array).double() for name, array in pair.state.items()}
     state = {name.removeprefix("block."): array for name, array in state.items() if name.startswith("block.")}
     images = torch.from_numpy(pair.images[0])
-    masks = dropout.kept(pair.spec, dict.fromkeys(pair.engines[0].dropouts, 0.5), images.shape, step=0)
+    masks = dropout.masks(pair.spec, dict.fromkeys(pair.engines[0].dropouts, 0.5), images.shape, step=0)
     masks = {name: torch.from_numpy(array) for name, array in masks.items()}
     for package, engine in zip((torch_impl, keras_impl), pair.engines, strict=True):
         package.load(engine.net, pair.state)
@@ -268,12 +269,12 @@ def test_by_other_code(pair, training):
             expected = by_torchvision(pair.block, state, images, training).numpy()
         ours = pair.engines[0].net.train(training).block(images).numpy()
     theirs = pair.engines[1].net.block(np.moveaxis(images.numpy(), 1, -1), training=training).numpy()
-    assert compare.relative(expected, ours) <= BOUNDS["activations"]
-    assert compare.relative(expected, np.moveaxis(theirs, -1, 1)) <= BOUNDS["activations"]
+    assert ladder.relative(expected, ours) <= BOUNDS["activations"]
+    assert ladder.relative(expected, np.moveaxis(theirs, -1, 1)) <= BOUNDS["activations"]
     for engine in pair.engines:
         after = engine.state()
         for name in [name for name in state if "running_" in name]:
-            assert compare.relative(state[name].numpy(), after[f"block.{name}"]) <= BOUNDS["statistics"], name
+            assert ladder.relative(state[name].numpy(), after[f"block.{name}"]) <= BOUNDS["statistics"], name
 
 
 # He et al. 2016, figure 4 (a) to (e), and (e) with three convolutions. A projection begins at |, + is the addition.

@@ -21,8 +21,9 @@ import keras_impl
 import shared
 import torch_impl
 from keras_impl.layers import precision
-from shared import checkpoints, cli, shapes, weights
-from shared.compare import BOUNDS, relative
+from shared import networks, renaming, shapes, weights
+from twins import checkpoints, cli
+from twins.ladder import BOUNDS, relative
 
 FORMATS = ("x.safetensors", "x.pth", "x.keras", "x.weights.h5")
 BOUND = BOUNDS["float64"]["activations"]
@@ -74,30 +75,30 @@ def outputs(spec, state, images):
 @pytest.mark.parametrize("source", FORMATS)
 def test_every_format_in_every_direction(source, tmp_path):
     state = random_state("mnist_residual", "float64")
-    weights.save(tmp_path / "first.safetensors", state)
+    weights.save_state(tmp_path / "first.safetensors", state)
     checkpoints.convert(tmp_path / "first.safetensors", tmp_path / source, "mnist_residual")
     for destination in FORMATS:
         report = checkpoints.convert(tmp_path / source, tmp_path / f"2{destination}", "mnist_residual")
         assert report.networks == ["mnist_residual"] and len(report.moves) == len(state)
-        assert_same(checkpoints.load(tmp_path / f"2{destination}", shared.load("mnist_residual")), state)
+        assert_same(checkpoints.load_weights(tmp_path / f"2{destination}", shared.load("mnist_residual")), state)
     assert sorted(os.listdir(tmp_path)) == sorted({"first.safetensors", source, *(f"2{name}" for name in FORMATS)})
 
 
 def test_a_round_trip_with_groups_and_batch_norms(tmp_path):
     state = random_state("resnet20")
-    weights.save(tmp_path / "0.safetensors", state)
+    weights.save_state(tmp_path / "0.safetensors", state)
     path = tmp_path / "0.safetensors"
     for number, kind in enumerate((".pt", ".keras", ".weights.h5", ".th", ".safetensors"), start=1):
         checkpoints.convert(path, tmp_path / f"{number}{kind}", "resnet20")
         path = tmp_path / f"{number}{kind}"
-    assert_same(weights.read(path), state)
+    assert_same(weights.read_state(path), state)
 
 
 def test_a_converted_file_loads_in_each_frameworks_own_way(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(MINE))
     net, twin = (package.build(MINE) for package in (torch_impl, keras_impl))
     state = weights.randomised(weights.initial(MINE, seed=3))
-    weights.save(tmp_path / "x.safetensors", state)
+    weights.save_state(tmp_path / "x.safetensors", state)
     for before, name in zip(("x.safetensors", "x.keras", "x.weights.h5"), ("x.keras", "x.weights.h5", "x.pth"), strict=True):
         checkpoints.convert(tmp_path / before, tmp_path / name, str(tmp_path / "mine.json"))
     tensors = torch.load(tmp_path / "x.pth")
@@ -129,7 +130,7 @@ def test_a_file_in_bfloat16(tmp_path):
     twin.save_weights(tmp_path / "x.weights.h5")
     torch.save(torch_impl.build("mnist_residual", dtype="bfloat16").state_dict(), tmp_path / "x.pth")
     for name in ("x.weights.h5", "x.pth"):
-        state = checkpoints.load(tmp_path / name, shared.load("mnist_residual"))
+        state = checkpoints.load_weights(tmp_path / name, shared.load("mnist_residual"))
         assert_same(state, torch_impl.state(torch_impl.build("mnist_residual", dtype="bfloat16")))
 
 
@@ -139,7 +140,7 @@ def test_cifar_resnets_in_circulation(tmp_path):
     tensors["module.bn1.num_batches_tracked"] = torch.tensor(7)
     for key in ("state_dict", "model", "model_state_dict", "net"):
         torch.save({"epoch": 3, "best_prec1": torch.tensor(91.5), key: tensors}, tmp_path / "x.th")
-        assert_same(checkpoints.load(tmp_path / "x.th", shared.load("resnet20")), state)
+        assert_same(checkpoints.load_weights(tmp_path / "x.th", shared.load("resnet20")), state)
     report = checkpoints.convert(tmp_path / "x.th", tmp_path / "x.safetensors")
     assert "resnet20" in report.networks
     assert [(move.source, move.ignored) for move in report.moves if move.ignored] == [
@@ -164,10 +165,10 @@ def test_caffes_googlenet(separator):
         for word in ("weight", "bias")
     }
     heads = {f"loss{n}{separator}{layer}.weight": np.zeros((3, 3)) for n in (1, 2) for layer in ("conv", "fc", "classifier")}
-    state, moves = checkpoints.fit(theirs | heads, shared.load("googlenet"))
+    state, moves = renaming.fit(theirs | heads, shared.load("googlenet"))
     assert_same(state, ours)
     assert [move.source for move in moves if move.ignored] == list(heads)
-    assert [spec["name"] for spec in checkpoints.guess(theirs)] == ["googlenet"]
+    assert [spec["name"] for spec in renaming.guess_networks(theirs)] == ["googlenet"]
 
 
 def test_torchvisions_auxiliary_classifiers_are_ignored_and_said_so():
@@ -175,7 +176,7 @@ def test_torchvisions_auxiliary_classifiers_are_ignored_and_said_so():
 
     theirs = googlenet(weights=None, init_weights=False, aux_logits=True).state_dict()
     arrays = {f"module.{name}": tensor.numpy() for name, tensor in theirs.items()}
-    state, moves = checkpoints.fit(arrays, shared.load("googlenet_bn"))
+    state, moves = renaming.fit(arrays, shared.load("googlenet_bn"))
     assert np.array_equal(state["inception5b.branch3.1.conv.weight"], theirs["inception5b.branch3.1.conv.weight"].numpy())
     ignored = {move.source: move.ignored for move in moves if move.ignored}
     assert ignored["module.aux2.fc1.weight"] == "auxiliary classifier, which only training has"
@@ -205,7 +206,7 @@ def test_resnet50_of_keras_applications(resnet50):
     spec = shared.load("resnet50_keras")
     images = images_for((64, 96))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
-    for logits in outputs(spec, checkpoints.load(files["whole"], spec), images):
+    for logits in outputs(spec, checkpoints.load_weights(files["whole"], spec), images):
         assert relative(theirs, logits) <= BOUND
 
 
@@ -216,15 +217,15 @@ def test_resnet50_of_keras_applications_without_top(resnet50, tmp_path):
     assert (
         "conv3_block1_0_conv/kernel", (1, 1, 256, 512), "layer2.0.downsample.0.weight", (512, 256, 1, 1), ""
     ) in report.moves  # fmt: skip
-    whole = checkpoints.load(files["whole"], shared.load("resnet50_keras"))
-    assert_same(weights.read(tmp_path / "x.safetensors"), {k: a for k, a in whole.items() if not k.startswith("fc.")})
+    whole = checkpoints.load_weights(files["whole"], shared.load("resnet50_keras"))
+    assert_same(weights.read_state(tmp_path / "x.safetensors"), {k: a for k, a in whole.items() if not k.startswith("fc.")})
 
 
 def test_the_command_makes_a_file_that_keras_applications_loads(resnet50, tmp_path):
     model, files = resnet50
     checkpoints.convert(files["whole"], tmp_path / "x.pth", "resnet50_keras")
     done = subprocess.run(
-        [sys.executable, "-m", "shared.cli", "convert", tmp_path / "x.pth", tmp_path / "x.h5"],
+        [sys.executable, "-m", "twins", "convert", tmp_path / "x.pth", tmp_path / "x.h5"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
@@ -296,7 +297,7 @@ def test_keras_flattens_in_another_order(name, tmp_path):
                 whole.copy(group, alone, key)
         name = "x.h5"
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
-    for logits in outputs(SMALL_VGG, checkpoints.load(tmp_path / name, SMALL_VGG), images):
+    for logits in outputs(SMALL_VGG, checkpoints.load_weights(tmp_path / name, SMALL_VGG), images):
         assert relative(theirs, logits) <= BOUND
 
 
@@ -305,9 +306,9 @@ def test_writing_for_keras_is_reading_from_it_backwards(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.applications, "VGG16", lambda **options: small_vgg())
     (tmp_path / "vgg.json").write_text(json.dumps(SMALL_VGG))
     state = {key: array.astype(np.float64) for key, array in weights.initial(SMALL_VGG).items()}
-    weights.save(tmp_path / "x.safetensors", state)
+    weights.save_state(tmp_path / "x.safetensors", state)
     checkpoints.convert(tmp_path / "x.safetensors", tmp_path / "x.h5", str(tmp_path / "vgg.json"))
-    assert_same(checkpoints.load(tmp_path / "x.h5", SMALL_VGG), state)
+    assert_same(checkpoints.load_weights(tmp_path / "x.h5", SMALL_VGG), state)
     model.load_weights(tmp_path / "x.h5")
     images = images_for((8, 12))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
@@ -328,14 +329,14 @@ def test_vgg16_of_keras_applications_without_top(tmp_path):
     assert other.moves == report.moves
     images = images_for((32, 64))
     theirs = np.moveaxis(keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1))), -1, 1)
-    spec = checkpoints.headless(shared.load("vgg16_keras"))
-    for maps in outputs(spec, weights.read(tmp_path / "x.safetensors"), images):
+    spec = networks.headless(shared.load("vgg16_keras"))
+    for maps in outputs(spec, weights.read_state(tmp_path / "x.safetensors"), images):
         assert relative(theirs, maps) <= BOUND
 
 
 def test_a_vgg_of_keras_applications_is_taken_for_one():
     rows = shapes.layers(shared.load("vgg16_keras"))
-    names = checkpoints.application_names(rows)
+    names = renaming.application_names(rows)
     assert list(names.values())[::4] == ["block1_conv1", "block3_conv1", "block4_conv2", "block5_conv3"]
     assert list(names.values())[-3:] == ["fc1", "fc2", "predictions"]
     arrays = {}
@@ -344,9 +345,9 @@ def test_a_vgg_of_keras_applications_is_taken_for_one():
             weight, bias = row.weights.values()
             arrays[f"{names[row.name]}/kernel"] = np.empty([weight[axis] for axis in weights.TO_KERAS[len(weight)]], np.float32)
             arrays[f"{names[row.name]}/bias"] = np.empty(bias, np.float32)
-    assert [spec["name"] for spec in checkpoints.guess(arrays)] == ["vgg16_keras"]
+    assert [spec["name"] for spec in renaming.guess_networks(arrays)] == ["vgg16_keras"]
     state = {name: np.empty(shape, np.float32) for name, shape in shapes.weights(rows).items()}
-    assert [spec["name"] for spec in checkpoints.guess(state)] == ["vgg16", "vgg16_keras"]
+    assert [spec["name"] for spec in renaming.guess_networks(state)] == ["vgg16", "vgg16_keras"]
 
 
 class Code:
@@ -364,7 +365,7 @@ def test_code_in_a_file_is_never_run(zipped, tmp_path):
     content = {"state_dict": {"conv1.weight": torch.zeros(3)}, "extra": Code(tmp_path / "ran")}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(shared.Error, match=r"x.pth: cannot be read without running code, \w+.mkdir; a file"):
-        checkpoints.read(tmp_path / "x.pth")
+        checkpoints.read_weights(tmp_path / "x.pth")
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
@@ -373,7 +374,7 @@ def test_a_file_that_points_into_another_is_not_followed(tmp_path):
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         file.create_dataset("fc/vars/0", (5, 10), "f4", external=[(str(tmp_path / "secret"), 0, 200)])
     with pytest.raises(shared.Error, match="fc/vars/0 is a reference to another file"):
-        checkpoints.read(tmp_path / "x.weights.h5")
+        checkpoints.read_weights(tmp_path / "x.weights.h5")
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +382,7 @@ def files(tmp_path_factory):
     """The same network in a file of every format, and files that are wrong."""
     folder = tmp_path_factory.mktemp("files")
     state = random_state("resnet20")
-    weights.save(folder / "x.safetensors", state)
+    weights.save_state(folder / "x.safetensors", state)
     for name in ("x.pth", "x.keras", "x.weights.h5"):
         checkpoints.convert(folder / "x.safetensors", folder / name, "resnet20")
     torch.save(list(map(torch.from_numpy, state.values())), folder / "list.pth")
@@ -391,9 +392,9 @@ def files(tmp_path_factory):
     with h5py.File(folder / "old.weights.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 4))
     h5py.File(folder / "empty.h5", "w").close()
-    weights.save(folder / "both.safetensors", state | {"module.fc.bias": state["fc.bias"]})
+    weights.save_state(folder / "both.safetensors", state | {"module.fc.bias": state["fc.bias"]})
     strange = {name: array for name, array in state.items() if not name.startswith("layer1.2")} | {"odd": np.zeros(3)}
-    weights.save(folder / "strange.safetensors", strange)
+    weights.save_state(folder / "strange.safetensors", strange)
     return folder
 
 
@@ -403,7 +404,7 @@ def test_a_truncated_file(name, share, files, tmp_path):
     content = (files / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(shared.Error, match=f"{name}: not a complete ") as error:
-        checkpoints.read(tmp_path / name)
+        checkpoints.read_weights(tmp_path / name)
     assert str(error.value).count("\n") == 0
 
 
@@ -495,14 +496,14 @@ def test_published_weights_are_checked_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", lambda request, *_, **__: Server(content.getvalue()))
     with pytest.raises(shared.Error, match="resnet18-f37072fd.pth could not be fetched: invalid hash value"):
-        checkpoints.load("imagenet", shared.load("resnet18"))
+        checkpoints.load_weights("imagenet", shared.load("resnet18"))
     assert os.listdir(tmp_path / "hub" / "checkpoints") == []
 
     right = hashlib.sha256(content.getvalue()).hexdigest()[:8]
     monkeypatch.setattr(ResNet18_Weights, "url", f"https://download.pytorch.org/models/resnet18-{right}.pth")
-    assert_same(checkpoints.load("imagenet", shared.load("resnet18")), state)
+    assert_same(checkpoints.load_weights("imagenet", shared.load("resnet18")), state)
     monkeypatch.setattr("torch.hub.urlopen", None)
-    assert_same(checkpoints.load("imagenet", shared.load("resnet18")), state)
+    assert_same(checkpoints.load_weights("imagenet", shared.load("resnet18")), state)
     assert capsys.readouterr().out == ""
 
 
@@ -513,7 +514,7 @@ def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(shared.Error, match=r"vgg11.*could not be fetched: .*not known.*put the file into .*checkpoints"):
-        checkpoints.load("imagenet", shared.load("vgg11"))
+        checkpoints.load_weights("imagenet", shared.load("vgg11"))
 
 
 def test_every_network_that_torchvision_publishes_is_found():
@@ -562,14 +563,14 @@ def data():
 )
 def test_real_checkpoints(file, network, numbers, data, tmp_path):
     report = checkpoints.convert(data / file, tmp_path / "x.pth", network)
-    state = checkpoints.load(data / file, shared.load(network))
+    state = checkpoints.load_weights(data / file, shared.load(network))
     assert sum(array.size for array in state.values()) == numbers
-    assert_same(checkpoints.load(tmp_path / "x.pth", shared.load(network)), state)
+    assert_same(checkpoints.load_weights(tmp_path / "x.pth", shared.load(network)), state)
     assert len(report.moves) == len(state)
 
 
 def test_predicting_needs_the_classifier(tmp_path):
-    spec = checkpoints.headless(shared.load("resnet20"))
-    weights.save(tmp_path / "x.safetensors", weights.initial(spec))
+    spec = networks.headless(shared.load("resnet20"))
+    weights.save_state(tmp_path / "x.safetensors", weights.initial(spec))
     with pytest.raises(shared.Error, match="x.safetensors: has no classifier, which resnet20 needs"):
-        checkpoints.load(tmp_path / "x.safetensors", shared.load("resnet20"))
+        checkpoints.load_weights(tmp_path / "x.safetensors", shared.load("resnet20"))

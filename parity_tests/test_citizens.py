@@ -12,7 +12,8 @@ import torch
 import keras_impl
 import shared
 import torch_impl
-from shared import data, weights
+from shared import images, weights
+from twins import datasets
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype("float32")
 NHWC = IMAGES.transpose(0, 2, 3, 1)
@@ -116,14 +117,14 @@ def test_keras_saves_what_is_frozen(twin, tmp_path):
 
 
 def test_keras_fit_and_evaluate(tmp_path):
-    digits = data.load()
-    images = data.prepare(digits.x_train, 1, (28, 28)).transpose(0, 2, 3, 1)
+    digits = datasets.load_data()
+    train = images.prepare(digits.x_train, 1, (28, 28)).transpose(0, 2, 3, 1)
     twin = keras_impl.build("mnist_residual")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     keras.utils.set_random_seed(0)  # fit shuffles
     twin.compile(keras_impl.SGD(0.02, momentum=0.9), loss, metrics=["accuracy"])
-    twin.fit(images, digits.y_train, batch_size=32, epochs=3, verbose=0)
-    test = data.prepare(digits.x_test, 1, (28, 28)).transpose(0, 2, 3, 1)
+    twin.fit(train, digits.y_train, batch_size=32, epochs=3, verbose=0)
+    test = images.prepare(digits.x_test, 1, (28, 28)).transpose(0, 2, 3, 1)
     _, accuracy = twin.evaluate(test, digits.y_test, verbose=0)
     assert accuracy > 0.8
     twin.save(tmp_path / "x.keras")  # the optimiser too

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 import shared
-from shared import cli, weights
+from shared import weights
+from twins import cli
 
 
 def twins(*arguments, folder=None):
     return subprocess.run(
-        [sys.executable, "-m", "shared.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=folder
+        [sys.executable, "-m", "twins", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=folder
     )
 
 
@@ -108,7 +109,7 @@ def test_compare_a_network_from_outside(tmp_path):
 
 
 def test_compare_with_weights_and_a_picture(tmp_path):
-    weights.save(tmp_path / "w.safetensors", weights.randomised(weights.initial("resnet20", seed=4)))
+    weights.save_state(tmp_path / "w.safetensors", weights.randomised(weights.initial("resnet20", seed=4)))
     Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "p.png")
     options = ["--weights", tmp_path / "w.safetensors", "--image", tmp_path / "p.png", "--steps", "0", "--json"]
     done = here("compare", "resnet20", *options)
@@ -143,7 +144,7 @@ MISTAKES = {
 def test_a_mistake_gets_one_message(mistake, tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "text.txt").write_text("no picture")
-    weights.save(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
+    weights.save_state(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
     before = sorted(tmp_path.iterdir())
     arguments, words = MISTAKES[mistake]
     done = twins(*arguments, folder=tmp_path)

@@ -7,8 +7,10 @@ import pytest
 
 import shared
 import torch_impl
-from shared import compare, weights
-from shared.compare import Difference, Report, Step, relative
+from shared import weights
+from twins import ladder
+from twins.compare import Report, Step
+from twins.ladder import Difference, relative
 
 
 def report(dtype="float64", **changes):
@@ -94,7 +96,7 @@ def test_a_network_that_magnifies_rounding_is_held_to_ten_times_that():
 
 def test_chaos_is_measured_on_networks_that_magnify_rounding_alone():
     calm, wild = (
-        compare.chaos(torch_impl, name, weights.randomised(weights.initial(name)), *noise(name))
+        ladder.chaos(torch_impl, name, weights.randomised(weights.initial(name)), *noise(name))
         for name in ("mnist_residual", "resnet110_half_sum")
     )
     assert calm["gradients"] < 1e-13 and "statistics" not in calm

@@ -8,47 +8,48 @@ import numpy as np
 import pytest
 
 import shared
-from shared import data
+from shared import images
+from twins import batches, datasets
 
 
 def test_digits():
-    digits = data.load()
+    digits = datasets.load_data()
     assert [array.shape for array in digits] == [(1437, 8, 8, 1), (1437,), (360, 8, 8, 1), (360,)]
     assert digits.x_train.dtype == np.uint8 and digits.x_train.max() == 255
     assert set(digits.y_test) == set(range(10))
 
 
 def test_a_batch_is_what_the_network_takes():
-    images = data.load().x_train[:2]
-    batch = data.prepare(images, 3, (32, 40))
+    images = datasets.load_data().x_train[:2]
+    batch = images.prepare(images, 3, (32, 40))
     assert batch.shape == (2, 3, 32, 40) and batch.dtype == np.float32
     assert batch.min() >= -1 and batch.max() <= 1
     assert np.array_equal(batch[:, 0], batch[:, 1])
-    same_size = data.prepare(images, 1, (8, 8), "float64")
+    same_size = images.prepare(images, 1, (8, 8), "float64")
     assert np.allclose(same_size[:, 0], images[..., 0] / 127.5 - 1, atol=1e-15)
 
 
 def test_colour_becomes_grey_by_luma():
     red = np.zeros((1, 4, 4, 3), np.uint8)
     red[..., 0] = 255
-    assert data.prepare(red, 1, (4, 4)) == pytest.approx(76 / 127.5 - 1, abs=1e-6)  # 0.299 of 255
+    assert images.prepare(red, 1, (4, 4)) == pytest.approx(76 / 127.5 - 1, abs=1e-6)  # 0.299 of 255
 
 
 def test_other_channels_are_refused():
     with pytest.raises(shared.Error, match="takes 4 channels; the images have 1 or 3"):
-        data.prepare(data.load().x_train[:1], 4, (8, 8))
+        images.prepare(datasets.load_data().x_train[:1], 4, (8, 8))
 
 
 def test_an_epoch_sees_every_image_once():
-    seen = np.concatenate([data.batch(20, 5, step) for step in range(4)])
+    seen = np.concatenate([batches.indices(20, 5, step) for step in range(4)])
     assert sorted(seen) == list(range(20))
-    assert not np.array_equal(seen, np.concatenate([data.batch(20, 5, step) for step in range(4, 8)]))
+    assert not np.array_equal(seen, np.concatenate([batches.indices(20, 5, step) for step in range(4, 8)]))
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    assert np.array_equal(data.batch(100, 7, 30, seed=1), data.batch(100, 7, 30, seed=1))
-    assert not np.array_equal(data.batch(100, 7, 30, seed=1), data.batch(100, 7, 30, seed=2))
-    assert len(data.batch(3, 64, 0)) == 3
+    assert np.array_equal(batches.indices(100, 7, 30, seed=1), batches.indices(100, 7, 30, seed=1))
+    assert not np.array_equal(batches.indices(100, 7, 30, seed=1), batches.indices(100, 7, 30, seed=2))
+    assert len(batches.indices(3, 64, 0)) == 3
 
 
 def arrays(**changes):
@@ -60,7 +61,7 @@ def test_an_npz_by_path_and_by_name(tmp_path, monkeypatch):
     np.savez(tmp_path / "mine.npz", **arrays(y_test=np.ones((4, 1), np.uint8)))
     monkeypatch.setenv("TWINS_DATA", str(tmp_path))
     for name in (tmp_path / "mine.npz", "mine"):
-        found = data.load(name)
+        found = datasets.load_data(name)
         assert found.x_train.shape == (4, 6, 6, 3) and found.y_test.tolist() == [1, 1, 1, 1]
 
 
@@ -84,7 +85,7 @@ def test_a_wrong_file(content, words, tmp_path):
     else:
         np.savez(path, **content)
     with pytest.raises(shared.Error, match=words) as error:
-        data.load(path)
+        datasets.load_data(path)
     assert str(path) in str(error.value)
 
 
@@ -92,13 +93,13 @@ def test_an_array_alone_is_no_data_set(tmp_path):
     with open(tmp_path / "mine.npz", "wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(shared.Error, match="not a complete .npz file"):
-        data.load(tmp_path / "mine.npz")
+        datasets.load_data(tmp_path / "mine.npz")
 
 
 @pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with mnist.npz and cifar10_5k.npz")
 @pytest.mark.parametrize("name, counts, side", [("mnist", (60_000, 10_000), 28), ("cifar10_5k", (4_000, 1_000), 32)])
 def test_real_data(name, counts, side):
-    found = data.load(name)
+    found = datasets.load_data(name)
     assert (len(found.x_train), len(found.x_test)) == counts and found.x_train.shape[1:3] == (side, side)
     assert set(found.y_train) == set(range(10))
 
@@ -106,15 +107,15 @@ def test_real_data(name, counts, side):
 def test_unknown_data(monkeypatch):
     monkeypatch.delenv("TWINS_DATA", raising=False)
     with pytest.raises(shared.Error, match="'cifar11', did you mean 'cifar10'"):
-        data.load("cifar11")
+        datasets.load_data("cifar11")
     with pytest.raises(shared.Error, match="nowhere.npz: there is no such file"):
-        data.load("nowhere.npz")
+        datasets.load_data("nowhere.npz")
 
 
 def test_mnist_in_the_cache_folder_is_read_by_torchvision(tmp_path, monkeypatch):
     monkeypatch.delenv("TWINS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = data.cache() / "MNIST" / "raw"
+    folder = datasets.cache_folder() / "MNIST" / "raw"
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     images, labels = generator.integers(0, 256, (5, 28, 28), np.uint8), generator.integers(0, 10, 5).astype(np.uint8)
@@ -124,7 +125,7 @@ def test_mnist_in_the_cache_folder_is_read_by_torchvision(tmp_path, monkeypatch)
         for kind, content in zip(("images-idx3-ubyte", "labels-idx1-ubyte"), packed, strict=True):
             (folder / f"{part}-{kind}").write_bytes(content)
             (folder / f"{part}-{kind}.gz").write_bytes(gzip.compress(content))
-    found = data.load("mnist")
+    found = datasets.load_data("mnist")
     assert np.array_equal(found.x_train[..., 0], images) and np.array_equal(found.y_test, labels)
 
 
@@ -132,21 +133,21 @@ def test_a_picture(tmp_path):
     from PIL import Image
 
     Image.new("CMYK", (5, 3), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
-    assert data.picture(tmp_path / "red.jpg").shape == (3, 5, 3)
+    assert images.read_picture(tmp_path / "red.jpg").shape == (3, 5, 3)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(shared.Error, match="text.png: not an image"):
-        data.picture(tmp_path / "text.png")
+        images.read_picture(tmp_path / "text.png")
     with pytest.raises(shared.Error, match="none.png: there is no such file"):
-        data.picture(tmp_path / "none.png")
+        images.read_picture(tmp_path / "none.png")
 
 
 def test_augmented():
     images = np.random.default_rng(0).integers(1, 256, (64, 8, 6, 3)).astype(np.uint8)
-    found = data.augmented(images, 3, 7, pad=2, flip=True)
+    found = batches.augment(images, 3, 7, pad=2, flip=True)
     assert found.shape == images.shape and found.dtype == np.uint8
-    assert np.array_equal(found, data.augmented(images, 3, 7, pad=2, flip=True))
-    assert not np.array_equal(found, data.augmented(images, 3, 8, pad=2, flip=True))
-    assert not np.array_equal(found, data.augmented(images, 4, 7, pad=2, flip=True))
+    assert np.array_equal(found, batches.augment(images, 3, 7, pad=2, flip=True))
+    assert not np.array_equal(found, batches.augment(images, 3, 8, pad=2, flip=True))
+    assert not np.array_equal(found, batches.augment(images, 4, 7, pad=2, flip=True))
     framed = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     places, mirrored = set(), 0
     for image, frame in zip(found, framed, strict=True):
@@ -156,15 +157,15 @@ def test_augmented():
         places.add(where[0][:2])
         mirrored += where[0][2]
     assert len(places) > 15 and 20 < mirrored < 44
-    assert np.array_equal(data.augmented(images, 3, 7), images)
+    assert np.array_equal(batches.augment(images, 3, 7), images)
 
 
 def test_pixels_and_their_values():
     images = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3)).astype(np.uint8)
     spec = {"input": [3, 9, 7], "preprocessing": {"channels": "BGR", "scale": 2, "mean": [1, 2, 3], "std": [1, 2, 4]}}
-    assert data.pixels(images, spec) is images  # nothing to do
-    values = data.normalised(images, spec, "float64")
+    assert images.pixels(images, spec) is images  # nothing to do
+    values = images.normalise(images, spec, "float64")
     assert values.shape == (5, 3, 9, 7) and values[2, 0, 4, 1] == images[2, 4, 1, 2] / 2 - 1
     assert values[2, 2, 4, 1] == (images[2, 4, 1, 0] / 2 - 3) / 4
-    assert np.array_equal(data.preprocess(images, spec, "float64"), values)
-    assert data.pixels(images, {"input": [1, 4, 5]}).shape == (5, 4, 5, 1)
+    assert np.array_equal(images.preprocess(images, spec, "float64"), values)
+    assert images.pixels(images, {"input": [1, 4, 5]}).shape == (5, 4, 5, 1)

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 import torch_impl
-from shared import compare, weights
-from shared.dropout import kept
 
 # isort: split
 # PyTorch first, then TensorFlow: the other modules of this suite import them in the other order.
 import keras
 
 import keras_impl
+from shared import weights
+from shared.dropout import masks
+from twins import ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 PACKAGES = {"torch": torch_impl, "keras": keras_impl}
 
 # On images, in a group of blocks, and on a vector: at several rates.
@@ -120,18 +121,18 @@ def test_evaluation_drops_nothing():
         assert np.array_equal(engine.predict(IMAGES), engine.predict(IMAGES))
 
 
-def test_what_is_kept():
+def test_what_is_masks():
     rates = {**RATES, "drop2": 0}
     shape = (100, 4, 6, 5)
-    arrays = kept(SPEC, rates, shape, step=3)
+    arrays = masks(SPEC, rates, shape, step=3)
     for name, array in arrays.items():
         assert array.shape == (100, *SHAPES[name])
         assert set(np.unique(array)) == ({0, 1 / (1 - rates[name])} if rates[name] else {1})
         assert (array == 0).mean() == pytest.approx(rates[name], abs=0.03)
-        assert np.array_equal(array, kept(SPEC, rates, shape, step=3)[name])
-    assert not np.array_equal(arrays["drop1"], kept(SPEC, rates, shape, step=4)["drop1"])
-    assert not np.array_equal(arrays["units.0.dropout"] == 0, kept(SPEC, {**rates, "drop1": 0.5}, shape, 3)["drop1"] == 0)
-    assert kept(alone(0.5), {"drop": 0.5}, (2, 1, 7, 9), step=3)["drop"].shape == (2, 1, 7, 9)
+        assert np.array_equal(array, masks(SPEC, rates, shape, step=3)[name])
+    assert not np.array_equal(arrays["drop1"], masks(SPEC, rates, shape, step=4)["drop1"])
+    assert not np.array_equal(arrays["units.0.dropout"] == 0, masks(SPEC, {**rates, "drop1": 0.5}, shape, 3)["drop1"] == 0)
+    assert masks(alone(0.5), {"drop": 0.5}, (2, 1, 7, 9), step=3)["drop"].shape == (2, 1, 7, 9)
 
 
 def test_engines_drop_the_same_and_another_each_pass():
@@ -154,12 +155,12 @@ def test_engines_train_alike():
         images, labels = (IMAGES, LABELS) if number < 4 else (IMAGES[:2], LABELS[:2])
         (ours, right), (theirs, same) = (engine.step(images, labels) for engine in engines)
         assert right == same
-        assert compare.relative(ours, theirs) <= BOUNDS["losses"], number
+        assert ladder.relative(ours, theirs) <= BOUNDS["losses"], number
     ours, theirs = (engine.loss(IMAGES, LABELS) for engine in engines)
-    assert compare.relative(ours, theirs) <= BOUNDS["losses"]
-    for difference in compare.gradients(engines, IMAGES, LABELS):
+    assert ladder.relative(ours, theirs) <= BOUNDS["losses"]
+    for difference in ladder.gradients(engines, IMAGES, LABELS):
         assert difference.value <= BOUNDS["gradients"], difference.name
-    for difference in compare.states(engines):
+    for difference in ladder.states(engines):
         assert difference.value <= BOUNDS["weights"], difference.name
 
 

@@ -13,10 +13,11 @@ from test_cli import here
 import keras_impl.export
 import shared
 import torch_impl.export
-from shared import compare, export, fold, shapes, weights
+from shared import fold, shapes, weights
+from twins import export, ladder
 
 PACKAGES = (torch_impl, keras_impl)
-BOUND = compare.BOUNDS["float64"]["activations"]
+BOUND = ladder.BOUNDS["float64"]["activations"]
 
 
 def chain(*layers):
@@ -94,11 +95,11 @@ def test_folded_is_the_same_function(name, package):
     spec = chain(START, *layers)
     net, lean = pair(package, spec)
     images = np.random.default_rng(0).standard_normal((2, 3, 12, 12))
-    assert compare.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
-    found = fold.lean(spec)
+    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
+    found = fold.folded_spec(spec)
     assert shared.load(found) and found["name"] == "mine_folded" and found["title"] == "Mine, batch norms folded"
-    assert len(fold.norms(found)) == stay
-    assert fold.lean(found) is found
+    assert len(fold.batch_norms(found)) == stay
+    assert fold.folded_spec(found) is found
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
@@ -106,7 +107,7 @@ def test_folded_is_the_same_function(name, package):
 def test_networks_of_the_zoo_are_the_same_function(name, size, package):
     net, lean = pair(package, shared.load(name))
     images = np.random.default_rng(0).standard_normal((2, 3, size, size))
-    assert compare.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
+    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
 
 
 @pytest.mark.parametrize("name", shared.names())
@@ -117,14 +118,14 @@ def test_spec_and_state_fit(name):
     expected = shapes.weights(shapes.layers(shared.load(lean)))
     assert {key: array.shape for key, array in state.items()} == expected and list(state) == list(expected)
     assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
-    stay = fold.norms(lean)
+    stay = fold.batch_norms(lean)
     if name.startswith("preact_"):
         assert stay and all(norm == "bn2" or norm.endswith(".bn1") for norm in stay)
     elif name == "resnet110_bn_after_addition":
         assert len(stay) == 54 and all(norm.endswith(".bn2") for norm in stay)
     else:
         assert not stay
-    if not fold.norms(spec):
+    if not fold.batch_norms(spec):
         assert lean is spec
     else:
         assert "parameters" not in lean and "weights" not in lean and lean.get("classes") == spec.get("classes")
@@ -132,7 +133,7 @@ def test_spec_and_state_fit(name):
 
 def test_members_of_a_group_are_numbered_anew():
     spec = shared.load("drn_d_22")
-    assert [layer["name"] for layer in fold.lean(spec)["layers"]][:5] == [
+    assert [layer["name"] for layer in fold.folded_spec(spec)["layers"]][:5] == [
         "layer0.0", "layer0.1", "layer1.0", "layer1.1", "layer2.0",
     ]  # fmt: skip
     state = weights.initial(spec)
@@ -167,7 +168,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     spec = chain(START, {"type": "basic", **SMALLER, "repeat": 2}, {"type": "preact_basic", **SAME})
     (folder / "mine.json").write_text(json.dumps(spec))
-    weights.save(folder / "w.safetensors", weights.randomised(weights.initial(spec)))
+    weights.save_state(folder / "w.safetensors", weights.randomised(weights.initial(spec)))
     paths = ["a.onnx", "b", "c.keras", "d.pth", "e.safetensors"]
     outs = [word for path in paths for word in ("--out", path)]
     return folder, here("export", "mine.json", "--weights", "w.safetensors", "--fold", "--size", "14", *outs, folder=folder)
@@ -175,7 +176,7 @@ def exported(tmp_path_factory):
 
 def expected(folder, images):
     net = torch_impl.build(folder / "mine.json")
-    torch_impl.load(net, weights.read(folder / "w.safetensors"))
+    torch_impl.load(net, weights.read_state(folder / "w.safetensors"))
     return logits(torch_impl, net, images)
 
 
@@ -204,7 +205,7 @@ def test_onnxruntime_runs_it(exported):
     assert (images.name, images.shape, output.name) == ("images", ["batch", 3, 14, 14], "logits")
     for count in (1, 5):
         found = session.run(["logits"], {"images": IMAGES[:count]})[0]
-        assert compare.relative(expected(folder, IMAGES[:count]), found) <= 1e-4
+        assert ladder.relative(expected(folder, IMAGES[:count]), found) <= 1e-4
     assert b"torch_impl" not in (folder / "a.onnx").read_bytes()  # where the code is in this machine is nobody's business
 
 
@@ -217,7 +218,7 @@ def test_tensorflow_runs_it(exported):
     }
     for count in (1, 5):
         found = model.serve(np.moveaxis(IMAGES[:count], 1, -1)).numpy()
-        assert compare.relative(expected(folder, IMAGES[:count]), found) <= 1e-4
+        assert ladder.relative(expected(folder, IMAGES[:count]), found) <= 1e-4
 
 
 def test_the_weights_and_the_spec_beside_them_are_a_network(exported):
@@ -226,18 +227,18 @@ def test_the_weights_and_the_spec_beside_them_are_a_network(exported):
         spec = shared.load(folder / f"{name}.json")
         assert spec["name"] == "mine_folded" and spec["input"] == [3, 14, 14]
     net = torch_impl.build(folder / "e.json")
-    torch_impl.load(net, weights.read(folder / "e.safetensors"))
-    assert compare.relative(expected(folder, IMAGES), logits(torch_impl, net, IMAGES)) <= 1e-4
+    torch_impl.load(net, weights.read_state(folder / "e.safetensors"))
+    assert ladder.relative(expected(folder, IMAGES), logits(torch_impl, net, IMAGES)) <= 1e-4
     net.load_state_dict(torch.load(folder / "d.pth"))
-    assert compare.relative(expected(folder, IMAGES), logits(torch_impl, net, IMAGES)) <= 1e-4
+    assert ladder.relative(expected(folder, IMAGES), logits(torch_impl, net, IMAGES)) <= 1e-4
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Where the commands below run: a small network, its weights, and what is in the way."""
     (tmp_path / "mine.json").write_text(json.dumps(chain(START)))
-    weights.save(tmp_path / "w.safetensors", weights.initial(chain(START)))
-    weights.save(tmp_path / "lenet.safetensors", weights.initial("lenet5"))
+    weights.save_state(tmp_path / "w.safetensors", weights.initial(chain(START)))
+    weights.save_state(tmp_path / "lenet.safetensors", weights.initial("lenet5"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "saved_model.pb").touch()
     (tmp_path / "photos" / "cat.jpg").touch()
@@ -251,7 +252,7 @@ def test_nothing_to_fold_is_said_and_written_all_the_same(folder):
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("There is nothing to fold: lenet5 has no batch norm directly behind a convolution.")
     assert shared.load(folder / "lenet5.json") == shared.load("lenet5")
-    assert weights.read(folder / "lenet5.safetensors").keys() == weights.initial("lenet5").keys()
+    assert weights.read_state(folder / "lenet5.safetensors").keys() == weights.initial("lenet5").keys()
 
 
 def test_logits_that_differ_are_told_by_the_exit_status(folder, monkeypatch):

@@ -14,12 +14,14 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import cli, data, weights
-from shared import gridding as measure
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gridding as benchmark  # noqa: E402
+
+from shared import images, networks, weights
+from twins import cli, plots
+from twins import gridding as measure
 
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 DRN = "drn_a_10_small"
@@ -135,18 +137,18 @@ def test_the_strongest_map_has_the_highest_mean():
 
 @pytest.mark.parametrize("name, dilation", [("drn_a_18", 4), ("drn_b_26", 4), ("drn_c_26", 4), ("drn_b_18_small", 4)])
 def test_the_period_is_the_largest_dilation(name, dilation):
-    assert measure.period(shared.load(name), shared.spec.head(shared.load(name))[0][-1]) == dilation
+    assert measure.grid_period(shared.load(name), networks.head(shared.load(name))[0][-1]) == dilation
 
 
 def test_the_period_is_of_what_lies_before_a_layer():
     spec = shared.load("drn_a_18")
-    assert [measure.period(spec, layer) for layer in ("layer3.0", "layer4.0", "layer4.1")] == [2, 4, 4]
+    assert [measure.grid_period(spec, layer) for layer in ("layer3.0", "layer4.0", "layer4.1")] == [2, 4, 4]
 
 
 def test_without_dilation_there_is_no_period():
     for name, layer in (("resnet20", "layer3.2"), ("drn_c_26", "layer4.1")):
         with pytest.raises(shared.Error, match=f"^{name} has no dilation above 1 up to '{layer}'$"):
-            measure.period(shared.load(name), layer)
+            measure.grid_period(shared.load(name), layer)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_without_dilation_there_is_no_period():
     ],
 )  # fmt: skip
 def test_a_group_is_its_last_member(network, name, full):
-    assert measure.full_name(name, shared.load(network)) == full
+    assert measure.layer_name(name, shared.load(network)) == full
 
 
 class Engine:
@@ -175,19 +177,19 @@ class Engine:
 
 def test_an_output_that_is_not_finite_is_refused():
     output = noise(6, 8).reshape(1, 2, 8, 3)
-    assert measure.look(Engine(output), None, "layer")[1].shape == (2, 8)
+    assert measure.strongest_map(Engine(output), None, "layer")[1].shape == (2, 8)
     for value in (np.nan, np.inf):
         output[0, 1, 1, 1] = value
         with pytest.raises(shared.Error, match="layer 'layer' gives numbers that are not finite in Keras"):
-            measure.look(Engine(output), None, "layer")
+            measure.strongest_map(Engine(output), None, "layer")
 
 
 def test_drawn_maps_are_not_blurred(tmp_path):
     checks = np.indices((6, 6)).sum(0) % 2
     red, grey = np.full((6, 6, 3), (200, 10, 10), np.uint8), np.full((6, 6, 1), 77, np.uint8)
-    measure.draw([("$", red), ("", grey), ("map", 3.0 * checks - 1)], tmp_path / "p.png", "$ title")
+    plots.draw_panels([("$", red), ("", grey), ("map", 3.0 * checks - 1)], tmp_path / "p.png", "$ title")
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
-    measure.draw([("", red), ("", grey), ("", 3.0 * checks - 1)], tmp_path / "p.png")
+    plots.draw_panels([("", red), ("", grey), ("", 3.0 * checks - 1)], tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     ends = [[round(255 * part) for part in colormaps["viridis"](end)[:3]] for end in (0.0, 1.0)]
@@ -203,11 +205,11 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gridding")
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
     Image.fromarray(pixels).resize((150, 120), Image.Resampling.BICUBIC).save(folder / "a.png")
-    weights.save(folder / "w.safetensors", weights.randomised(weights.initial(DRN, seed=1)))
+    weights.save_state(folder / "w.safetensors", weights.randomised(weights.initial(DRN, seed=1)))
     broken = weights.initial(DRN)
     broken["conv1.weight"][0, 0, 0, 0] = np.nan
-    weights.save(folder / "nan.safetensors", broken)
-    weights.save(folder / "lenet.safetensors", weights.initial("lenet"))
+    weights.save_state(folder / "nan.safetensors", broken)
+    weights.save_state(folder / "lenet.safetensors", weights.initial("lenet"))
     (folder / "text.png").write_text("no picture")
     conv = {"name": "conv", "type": "conv", "in": 4, "out": 2, "kernel": 3, "dilation": 4, "padding": 4}
     pool = {"name": "pool", "type": "max_pool", "kernel": 2}
@@ -239,18 +241,18 @@ def strongest(name, state, layer, path):
     spec = shared.load(name)
     net = torch_impl.build(spec).eval()
     torch_impl.load(net, state)
-    pixels = data.pixels([data.picture(path)], spec)
-    images = torch_impl.engine.torch.from_numpy(data.normalised(pixels, spec))
-    output = net.activations(images)[layer][0].detach().numpy()
+    pixels = images.pixels([images.read_picture(path)], spec)
+    batch = torch_impl.engine.torch.from_numpy(images.normalise(pixels, spec))
+    output = net.activations(batch)[layer][0].detach().numpy()
     channel = max(range(len(output)), key=lambda number: output[number].sum())
     return channel, output[channel], pixels[0]
 
 
 @pytest.mark.parametrize("given", ["--weights w.safetensors", ""])
 def test_the_command_in_either_framework(given, twins, files, monkeypatch):
-    state = weights.read(files / "w.safetensors") if given else weights.initial(DRN)
+    state = weights.read_state(files / "w.safetensors") if given else weights.initial(DRN)
     channel, values, picture = strongest(DRN, state, "layer4", files / "a.png")
-    drawn, draw = [], measure.draw
+    drawn, draw = [], plots.draw_panels
     monkeypatch.setattr(measure, "draw", lambda panels, *rest: (drawn.append(panels), draw(panels, *rest)))
     for backend, package in PACKAGES.items():
         status, out, err = twins(f"{DRN} a.png --layer layer4 --out {backend}.png --backend {backend} {given}")
@@ -336,7 +338,7 @@ def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
     given = [f"{files / 'w.safetensors'}"] * 2
     benchmark.main(files / "a.png", tmp_path / "f.png", [DRN, DRN], given, "layer3")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    channel, values, _ = strongest(DRN, weights.read(given[0]), "layer3", files / "a.png")
+    channel, values, _ = strongest(DRN, weights.read_state(given[0]), "layer3", files / "a.png")
     told = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
     assert rows == [[DRN, "layer3", f"{channel}", "8x8", *told.split()]] * 2
 
@@ -363,4 +365,4 @@ def test_a_mistake_in_the_benchmarks_command(files, tmp_path):
 def test_the_default_layers_are_those_before_the_pooling():
     specs = [shared.load(name) for name in benchmark.NETWORKS]
     assert [benchmark.last_map(spec) for spec in specs] == ["layer4.1", "layer8.0", "layer8.0"]
-    assert {measure.period(spec, benchmark.last_map(spec)) for spec in specs} == {4}
+    assert {measure.grid_period(spec, benchmark.last_map(spec)) for spec in specs} == {4}

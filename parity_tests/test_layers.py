@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 import shared
 import torch_impl
-from shared import compare, shapes, weights
 
 # isort: split
 # PyTorch first, then TensorFlow: the other modules of this suite import them in the other order.
@@ -23,8 +22,10 @@ import keras
 import tensorflow
 
 import keras_impl
+from shared import shapes, weights
+from twins import ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 
 
 class Case(NamedTuple):
@@ -185,7 +186,7 @@ def test_shapes(pair):
 
 def test_values(pair):
     ours, theirs = pair.results
-    assert compare.relative(ours.output, theirs.output) <= BOUNDS["activations"]
+    assert ladder.relative(ours.output, theirs.output) <= BOUNDS["activations"]
 
 
 def test_gradients(pair):
@@ -193,13 +194,13 @@ def test_gradients(pair):
     assert ours.gradients.keys() == theirs.gradients.keys()
     for name, gradient in ours.gradients.items():
         assert gradient.any(), name
-        assert compare.relative(gradient, theirs.gradients[name]) <= BOUNDS["gradients"], name
+        assert ladder.relative(gradient, theirs.gradients[name]) <= BOUNDS["gradients"], name
 
 
 def test_values_by_other_code(pair):
     expected = oracle(pair)
     for output, _, _ in pair.results:
-        assert compare.relative(expected, output) <= BOUNDS["activations"]
+        assert ladder.relative(expected, output) <= BOUNDS["activations"]
 
 
 def oracle(pair):
@@ -288,9 +289,9 @@ def test_running_statistics(pair):
     by_hand = (1 - momentum) * pair.state["layer.running_var"] + momentum * variance
     for _, _, state in pair.results:
         for name in ("running_mean", "running_var"):
-            assert compare.relative(getattr(other, name).numpy(), state[f"layer.{name}"]) <= BOUNDS["statistics"], name
+            assert ladder.relative(getattr(other, name).numpy(), state[f"layer.{name}"]) <= BOUNDS["statistics"], name
         expected = by_hand if pair.training else pair.state["layer.running_var"]
-        assert compare.relative(expected, state["layer.running_var"]) <= BOUNDS["statistics"]
+        assert ladder.relative(expected, state["layer.running_var"]) <= BOUNDS["statistics"]
 
 
 @pytest.mark.parametrize("frozen", ["network", "layer"])
@@ -313,7 +314,7 @@ def test_fused_batch_norm(dtype, eps):
     ours = torch.nn.BatchNorm2d(3, eps, dtype=torch.float64)
     with keras_impl.layers.precision(dtype):
         theirs = keras_impl.layers.BatchNorm(3, eps)
-    bound = compare.BOUNDS[dtype.removeprefix("mixed_")]["logits"]
+    bound = ladder.BOUNDS[dtype.removeprefix("mixed_")]["logits"]
     for training in (True, False):
         x, y = torch.from_numpy(images).double().requires_grad_(), tensorflow.constant(channels_last(images))
         expected = ours.train(training)(x)
@@ -323,11 +324,11 @@ def test_fused_batch_norm(dtype, eps):
             found = tensorflow.cast(theirs(y, training=training), "float32")
             loss = tensorflow.reduce_sum(found**3)
         gradient = channels_first(tensorflow.cast(tape.gradient(loss, y), "float32").numpy())
-        assert compare.relative(expected.detach().numpy(), channels_first(found.numpy())) <= bound
-        assert compare.relative(x.grad.numpy(), gradient) <= bound
+        assert ladder.relative(expected.detach().numpy(), channels_first(found.numpy())) <= bound
+        assert ladder.relative(x.grad.numpy(), gradient) <= bound
         for name in ("running_mean", "running_var"):
             value = np.asarray(getattr(theirs, name).value, "float64")
-            assert compare.relative(getattr(ours, name).numpy(), value) <= bound, name
+            assert ladder.relative(getattr(ours, name).numpy(), value) <= bound, name
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ def test_padding_never_wins_a_maximum(case):
     pair = Pair(case, images=-1 - np.abs(random_images(case.size)))
     for output, _, _ in pair.results:
         assert output.max() <= -1
-        assert compare.relative(oracle(pair), output) <= BOUNDS["activations"]
+        assert ladder.relative(oracle(pair), output) <= BOUNDS["activations"]
 
 
 def alone(layer, images, **options):
@@ -385,7 +386,7 @@ def test_adaptive_pools(size):
         images = np.random.default_rng(0).standard_normal((2, 3, height, 13 - height))
         expected = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(images)).numpy()
         for output in alone("AdaptiveAvgPool", images, size=size):
-            assert compare.relative(expected, output) <= BOUNDS["activations"], images.shape
+            assert ladder.relative(expected, output) <= BOUNDS["activations"], images.shape
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9])
@@ -395,7 +396,7 @@ def test_local_response_norm_is_that_of_pytorch(channels, size):
     for options in ({}, {"alpha": 2.0, "beta": 0.5, "k": 3.0}):
         expected = torch.nn.LocalResponseNorm(size, **options)(torch.from_numpy(images)).numpy()
         for output in alone("LocalResponseNorm", images, size=size, **options):
-            assert compare.relative(expected, output) <= BOUNDS["activations"]
+            assert ladder.relative(expected, output) <= BOUNDS["activations"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
@@ -405,7 +406,7 @@ def test_local_response_norm_is_that_of_tensorflow(size):
     for alpha, beta, k in ((1e-4, 0.75, 1.0), (2.0, 0.5, 3.0)):
         expected = tensorflow.nn.local_response_normalization(channels_last(images), size // 2, k, alpha / size, beta)
         for output in alone("LocalResponseNorm", images, size=size, alpha=alpha, beta=beta, k=k):
-            assert compare.relative(channels_first(expected.numpy()), output) <= 1e-6
+            assert ladder.relative(channels_first(expected.numpy()), output) <= 1e-6
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE, ids=str)

@@ -13,13 +13,15 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import checkpoints, cli, compare, data, locate, predict, recipes, scattered, weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import localisation  # noqa: E402
 
+from shared import images, networks, recipes, weights
+from twins import backends, batches, boxes, checkpoints, cli, datasets, ladder, locate, scattered
+
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
-BOUND = compare.BOUNDS["float64"]["activations"]
+BOUND = ladder.BOUNDS["float64"]["activations"]
 WHOLE = (0, 0, 80, 40)  # of a map of 4x8: positions of 10x10 pixels
 
 
@@ -58,7 +60,7 @@ def test_interpolation_is_pytorchs_and_both_frameworks_have_it(positions, pixels
     maps = np.random.default_rng(0).standard_normal((2, 3, positions, positions + 1))
     images = np.empty((2, 3, pixels, pixels + 3))
     theirs = torch_impl.layers.upsampled(torch.from_numpy(maps), torch.from_numpy(images)).numpy()
-    ours = np.array([[locate.upsampled(response, pixels, pixels + 3) for response in one] for one in maps])
+    ours = np.array([[boxes.upsampled(response, pixels, pixels + 3) for response in one] for one in maps])
     assert theirs.shape == images.shape and np.allclose(ours, theirs, rtol=0, atol=BOUND)
     keras_maps, keras_images = (np.moveaxis(array, 1, -1) for array in (maps, images))
     keras_found = np.moveaxis(np.asarray(keras_impl.layers.upsampled(keras_maps, keras_images)), -1, 1)
@@ -77,7 +79,7 @@ def test_dense_class_maps_are_class_maps_at_the_size_of_the_images():
     with torch.no_grad():
         ours = one.net.eval().dense_class_maps(torch.from_numpy(images)).numpy()
     theirs = np.moveaxis(np.asarray(other.net.dense_class_maps(np.moveaxis(images, 1, -1))), -1, 1)
-    expected = [[locate.upsampled(response, 21, 30) for response in maps] for maps in one.class_maps(images)]
+    expected = [[boxes.upsampled(response, 21, 30) for response in maps] for maps in one.class_maps(images)]
     assert ours.shape == theirs.shape == (2, 10, 21, 30)
     assert np.allclose(ours, expected, rtol=0, atol=BOUND) and np.allclose(theirs, expected, rtol=0, atol=BOUND)
 
@@ -116,7 +118,7 @@ def test_a_network_without_class_maps_says_so(kind):
 
 
 def test_a_1x1_convolution_is_a_classifier():
-    assert shared.spec.head(with_layers(POOL, ONE, FLAT)) == (["conv", "relu"], "fc")
+    assert networks.head(with_layers(POOL, ONE, FLAT)) == (["conv", "relu"], "fc")
 
 
 def response(**values):
@@ -132,34 +134,34 @@ def response(**values):
 )
 def test_a_box_holds_what_is_above_the_threshold(threshold, expected):
     found = response(r0c1=0.5, r3c1=1.0, r1c2=3.0, r1c5=4.0)
-    assert locate.box(found, WHOLE, threshold) == expected
+    assert boxes.box(found, WHOLE, threshold) == expected
 
 
 def test_the_threshold_itself_is_not_above():
-    assert locate.box(response(r1c2=2.0, r1c5=4.0), WHOLE, 0.5) == [50, 10, 60, 20]
+    assert boxes.box(response(r1c2=2.0, r1c5=4.0), WHOLE, 0.5) == [50, 10, 60, 20]
 
 
 @pytest.mark.parametrize("threshold", [0, 0.2, 0.9])
 def test_no_positive_response_is_no_box(threshold):
     for nothing in (response(), response(r1c1=0.0)):
-        assert locate.box(nothing, WHOLE, threshold) is None
+        assert boxes.box(nothing, WHOLE, threshold) is None
 
 
 def test_a_box_is_in_the_pixels_of_the_window():
-    assert locate.box(response(r1c2=1.0), (100, -5, 180, 15), 0.2) == [120, 0, 130, 5]
+    assert boxes.box(response(r1c2=1.0), (100, -5, 180, 15), 0.2) == [120, 0, 130, 5]
 
 
 def test_the_peak_is_the_middle_of_a_position():
     found = response(r1c2=3.0, r3c7=4.0)
-    assert locate.peak(found, WHOLE) == [75, 35] and locate.peak(-found, WHOLE) == [5, 5]
+    assert boxes.peak(found, WHOLE) == [75, 35] and boxes.peak(-found, WHOLE) == [5, 5]
 
 
 def test_exclusive_maps_leave_out_where_another_class_is_more_probable():
     one, other = response(r0c0=2.0, r1c2=3.0), response(r1c2=5.0)
     maps = np.stack([one, other])
-    assert locate.likeliest(maps)[1, 2] == 1 and locate.likeliest(maps)[0, 0] == 0
-    ours, theirs = locate.exclusive(maps)
-    assert locate.box(ours, WHOLE, 0.2) == [0, 0, 10, 10] and locate.box(theirs, WHOLE, 0.2) == [20, 10, 30, 20]
+    assert boxes.likeliest(maps)[1, 2] == 1 and boxes.likeliest(maps)[0, 0] == 0
+    ours, theirs = boxes.exclusive(maps)
+    assert boxes.box(ours, WHOLE, 0.2) == [0, 0, 10, 10] and boxes.box(theirs, WHOLE, 0.2) == [20, 10, 30, 20]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_exclusive_maps_leave_out_where_another_class_is_more_probable():
     ],
 )
 def test_intersection_over_union(one, other, expected):
-    assert locate.iou(one, other) == locate.iou(other, one) == pytest.approx(expected)
+    assert boxes.iou(one, other) == boxes.iou(other, one) == pytest.approx(expected)
 
 
 def test_scores():
@@ -183,10 +185,10 @@ def test_scores():
     good, half, none = response(r1c1=1.0, r1c2=1.0), response(r1c2=1.0), response()
     sure = np.full((4, 8), 5.0)
     maps = [[good, none - 1], [good, sure], [half, none], [none, sure]]
-    seen = [locate.sight(np.stack(pair), WHOLE, wanted=0) for pair in maps]
-    found = locate.scores(seen, [[[60, 0, 70, 10], box]] * 4, 0.2, known=True)
+    seen = [boxes.localise(np.stack(pair), WHOLE, wanted=0) for pair in maps]
+    found = boxes.scores(seen, [[[60, 0, 70, 10], box]] * 4, 0.2, known=True)
     assert [s.top for s in seen] == [[0, 1], [1, 0], [0, 1], [1, 0]]
-    assert locate.sight(np.stack(maps[1]), WHOLE).wanted == 1
+    assert boxes.localise(np.stack(maps[1]), WHOLE).wanted == 1
     assert found == {
         "localisation_error": 0.5,  # an overlap of exactly a half is not right
         "mean_iou": (1 + 1 + 0.5 + 0) / 4,
@@ -196,19 +198,21 @@ def test_scores():
         "top5_classification_error": 0.0,
         "top5_localisation_error": 0.5,
     }
-    assert set(locate.scores(seen, [[box]] * 4, 0.2)) == {"localisation_error", "mean_iou", "pointing_accuracy"}
+    assert set(boxes.scores(seen, [[box]] * 4, 0.2)) == {"localisation_error", "mean_iou", "pointing_accuracy"}
 
 
 def test_guesses_are_the_whole_picture_and_its_middle():
-    found = locate.guessed([(10, 10), (20, 10)], [[[0, 0, 5, 10.0]], [[0, 0, 20, 8], [1, 1, 2, 2]]])
+    found = boxes.whole_picture_scores([(10, 10), (20, 10)], [[[0, 0, 5, 10.0]], [[0, 0, 20, 8], [1, 1, 2, 2]]])
     assert found == {"localisation_error": 0.5, "mean_iou": (0.5 + 0.8) / 2, "pointing_accuracy": 0.5}
 
 
 def test_the_box_of_exclusive_positions_and_the_peak_of_all():
     maps = np.stack([response(r0c0=2.0, r1c2=3.0), response(r1c2=5.0)])
-    alone = locate.sight(maps, WHOLE, 0, alone=True)
+    alone = boxes.localise(maps, WHOLE, 0, alone=True)
     assert (
-        alone.box(0.2) == [0, 0, 10, 10] and alone.peak == [25, 15] and locate.sight(maps, WHOLE, 0).box(0.2) == [0, 0, 30, 20]
+        alone.box(0.2) == [0, 0, 10, 10]
+        and alone.peak == [25, 15]
+        and boxes.localise(maps, WHOLE, 0).box(0.2) == [0, 0, 30, 20]
     )
 
 
@@ -221,7 +225,7 @@ def test_the_window_is_what_the_network_sees(size, preprocessing):
     picture = np.stack([across, down, down], -1).astype(np.uint8)
     values = {"channels": "RGB", "scale": 255, "mean": [0, 0, 0], "std": [1, 1, 1]}
     spec = small(preprocessing=values | preprocessing)
-    batch, window = data.preprocess([picture], spec)[0], data.window(picture, spec)
+    batch, window = images.preprocess([picture], spec)[0], images.window(picture, spec)
     for values, first, last, side in (
         (batch[0].mean(0), window[0], window[2], width),
         (batch[1].mean(1), window[1], window[3], height),
@@ -233,21 +237,21 @@ def test_the_window_is_what_the_network_sees(size, preprocessing):
 def test_classes_by_number_and_name():
     spec = shared.load("googlenet")
     for name in ("104", "wallaby", "wallaby, brush kangaroo", "brush kangaroo"):
-        assert locate.number_of(name, spec) == 104
+        assert locate.class_number(name, spec) == 104
     with pytest.raises(shared.Error, match="has no class 'walaby', did you mean 'wallaby'"):
-        locate.number_of("walaby", spec)
+        locate.class_number("walaby", spec)
     with pytest.raises(shared.Error, match="class 1000: googlenet has 1,000 classes, 0 to 999"):
-        locate.number_of("1000", spec)
+        locate.class_number("1000", spec)
     with pytest.raises(shared.Error, match="'crane' is a name of the classes 134 and 517; expected one of these numbers"):
-        locate.number_of("crane", spec)
+        locate.class_number("crane", spec)
     unnamed = {key: value for key, value in small().items() if key != "classes"}
     with pytest.raises(shared.Error, match="no class 'x'; expected a number, 0 to 9$"):
-        locate.number_of("x", unnamed)
+        locate.class_number("x", unnamed)
 
 
 def test_scattered_digits():
-    one, two = (scattered.make("digits", seed, train=8, test=60) for seed in (3, 3))
-    other = scattered.make("digits", 4, train=8, test=60)
+    one, two = (scattered.make(datasets.load_data(), seed, train=8, test=60) for seed in (3, 3))
+    other = scattered.make(datasets.load_data(), 4, train=8, test=60)
     assert all(np.array_equal(a, b) for a, b in zip(one.data, two.data, strict=True)) and np.array_equal(one.boxes, two.boxes)
     assert not np.array_equal(one.data.x_test, other.data.x_test)
     assert one.data.x_train.shape == (8, 64, 64, 1) and one.data.x_test.dtype == np.uint8
@@ -261,9 +265,9 @@ def test_the_label_is_the_largest_digits(monkeypatch):
     """Digits that are as bright as their labels: within the box nothing else is that bright."""
     images = np.zeros((5, 8, 8, 1), np.uint8)
     images[:, 1:7, 2:6] = 50 * np.arange(1, 6)[:, None, None, None]
-    monkeypatch.setattr(data, "load", lambda name: data.Data(images, np.arange(5), images, np.arange(5)))
+    bars = batches.Data(images, np.arange(5), images, np.arange(5))
     monkeypatch.setattr(scattered, "CLUTTER", 0)
-    made = scattered.make("bars", train=1, test=40)
+    made = scattered.make(bars, train=1, test=40)
     counts = []
     for image, label, (left, top, right, bottom) in zip(made.data.x_test, made.data.y_test, made.boxes, strict=True):
         assert (image[top:bottom, left:right] == 50 * (label + 1)).all()
@@ -273,17 +277,17 @@ def test_the_label_is_the_largest_digits(monkeypatch):
     assert 0 < np.mean(counts) < 1  # one digit, or more
 
 
-@pytest.mark.parametrize("name", data.SCATTERED)
+@pytest.mark.parametrize("name", datasets.SCATTERED)
 def test_scattered_digits_by_name(name, monkeypatch):
     monkeypatch.setattr(scattered, "make", lambda source: scattered.Scattered(source, None))
-    assert f"scattered_{data.load(name)}" == name
+    assert f"scattered_{datasets.load_data(name)}" == name
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A folder with a network, its weights, pictures of many kinds, and a folder with boxes."""
     (tmp_path / "small.json").write_text(json.dumps(small()))
-    weights.save(tmp_path / "w.safetensors", weights.initial(small()))
+    weights.save_state(tmp_path / "w.safetensors", weights.initial(small()))
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 4), np.uint8)
     image = Image.fromarray(pixels, "RGBA").resize((150, 120))
     image.convert("RGB").save(tmp_path / "a.png")
@@ -323,7 +327,9 @@ def test_pictures_of_all_kinds_and_one_that_is_none(files, monkeypatch, capsys):
     assert status == 2 and err == "" and [row["image"] for row in rows] == arguments.split()[2:7]
     assert "text.png: not an image" in rows.pop(1)["error"]
     for row in rows:
-        assert row["same_box"] is True and row["difference"] < 1e-5 and row["name"] == predict.classes(small())[row["class"]]
+        assert (
+            row["same_box"] is True and row["difference"] < 1e-5 and row["name"] == networks.class_names(small())[row["class"]]
+        )
         assert row["box"] is None or 15 < row["box"][0] < row["box"][2] < 135 and 0 < row["box"][1] < row["box"][3] < 120
         assert Image.open(files / "drawn" / f"{Path(row['image']).stem}.png").size == (150, 120)
     assert sorted(path.name for path in (files / "drawn").iterdir()) == ["a.png", "cmyk.png", "grey.png", "rgba.png"]
@@ -332,14 +338,14 @@ def test_pictures_of_all_kinds_and_one_that_is_none(files, monkeypatch, capsys):
     assert rows[0]["class"] == maps.mean((1, 2)).argmax() and rows[0]["response"] == pytest.approx(
         maps[rows[0]["class"]].max(), rel=1e-4
     )
-    window = data.window(data.picture(files / "a.png"), spec)
-    assert rows[0]["peak"] == pytest.approx(locate.peak(maps[rows[0]["class"]], window), abs=0.01)
+    window = images.window(images.read_picture(files / "a.png"), spec)
+    assert rows[0]["peak"] == pytest.approx(boxes.peak(maps[rows[0]["class"]], window), abs=0.01)
 
 
 def torch_maps(spec, path):
     engine = torch_impl.Engine(torch_impl.build(spec))
     torch_impl.load(engine.net, weights.initial(spec))
-    return engine.class_maps(data.preprocess([data.picture(path)], spec))[0].astype(np.float64)
+    return engine.class_maps(images.preprocess([images.read_picture(path)], spec))[0].astype(np.float64)
 
 
 def test_pictures_of_one_name_get_files_of_their_own(files, monkeypatch, capsys):
@@ -359,15 +365,16 @@ def test_boxes_of_less_than_a_pixel_are_drawn(files, monkeypatch, capsys):
 
 def test_where_two_engines_differ_the_first_is_told():
     spec, path = small(), Path(shared.__file__).parents[1] / "benchmarks" / "results" / "switch.png"
-    one, other = (predict.engines([torch_impl], spec, weights.initial(spec, seed))[0] for seed in (0, 1))
-    apart, alone = (locate.pictures(pair, spec, [{"image": path}], None, 0.2)[0][0] for pair in ([one, other], [one]))
+    one, other = (backends.engines([torch_impl], spec, weights.initial(spec, seed))[0] for seed in (0, 1))
+    pairs = ([one, other], [one])
+    apart, alone = (next(locate.locate_pictures(pair, spec, [{"image": path}], None, 0.2))[0] for pair in pairs)
     assert apart.pop("same_box") is False and apart.pop("difference") > 0.1 and apart == alone
 
 
 def test_a_class_that_is_nowhere_has_no_box(files, monkeypatch, capsys):
     state = weights.initial(small())
     state["fc.bias"][3] = -100
-    weights.save(files / "w.safetensors", state)
+    weights.save_state(files / "w.safetensors", state)
     status, out, _ = twins("locate small.json a.png --class cat --weights w.safetensors --out drawn", monkeypatch, capsys)
     row = json.loads(out)
     assert status == 0 and row["class"] == 3 and row["name"] == "cat" and row["box"] is None and row["response"] < 0
@@ -384,8 +391,8 @@ def test_data(files, monkeypatch, capsys):
     assert found["whole_picture"]["pointing_accuracy"] == 1 and found["images"][0]["size"] == [150, 120]
     assert found["sweep"]["0.3"] == {key: found[key] for key in ("localisation_error", "mean_iou", "pointing_accuracy")}
     overlaps = [
-        locate.iou(found["images"][0]["box"], [0, 0, 150, 120]),
-        locate.iou(found["images"][1]["box"], [20, 0, 140, 119.5]),
+        boxes.iou(found["images"][0]["box"], [0, 0, 150, 120]),
+        boxes.iou(found["images"][1]["box"], [20, 0, 140, 119.5]),
     ]
     assert found["mean_iou"] == pytest.approx(np.mean(overlaps), abs=1e-3) and Image.open("sweep.png").size[0] > 300
     status, out, _ = twins(f"{arguments} --class 2", monkeypatch, capsys)
@@ -441,7 +448,7 @@ def test_boxes_of_a_picture_on_its_side_are_for_it_upright(files):
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(files / "data" / "side.jpg", exif=exif)
     entries(files, {"file": "side.jpg", "boxes": [[0, 30, 20, 40]]})
-    assert locate.read(files / "data", small())[0]["boxes"] == [[0, 30, 20, 40]]
+    assert locate.read_boxes(files / "data", small())[0]["boxes"] == [[0, 30, 20, 40]]
 
 
 MISTAKES = {
@@ -491,7 +498,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch,
 def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
     """Two boxes in a map, a weak one beside a strong: low thresholds are right in the first half, high ones in the second."""
     found, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
-    sights = [locate.sight(np.stack([found, response()]), WHOLE, 0)] * 8
+    sights = [boxes.localise(np.stack([found, response()]), WHOLE, 0)] * 8
     for first, second, right in ((both, one, 0.45), (one, both, 0.5)):
         scores = localisation.measured(sights, [first] * 4 + [second] * 4)
         low = scores["threshold"] < 0.5
@@ -500,14 +507,14 @@ def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
-    recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1"]))
-    other = recipes.load(recipes.changed(recipe, ["seed=1"]))
+    recipe = recipes.load_recipe(recipes.changed(recipes.load_recipe("scattered"), ["network=resnet10_small", "steps=1"]))
+    other = recipes.load_recipe(recipes.changed(recipe, ["seed=1"]))
     spec = recipes.network(recipe)
     assert localisation.complete(tmp_path, recipe) is False
     for step in (0, 1):
         engine = torch_impl.trainer(spec, recipe)
         about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": []}
-        weights.save(tmp_path / "last.safetensors", engine.state(), about)
+        weights.save_state(tmp_path / "last.safetensors", engine.state(), about)
         assert localisation.complete(tmp_path, recipe) is bool(step)
     with pytest.raises(shared.Error, match="a run of another recipe or network; another folder would be right"):
         localisation.complete(tmp_path, other)
@@ -515,16 +522,16 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
 
 def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
     """A run that is done is not made again, and looked at on few images."""
-    made = scattered.make("digits", train=8, test=12)
+    made = scattered.make(datasets.load_data(), train=8, test=12)
     monkeypatch.setattr(scattered, "make", lambda source: made)
-    recipe = recipes.load(
-        recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
+    recipe = recipes.load_recipe(
+        recipes.changed(recipes.load_recipe("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
     )
     spec = recipes.network(recipe)
     (tmp_path / "resnet10_small-0").mkdir()
     history = [{"epoch": 1, "step": 1, "loss": 2.3}]
     about = {"recipe": recipe, "spec": spec, "step": 1, "sums": [0.0, 0, 0, 0.0], "history": history}
-    weights.save(tmp_path / "resnet10_small-0" / "last.safetensors", torch_impl.trainer(spec, recipe).state(), about)
+    weights.save_state(tmp_path / "resnet10_small-0" / "last.safetensors", torch_impl.trainer(spec, recipe).state(), about)
     monkeypatch.setattr(localisation, "train", lambda *arguments: pytest.fail("it was trained again"))
     localisation.main(tmp_path, ["resnet10_small"], 1, 2, ["steps=1", "data=scattered_digits"])
     out = capsys.readouterr().out
@@ -545,11 +552,11 @@ def test_the_readme_shows_the_results(name):
 @REAL
 def test_googlenet_finds_kangaroos():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
-    state = checkpoints.load(folder / "weights" / "googlenet_bvlc.safetensors", spec)
-    found = locate.read(folder / "kangaroo", spec)
-    found = found[::4]
-    pictures, sights = locate.pictures(predict.engines([torch_impl], spec, state), spec, found, None, 0.2)
-    scores = locate.scores(sights, [entry["boxes"] for entry in found], 0.2)
-    assert len(pictures) == 41 and scores["pointing_accuracy"] >= 0.9 and scores["mean_iou"] > 0.4
-    both, _ = locate.pictures(predict.engines([torch_impl, keras_impl], spec, state), spec, found[::5], None, 0.2)
-    assert len(both) == 9 and all(about["same_box"] and about["difference"] < 1e-4 for about in both)
+    state = checkpoints.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
+    entries = locate.read_boxes(folder / "kangaroo", spec)[::4]
+    located = list(locate.locate_pictures(backends.engines([torch_impl], spec, state), spec, entries, None, 0.2))
+    scores = boxes.scores([localisation for *_, localisation in located], [entry["boxes"] for entry in entries], 0.2)
+    assert len(located) == 41 and scores["pointing_accuracy"] >= 0.9 and scores["mean_iou"] > 0.4
+    pair = backends.engines([torch_impl, keras_impl], spec, state)
+    both = [result for result, *_ in locate.locate_pictures(pair, spec, entries[::5], None, 0.2)]
+    assert len(both) == 9 and all(result["same_box"] and result["difference"] < 1e-4 for result in both)

@@ -10,11 +10,12 @@ import torchvision
 import keras_impl
 import shared
 import torch_impl
-from shared import compare, shapes, weights
+from shared import networks, shapes, weights
+from twins import compare, ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 
-# So deep, or magnifying rounding so much, that PyTorch departs from itself by about a bound: `compare.chaos` measures it.
+# So deep, or magnifying rounding so much, that PyTorch departs from itself by about a bound: `ladder.chaos` measures it.
 CHAOTIC = {"preact_resnet1001", "resnet110_bn_after_addition", "resnet110_half_shortcut", "resnet110_half_sum"}
 
 # What does not end in a global pooling and one linear layer or 1x1 convolution.
@@ -90,7 +91,7 @@ def pair(request):
 
 @pytest.fixture(scope="module")
 def activations(pair):
-    return compare.activations(pair.engines, pair.images)
+    return ladder.activations(pair.engines, pair.images)
 
 
 @pytest.fixture(scope="module")
@@ -111,22 +112,22 @@ def class_maps(pair):
 
 @pytest.fixture(scope="module")
 def gradients(pair, activations, class_maps):  # in training mode, in which the running statistics move
-    found = compare.gradients(pair.engines, pair.images, pair.labels)
-    return found, compare.statistics(pair.engines)
+    found = ladder.gradients(pair.engines, pair.images, pair.labels)
+    return found, ladder.statistics(pair.engines)
 
 
 @pytest.fixture(scope="module")
 def bounds(pair, activations, gradients):
     if pair.spec["name"] not in CHAOTIC:
         return BOUNDS
-    chaos = compare.chaos(torch_impl, pair.spec, pair.state, pair.images, pair.labels)
+    chaos = ladder.chaos(torch_impl, pair.spec, pair.state, pair.images, pair.labels)
     found = {rung: max(bound, 10 * chaos.get(rung, 0)) for rung, bound in BOUNDS.items()}
     assert found != BOUNDS and max(found.values()) <= compare.CEILING
     return found
 
 
 def assert_within(differences, bound):
-    first = compare.first_beyond(differences, bound)
+    first = ladder.first_beyond(differences, bound)
     assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}"
 
 
@@ -159,11 +160,11 @@ def test_activations(activations, bounds):
 def test_class_maps(pair, class_maps, bounds):
     if class_maps:
         ours, theirs, logits = class_maps
-        head, _ = shared.spec.head(pair.spec)
+        head, _ = networks.head(pair.spec)
         before = next(row for row in shapes.layers(pair.spec, pair.size) if row.name == head[-1])
         assert ours.shape == theirs.shape == (1, logits.shape[1], *before.shape[1:])
-        assert compare.relative(ours, theirs) <= bounds["activations"]
-        assert compare.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
+        assert ladder.relative(ours, theirs) <= bounds["activations"]
+        assert ladder.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
 
 
 def test_gradients(gradients, bounds):
@@ -199,16 +200,16 @@ def test_torchvision(pair, gradients):
     with torch.no_grad():
         logits = theirs.eval()(images).numpy()
     for engine in pair.engines:
-        assert compare.relative(logits, engine.predict(pair.images)) <= BOUNDS["activations"], engine.framework
+        assert ladder.relative(logits, engine.predict(pair.images)) <= BOUNDS["activations"], engine.framework
         after = engine.state()
         for name, array in theirs.state_dict().items():
             if ".running_" in name:
-                assert compare.relative(array.numpy(), after[name]) <= BOUNDS["statistics"], (engine.framework, name)
+                assert ladder.relative(array.numpy(), after[name]) <= BOUNDS["statistics"], (engine.framework, name)
     if not drops:
         loss.backward()
         found = pair.engines[0].gradients(pair.images, pair.labels)
         for name, parameter in theirs.named_parameters():
-            assert compare.relative(parameter.grad.numpy(), found[name]) <= BOUNDS["gradients"], name
+            assert ladder.relative(parameter.grad.numpy(), found[name]) <= BOUNDS["gradients"], name
 
 
 def test_the_papers_resnet50_differs_from_torchvisions():
@@ -220,7 +221,7 @@ def test_the_papers_resnet50_differs_from_torchvisions():
         net = torch_impl.build(name, dtype="float64")
         torch_impl.load(net, state)
         logits.append(torch_impl.Engine(net).predict(images))
-    assert compare.relative(*logits) > 0.01
+    assert ladder.relative(*logits) > 0.01
 
 
 def test_a_relu_anywhere_in_the_chain():
@@ -241,8 +242,8 @@ def test_a_relu_anywhere_in_the_chain():
     engines = [package.Engine(package.build(spec, dtype="float64")) for package in (torch_impl, keras_impl)]
     images = np.random.default_rng(0).standard_normal((3, 3, 9, 9))
     before = images.copy()
-    assert_within(compare.activations(engines, images), BOUNDS["activations"])
-    assert_within(compare.gradients(engines, images, np.array([0, 1, 2])), BOUNDS["gradients"])
+    assert_within(ladder.activations(engines, images), BOUNDS["activations"])
+    assert_within(ladder.gradients(engines, images, np.array([0, 1, 2])), BOUNDS["gradients"])
     for engine in engines:
         engine.predict(images)
     assert np.array_equal(images, before)

@@ -15,7 +15,8 @@ from torchvision import transforms
 import keras_impl
 import shared
 import torch_impl
-from shared import checkpoints, cli, data, predict, weights
+from shared import images, networks, weights
+from twins import backends, checkpoints, cli, datasets, predict
 
 PACKAGES = {"torch": [torch_impl], "tf": [keras_impl], "both": [torch_impl, keras_impl]}
 IMAGENET = {"channels": "RGB", "scale": 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -49,37 +50,39 @@ def test_images_are_torchvisions(size, resize, crop):
     cut = [transforms.CenterCrop(crop)] if crop else []
     values = [transforms.ToTensor(), transforms.Normalize(IMAGENET["mean"], IMAGENET["std"])]
     theirs = transforms.Compose([transforms.Resize(resize), *cut, *values])(Image.fromarray(image)).numpy()
-    ours = data.preprocess([image], small({"resize": resize} | ({"crop": crop} if crop else {})))
+    ours = images.preprocess([image], small({"resize": resize} | ({"crop": crop} if crop else {})))
     assert ours.dtype == np.float32 and np.array_equal(ours[0], theirs)
 
 
 @pytest.mark.parametrize("size", [(31, 47), (20, 16)])
 def test_without_resize_and_crop_images_get_the_networks_size(size):
     image = noise(*size)
-    ours = data.preprocess([image, image], small({"mean": [0, 0, 0], "std": [1, 1, 1]}))
+    ours = images.preprocess([image, image], small({"mean": [0, 0, 0], "std": [1, 1, 1]}))
     theirs = transforms.ToTensor()(transforms.Resize((16, 20))(Image.fromarray(image))).numpy()
     assert np.array_equal(ours, [theirs, theirs])
 
 
 def test_values_are_in_the_order_of_the_channels():
     image = np.full((16, 20, 3), (10, 20, 30), np.uint8)
-    batch = data.preprocess([image], small({"channels": "BGR", "scale": 2, "mean": [1, 2, 3], "std": [2, 1, 4]}), "float64")
+    batch = images.preprocess([image], small({"channels": "BGR", "scale": 2, "mean": [1, 2, 3], "std": [2, 1, 4]}), "float64")
     assert batch.dtype == np.float64 and batch[0, :, 3, 3].tolist() == [(15 - 1) / 2, (10 - 2) / 1, (5 - 3) / 4]
 
 
 def test_grey_becomes_colour_and_colour_grey():
     grey = noise(16, 20, 1)
-    batch = data.preprocess([grey], small({"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}))
+    batch = images.preprocess([grey], small({"scale": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}))
     assert all(np.array_equal(channel, grey[..., 0]) for channel in batch[0])
     spec = {"input": [1, 16, 20], "preprocessing": {"channels": "L", "scale": 256, "mean": [0], "std": [1]}}
-    assert np.array_equal(data.preprocess([grey], spec)[0, 0], grey[..., 0] / np.float32(256))
+    assert np.array_equal(images.preprocess([grey], spec)[0, 0], grey[..., 0] / np.float32(256))
     red = np.full((16, 20, 3), (255, 0, 0), np.uint8)
-    assert data.preprocess([red], spec)[0, 0, 0, 0] == np.float32(76 / 256)  # 0.299 of 255
+    assert images.preprocess([red], spec)[0, 0, 0, 0] == np.float32(76 / 256)  # 0.299 of 255
 
 
 def test_a_spec_that_says_nothing_wants_one_around_zero():
     image = noise(28, 28, 1)
-    assert np.array_equal(data.preprocess([image], shared.load("mnist_residual"))[0, 0], image[..., 0] / np.float32(127.5) - 1)
+    assert np.array_equal(
+        images.preprocess([image], shared.load("mnist_residual"))[0, 0], image[..., 0] / np.float32(127.5) - 1
+    )
 
 
 def rotated(path):
@@ -144,14 +147,14 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_of_all_kinds(name, tmp_path):
     expected = PICTURES[name](tmp_path / name)
-    found = data.picture(tmp_path / name)
+    found = images.read_picture(tmp_path / name)
     assert found.dtype == np.uint8 and np.array_equal(found, expected)
 
 
 def test_pictures_of_32_bits_have_no_white(tmp_path):
     Image.fromarray(np.zeros((6, 5), np.float32)).save(tmp_path / "p.tif")
     with pytest.raises(shared.Error, match="p.tif: .* its pixels have 32 bits"):
-        data.picture(tmp_path / "p.tif")
+        images.read_picture(tmp_path / "p.tif")
 
 
 SPECS = {
@@ -188,9 +191,9 @@ def test_a_spec_with_other_classes():
 
 
 def test_names_of_classes():
-    names = predict.classes({"classes": "imagenet"})
+    names = networks.class_names({"classes": "imagenet"})
     assert len(names) == 1000 and names[0] == "tench, Tinca tinca" and names[104].startswith("wallaby")
-    assert predict.classes(shared.load("mnist_residual")) is None
+    assert networks.class_names(shared.load("mnist_residual")) is None
 
 
 class Fake:
@@ -215,10 +218,10 @@ def save_pixels(path, *values):
 
 def test_the_top_five_of_two_that_disagree(tmp_path):
     path = save_pixels(tmp_path / "p.png", 0, 10, 20, 30, 40, 50, 60, 70)
-    same, other = predict.pictures([Fake(), Fake()], PIXELS, [path]), Fake(lambda logits: logits[:, ::-1].copy())
+    same, other = predict.classify_pictures([Fake(), Fake()], PIXELS, [path]), Fake(lambda logits: logits[:, ::-1].copy())
     assert same[0]["same_top"] and same[0]["difference"] == 0
     assert [row["class"] for row in same[0]["top"]] == [7, 6, 5, 4, 3]
-    found = predict.pictures([Fake(), other], PIXELS, [path])[0]
+    found = predict.classify_pictures([Fake(), other], PIXELS, [path])[0]
     assert not found["same_top"]
     assert [row["class"] for row in found["top"]] == [7, 6, 5, 4, 3, 0, 1, 2]
     logits = np.arange(0, 80, 10) / 127.5 - 1
@@ -240,23 +243,23 @@ def test_accuracy_of_two_that_disagree():
 def test_logits_that_are_no_numbers(tmp_path):
     path = save_pixels(tmp_path / "p.png", *range(8))
     with pytest.raises(shared.Error, match="Fake gives logits that are no finite numbers"):
-        predict.pictures([Fake(lambda logits: logits * np.float32("nan"))], PIXELS, [path])
+        predict.classify_pictures([Fake(lambda logits: logits * np.float32("nan"))], PIXELS, [path])
 
 
 def test_pictures_of_many_sizes_come_back_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "batch_size", lambda spec: 2)
     spec = small({"resize": 12})
-    engines = predict.engines([torch_impl], spec, weights.initial(spec))
+    engines = backends.engines([torch_impl], spec, weights.initial(spec))
     sizes = [(12, 30), (30, 12), (12, 30), (12, 30), (2, 20), (30, 12), (30, 12)]
     paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
         Image.fromarray(noise(*size, seed=number)).save(path)
     seen, counts = [], []
-    found = predict.pictures([Counting(engines[0], counts)], spec, paths, seen.append)
+    found = predict.classify_pictures([Counting(engines[0], counts)], spec, paths, seen.append)
     assert [row["image"] for row in found] == [str(path) for path in paths]
     assert sorted(counts) == [1, 1, 1, 2, 2] and sum(seen) == len(paths)
     for path, row in zip(paths, found, strict=True):
-        alone = predict.pictures(engines, spec, [path])[0]
+        alone = predict.classify_pictures(engines, spec, [path])[0]
         assert [top["class"] for top in row["top"]] == [top["class"] for top in alone["top"]]
         assert row["top"][0]["probabilities"] == pytest.approx(alone["top"][0]["probabilities"], rel=1e-5)
 
@@ -279,7 +282,7 @@ def test_a_picture_of_a_shape_that_the_network_does_not_take(tmp_path):
     square, wide = tmp_path / "square.png", tmp_path / "wide.png"
     Image.new("L", (9, 9)).save(square)
     Image.new("L", (18, 9)).save(wide)
-    found = predict.pictures(predict.engines([torch_impl], spec, weights.initial(spec)), spec, [wide, square])
+    found = predict.classify_pictures(backends.engines([torch_impl], spec, weights.initial(spec)), spec, [wide, square])
     assert "wide.png: layer 'fc': " in found[0]["error"] and len(found[1]["top"]) == 2
 
 
@@ -290,8 +293,8 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "small.json").write_text(json.dumps(spec))
     state = weights.initial(spec, seed=3)
     state["fc.weight"] *= 30  # so that classes differ
-    weights.save(tmp_path / "w.safetensors", state)
-    weights.save(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
+    weights.save_state(tmp_path / "w.safetensors", state)
+    weights.save_state(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
     Image.fromarray(noise(40, 50)).save(tmp_path / "a.png")
     Image.fromarray(noise(70, 30, seed=1)).save(tmp_path / "b.jpg")
     (tmp_path / "text.png").write_text("no picture")
@@ -312,7 +315,7 @@ def torch_logits(spec, state, images):
     net = torch_impl.build(spec).eval()
     torch_impl.load(net, state)
     with torch.no_grad():
-        return net(torch.from_numpy(data.preprocess(images, spec))).numpy()
+        return net(torch.from_numpy(images.preprocess(images, spec))).numpy()
 
 
 def twins(arguments, monkeypatch, capsys):
@@ -334,13 +337,13 @@ def test_pictures(backend, files, monkeypatch, capsys):
     assert found["frameworks"] == [package.Engine.framework for package in PACKAGES[backend]]
     assert [row["image"] for row in found["images"]] == ["a.png", "b.jpg"]
     spec = shared.load("small.json")
-    pixels = [data.picture(files / name) for name in ("a.png", "b.jpg")]
+    pixels = [images.read_picture(files / name) for name in ("a.png", "b.jpg")]
     for image, row in zip(pixels, found["images"], strict=True):
-        logits = torch_logits(spec, weights.read(files / "w.safetensors"), [image])[0].astype(np.float64)
+        logits = torch_logits(spec, weights.read_state(files / "w.safetensors"), [image])[0].astype(np.float64)
         expected = np.exp(logits) / np.exp(logits).sum()
         assert [top["class"] for top in row["top"]] == np.argsort(-expected)[:5].tolist()
         for top in row["top"]:
-            assert top["name"] == predict.classes(spec)[top["class"]]
+            assert top["name"] == networks.class_names(spec)[top["class"]]
             assert top["probabilities"] == pytest.approx([expected[top["class"]]] * count, rel=1e-4)
         assert ("same_top" in row) == ("difference" in row) == (count == 2)
         assert row.get("same_top", True) and row.get("difference", 0) < 1e-5
@@ -353,7 +356,7 @@ def test_pictures_as_tables(files, monkeypatch, capsys):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "a.png" and lines[1] == "class label PyTorch Keras"
     number, name, ours, theirs = lines[2].split()
-    assert predict.classes({"classes": "cifar10"})[int(number)] == name and ours == theirs and ours.endswith("%")
+    assert networks.class_names({"classes": "cifar10"})[int(number)] == name and ours == theirs and ours.endswith("%")
     assert lines[7].startswith("The same top classes in both; logits ") and lines[9] == "b.jpg"
     assert lines[-1].startswith("2 pictures: the same top classes for 2, logits at most ")
     _, out, _ = twins("predict small.json a.png --weights w.safetensors", monkeypatch, capsys)
@@ -453,18 +456,18 @@ def test_one_backend_starts_one_framework(backend, imported, files):
 )
 def test_real_weights_are_as_good_as_published(name, file, dataset, count, accuracy):
     spec = shared.load(name)
-    state = checkpoints.load(Path(os.environ["TWINS_DATA"], "weights", file), spec)
-    images, labels = data.load(dataset)[2:]
-    found = predict.accuracy(predict.engines(PACKAGES["both"], spec, state), spec, images, labels)
+    state = checkpoints.load_weights(Path(os.environ["TWINS_DATA"], "weights", file), spec)
+    images, labels = datasets.load_data(dataset)[2:]
+    found = predict.accuracy(backends.engines(PACKAGES["both"], spec, state), spec, images, labels)
     assert found == {"tested": count, "accuracy": [accuracy, accuracy], "same_predictions": count}
 
 
 @REAL
 def test_kangaroos_are_wallabies_in_both():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
-    state = checkpoints.load(folder / "weights" / "googlenet_bvlc.safetensors", spec)
+    state = checkpoints.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
     paths = sorted((folder / "kangaroo" / "images").glob("*.jpg"))[::20]
-    found = predict.pictures(predict.engines(PACKAGES["both"], spec, state), spec, paths)
+    found = predict.classify_pictures(backends.engines(PACKAGES["both"], spec, state), spec, paths)
     assert len(found) == 9
     assert all(picture["same_top"] and picture["difference"] < 1e-4 for picture in found)
     named = [[row["name"] for row in picture["top"]] for picture in found]

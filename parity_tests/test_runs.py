@@ -16,9 +16,10 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import checkpoints, compare, curves, data, recipes, training, weights
+from shared import images, networks, recipes, weights
+from twins import batches, checkpoints, ladder, plots, runlog, training
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 SPEC = {
     "name": "tiny",
@@ -50,8 +51,8 @@ class Run:
     """A run in a folder, from its start or from a checkpoint."""
 
     def __init__(self, folder, backend="torch", resume=None, engine=None, recipe=RECIPE, **changes):
-        self.folder, self.recipe = folder, recipes.load(recipe | changes)
-        checkpoint = training.read(resume) if resume else None
+        self.folder, self.recipe = folder, recipes.load_recipe(recipe | changes)
+        checkpoint = training.read_checkpoint(resume) if resume else None
         spec, examples = training.prepare(self.recipe)
         self.engine = engine or PACKAGES[backend].trainer(spec, self.recipe)
         if checkpoint:
@@ -63,7 +64,7 @@ class Run:
         seen = []
         for now in training.run(*self.arguments, stop=lambda: bool(step and seen[-1].step >= step)):
             seen.append(now)
-        return training.read(self.folder)
+        return training.read_checkpoint(self.folder)
 
 
 def without_speed(history):
@@ -86,14 +87,14 @@ def test_a_run(whole, tmp_path):
 
 
 def test_a_batch():
-    recipe = recipes.load(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
+    recipe = recipes.load_recipe(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
     spec, examples = training.prepare(recipe)
-    images, labels = training.batch(recipe, spec, examples, 6)
-    indices = data.batch(len(examples.x_train), 300, 6, 3)
-    seen = data.augmented(examples.x_train[indices], 3, 6, pad=2, flip=True)
+    images, labels = batches.batch(recipe, spec, examples, 6)
+    indices = batches.indices(len(examples.x_train), 300, 6, 3)
+    seen = batches.augment(examples.x_train[indices], 3, 6, pad=2, flip=True)
     assert np.array_equal(labels, examples.y_train[indices])
-    assert np.array_equal(images, data.normalised(seen, spec, "float64"))
-    assert training.batch(recipe | {"precision": "mixed_bfloat16"}, spec, examples, 6)[0].dtype == np.float32
+    assert np.array_equal(images, images.normalise(seen, spec, "float64"))
+    assert batches.batch(recipe | {"precision": "mixed_bfloat16"}, spec, examples, 6)[0].dtype == np.float32
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -103,13 +104,13 @@ def test_what_a_run_leaves(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES} - {"curves.png"})
     assert json.loads((tmp_path / "recipe.json").read_text()) == run.recipe
     assert shared.load(tmp_path / "network.json") == SPEC
-    assert curves.read(tmp_path) == found.history
+    assert runlog.read_log(tmp_path) == found.history
     best = max(found.history, key=lambda row: row["test_accuracy"])
     engine = torch_impl.Engine(torch_impl.build(SPEC, dtype="float64"))
-    engine.load(weights.read(tmp_path / "best.safetensors"))
+    engine.load(weights.read_state(tmp_path / "best.safetensors"))
     spec, examples = training.prepare(run.recipe)
-    assert training.tested(engine, spec, examples, "float64") == (best["test_loss"], best["test_accuracy"])
-    logits = engine.predict(data.preprocess(examples.x_test, spec, "float64"))
+    assert training.evaluate(engine, spec, examples, "float64") == (best["test_loss"], best["test_accuracy"])
+    logits = engine.predict(images.preprocess(examples.x_test, spec, "float64"))
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     losses = -np.log(chances[np.arange(len(logits)), examples.y_test])
     assert best["test_loss"] == pytest.approx(losses.mean(), rel=1e-12)
@@ -120,8 +121,8 @@ def test_both_backends_make_the_same_run(whole):
     ours, theirs = whole["torch"], whole["tf"]
     for mine, other in zip(without_speed(ours.history), without_speed(theirs.history), strict=True):
         for key in mine:
-            assert compare.relative(mine[key], other[key]) <= BOUNDS["losses"], key
-    worst = compare.largest(compare.between(ours.arrays, theirs.arrays))
+            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+    worst = ladder.largest(ladder.between(ours.arrays, theirs.arrays))
     assert worst.value <= BOUNDS["weights"], worst
 
 
@@ -143,7 +144,7 @@ def test_resumed_bit_for_bit(backend, precision, whole, tmp_path):
     assert without_speed(found.history) == without_speed(straight.history)
     assert found.arrays.keys() == straight.arrays.keys()
     assert all(np.array_equal(found.arrays[name], array) for name, array in straight.arrays.items())
-    assert curves.read(tmp_path / "c") == found.history
+    assert runlog.read_log(tmp_path / "c") == found.history
     half = {"float64": np.float64}.get(precision, np.float32)
     assert {array.dtype.type for array in found.arrays.values()} == {half}
 
@@ -152,7 +153,7 @@ def test_resumed_bit_for_bit(backend, precision, whole, tmp_path):
 def test_resumed_in_the_other_framework(first, second, whole, tmp_path):
     Run(tmp_path, first).until(7)
     found = Run(tmp_path, second, tmp_path).until()
-    worst = compare.largest(compare.between(whole[first].arrays, found.arrays))
+    worst = ladder.largest(ladder.between(whole[first].arrays, found.arrays))
     assert worst.value <= BOUNDS["weights"], worst
     assert [row["framework"] for row in found.history] == [PACKAGES[p].Engine.framework for p in (first, second, second)]
 
@@ -163,12 +164,12 @@ def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
     steps = []
     for now in run:
         if now.row is None and steps:
-            assert training.read(tmp_path).step == steps[-1]  # written before the next step
+            assert training.read_checkpoint(tmp_path).step == steps[-1]  # written before the next step
         steps.append(now.step)
         if now.step == 6:
             run.close()  # as a kill: nothing is written any more
             break
-    assert training.read(tmp_path).step == 5
+    assert training.read_checkpoint(tmp_path).step == 5
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
@@ -177,14 +178,14 @@ def test_compiled(backend, tmp_path):
     runs = []
     for compiled in (False, True):
         small = {**SPEC, "layers": [layer for layer in SPEC["layers"] if layer["name"] != "layer1"]}
-        recipe = recipes.load(RECIPE | {"network": small})
+        recipe = recipes.load_recipe(RECIPE | {"network": small})
         engine = PACKAGES[backend].trainer(small, recipe, compiled)
         is_compiled = hasattr(engine._net, "_orig_mod") if backend == "torch" else bool(engine._step._jit_compile)
         assert is_compiled == compiled
         runs.append(Run(tmp_path / f"{compiled}", engine=engine, network=small, epochs=1).until())
     for mine, other in zip(*(without_speed(found.history) for found in runs), strict=True):
-        assert compare.relative(mine["loss"], other["loss"]) <= BOUNDS["losses"]
-    worst = compare.largest(compare.between(runs[0].arrays, runs[1].arrays))
+        assert ladder.relative(mine["loss"], other["loss"]) <= BOUNDS["losses"]
+    worst = ladder.largest(ladder.between(runs[0].arrays, runs[1].arrays))
     assert worst.value <= BOUNDS["weights"], worst
 
 
@@ -211,7 +212,7 @@ def test_a_loss_that_is_no_number(backend, tmp_path):
     with pytest.raises(shared.Error) as error, np.errstate(all="ignore"):
         run.until()
     assert "the loss of step 2, in epoch 1, is" in str(error.value) and "last.safetensors is of step 0" in str(error.value)
-    assert all(np.isfinite(array).all() for array in training.read(tmp_path).arrays.values())
+    assert all(np.isfinite(array).all() for array in training.read_checkpoint(tmp_path).arrays.values())
 
 
 def test_weights_that_are_no_number_do_not_replace_a_checkpoint(tmp_path):
@@ -222,7 +223,7 @@ def test_weights_that_are_no_number_do_not_replace_a_checkpoint(tmp_path):
     run.engine.load(state)
     with pytest.raises(shared.Error, match="fc.bias is no finite number after step"):
         list(training.run(*run.arguments))
-    assert training.read(tmp_path).step == 5
+    assert training.read_checkpoint(tmp_path).step == 5
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -235,22 +236,22 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "serialise", full)
     with pytest.raises(shared.Error, match="last.safetensors: cannot be written: No space left"):
         list(training.run(*run.arguments))
-    assert training.read(tmp_path).step == 5 and not list(tmp_path.glob(".*"))
+    assert training.read_checkpoint(tmp_path).step == 5 and not list(tmp_path.glob(".*"))
 
 
 def test_a_checkpoint_whose_arrays_do_not_fit(tmp_path):
     Run(tmp_path, epochs=1).until()
     path = tmp_path / "last.safetensors"
-    whole, about = weights.read(path), weights.about(path)
-    weights.save(path, {name: array for name, array in whole.items() if name != "fc.bias"}, about)
+    whole, about = weights.read_state(path), weights.read_about(path)
+    weights.save_state(path, {name: array for name, array in whole.items() if name != "fc.bias"}, about)
     with pytest.raises(shared.Error, match="last.safetensors: the weights do not fit the network:\n  missing: fc.bias"):
-        training.read(tmp_path)
-    weights.save(path, whole | {"optimizer.exp_avg.fc.bias": np.zeros(3)}, about)
+        training.read_checkpoint(tmp_path)
+    weights.save_state(path, whole | {"optimizer.exp_avg.fc.bias": np.zeros(3)}, about)
     with pytest.raises(shared.Error, match="misshapen: optimizer.exp_avg.fc.bias is 3, expected 10"):
-        training.read(tmp_path)
-    weights.save(path, whole, about | {"step": "four"})
+        training.read_checkpoint(tmp_path)
+    weights.save_state(path, whole, about | {"step": "four"})
     with pytest.raises(shared.Error, match="no checkpoint of a run"):
-        training.read(tmp_path)
+        training.read_checkpoint(tmp_path)
 
 
 def test_a_part_of_an_epoch_at_the_end_is_completed(tmp_path):
@@ -267,16 +268,16 @@ def test_a_checkpoint_that_is_none(tmp_path):
     run = Run(tmp_path)
     run.until()
     with pytest.raises(shared.Error, match="it has weights alone; a run goes on from .*last.safetensors"):
-        training.read(tmp_path / "best.safetensors")
+        training.read_checkpoint(tmp_path / "best.safetensors")
     path = tmp_path / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(shared.Error, match="last.safetensors: not a complete safetensors file"):
-        training.read(tmp_path)
-    weights.save(path, weights.initial(SPEC))
+        training.read_checkpoint(tmp_path)
+    weights.save_state(path, weights.initial(SPEC))
     with pytest.raises(shared.Error, match="no checkpoint of a run; its weights can begin a new one, with --init"):
-        training.read(path)
+        training.read_checkpoint(path)
     with pytest.raises(shared.Error, match="there is no such file"):
-        training.read(tmp_path / "x")
+        training.read_checkpoint(tmp_path / "x")
 
 
 @pytest.mark.parametrize("backend", PACKAGES)
@@ -302,41 +303,41 @@ def test_frozen_layers_are_the_same_in_both(tmp_path):
         found[backend] = run.until(6).arrays
         kept = {name for name in start if np.array_equal(start[name], found[backend][name])}
         assert kept == {name for name in start if name.startswith(("bn1.", "layer1.0."))}
-    worst = compare.largest(compare.between(found["torch"], found["tf"]))
+    worst = ladder.largest(ladder.between(found["torch"], found["tf"]))
     assert worst.value <= BOUNDS["weights"], worst
 
 
 def test_transfer_to_other_classes(tmp_path):
-    weights.save(tmp_path / "w.safetensors", weights.initial("resnet20", seed=5))
+    weights.save_state(tmp_path / "w.safetensors", weights.initial("resnet20", seed=5))
     old = weights.initial("resnet20", seed=5)
-    backbone = checkpoints.backbone(tmp_path / "w.safetensors", spec=shared.spec.with_classes(shared.load("resnet20"), 3))
+    backbone = checkpoints.load_backbone(tmp_path / "w.safetensors", spec=networks.with_classes(shared.load("resnet20"), 3))
     assert set(old) - set(backbone) == {"fc.weight", "fc.bias"}
     assert all(np.array_equal(old[name], array) for name, array in backbone.items())
-    assert set(checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
-    weights.save(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
-    assert set(checkpoints.backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
+    assert set(checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
+    weights.save_state(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
+    assert set(checkpoints.load_backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
     # A classifier of the same number of classes stays.
-    three = shared.spec.with_classes(shared.load("resnet20"), 3)
-    weights.save(tmp_path / "3.safetensors", weights.initial(three, seed=6))
-    assert set(checkpoints.backbone(tmp_path / "3.safetensors", three)) == set(old)
-    weights.save(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
+    three = networks.with_classes(shared.load("resnet20"), 3)
+    weights.save_state(tmp_path / "3.safetensors", weights.initial(three, seed=6))
+    assert set(checkpoints.load_backbone(tmp_path / "3.safetensors", three)) == set(old)
+    weights.save_state(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
     with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has numbers that are not finite"):
-        checkpoints.backbone(tmp_path / "nan.safetensors", three)
+        checkpoints.load_backbone(tmp_path / "nan.safetensors", three)
     with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
-        checkpoints.backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
+        checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
 
 
 def test_curves(whole, tmp_path):
     rows = {"PyTorch": whole["torch"].history, "Keras": whole["tf"].history}
-    curves.draw(rows, tmp_path / "c.png", "two runs")
+    plots.draw_curves(rows, tmp_path / "c.png", "two runs")
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
     assert pixels.shape[1] > 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     (tmp_path / "log.jsonl").write_text("{}\n")
     with pytest.raises(shared.Error, match="log.jsonl: not the log of a run"):
-        curves.read(tmp_path)
+        runlog.read_log(tmp_path)
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(shared.Error, match="log.jsonl: the log of a run whose first epoch is not done"):
-        curves.read(tmp_path)
+        runlog.read_log(tmp_path)
 
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
@@ -344,7 +345,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM
 
 def start(*arguments, folder, launcher=("-m",), **options):
     return subprocess.Popen(
-        [sys.executable, *launcher, "shared.cli", *map(str, arguments)],
+        [sys.executable, *launcher, "twins.cli", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -379,14 +380,14 @@ def test_killed_again_and_again(folder):
         process = start("train", *(("--resume", "killed") if kill else ("tiny.json", "--out", "killed")), folder=folder)
         before = path.stat().st_mtime_ns if kill else 0
         deadline = time.monotonic() + 120
-        while not path.exists() or path.stat().st_mtime_ns == before or training.read(path).step == 0:
+        while not path.exists() or path.stat().st_mtime_ns == before or training.read_checkpoint(path).step == 0:
             assert time.monotonic() < deadline and process.poll() is None, process.communicate()
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     status, _, error = train("--resume", "killed", folder=folder)
     assert status == 0 or "the run is complete" in error
-    whole, found = training.read(folder / "whole"), training.read(path)
+    whole, found = training.read_checkpoint(folder / "whole"), training.read_checkpoint(path)
     assert all(np.array_equal(found.arrays[name], array) for name, array in whole.arrays.items())
     assert without_speed(found.history) == without_speed(whole.history)
 
@@ -397,7 +398,7 @@ def test_ctrl_c(folder):
     assert "epoch   1" in line
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
-    step = training.read(folder / "stopped").step
+    step = training.read_checkpoint(folder / "stopped").step
     assert process.returncode == 130 and "Traceback" not in error
     assert f"interrupted after step {step:,} of 400,000; go on with: twins train --resume stopped --backend torch" in error
 
@@ -456,12 +457,12 @@ def test_the_commands_own_transfer(folder):
         )
         status, out, error = train("tiny.json", *options, "--epochs", "2", "--backend", backend, folder=folder)
         assert status == 0, error
-        ends[backend] = training.read(folder / "runs" / f"tiny-{backend}")
+        ends[backend] = training.read_checkpoint(folder / "runs" / f"tiny-{backend}")
     for one, other in zip(*(without_speed(end.history) for end in ends.values()), strict=True):
         for key in one:
-            assert compare.relative(one[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(one[key], other[key]) <= BOUNDS["losses"], key
     assert ends["torch"].spec["name"] == "tiny_2_classes" and ends["torch"].history[-1]["test_accuracy"] > 0.8
-    start = weights.read(folder / "whole" / "best.safetensors")
+    start = weights.read_state(folder / "whole" / "best.safetensors")
     for end in ends.values():
         assert np.array_equal(end.arrays["bn1.running_mean"], start["bn1.running_mean"])
         assert end.arrays["fc.weight"].shape == (2, 256)
@@ -482,7 +483,7 @@ def two(folder):
         assert status == 0 and out.count("epoch   1") == 1, error
         status, _, error = train(f"{kind}.json", "--set", f"name={kind}", "--backend", "tf", "--devices", "2", folder=folder)
         assert status == 0, error
-        found[kind] = [training.read(folder / "runs" / f"{kind}-{backend}") for backend in PACKAGES]
+        found[kind] = [training.read_checkpoint(folder / "runs" / f"{kind}-{backend}") for backend in PACKAGES]
     found["one"] = Run(folder / "one", network=plain, epochs=2).until()
     return found
 
@@ -492,17 +493,17 @@ def test_two_devices_do_what_one_does(two):
     for found in two["without"]:
         for mine, other in zip(without_speed(two["one"].history), without_speed(found.history), strict=True):
             for key in mine:
-                assert compare.relative(mine[key], other[key]) <= BOUNDS["losses"], key
-        worst = compare.largest(compare.between(two["one"].arrays, found.arrays))
+                assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+        worst = ladder.largest(ladder.between(two["one"].arrays, found.arrays))
         assert worst.value <= BOUNDS["weights"], worst
 
 
 def test_two_devices_with_batch_norm(two, whole):
     """Each normalises by its own share of the batch, which is not what one device does; but both frameworks do it alike."""
     torch_run, tf_run = two["with"]
-    worst = compare.largest(compare.between(torch_run.arrays, tf_run.arrays))
+    worst = ladder.largest(ladder.between(torch_run.arrays, tf_run.arrays))
     assert worst.value <= BOUNDS["weights"], worst
-    assert compare.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
+    assert ladder.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -521,7 +522,7 @@ def test_a_batch_that_devices_cannot_share(folder):
 def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    hear = curves.tensorboard(tmp_path)
+    hear = runlog.tensorboard(tmp_path)
     seen = list(training.run(*Run(tmp_path, epochs=2).arguments))
     for now in seen:
         hear(now)
@@ -530,4 +531,4 @@ def test_tensorboard(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
     assert events.Scalars("loss")[7].value == pytest.approx(seen[-1].loss)
     accuracies = [event.value for event in events.Scalars("epoch/test_accuracy")]
-    assert accuracies == pytest.approx([row["test_accuracy"] for row in training.read(tmp_path).history])
+    assert accuracies == pytest.approx([row["test_accuracy"] for row in training.read_checkpoint(tmp_path).history])

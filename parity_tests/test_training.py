@@ -7,9 +7,10 @@ import torch
 import keras_impl
 import shared
 import torch_impl
-from shared import compare, recipes, weights
+from shared import recipes, weights
+from twins import ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 PACKAGES = (torch_impl, keras_impl)
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
@@ -70,8 +71,8 @@ def batches(count, shape, seed=0):
 
 def assert_one_run(pair, losses):
     for step, (ours, theirs) in enumerate(losses, start=1):
-        assert compare.relative(ours, theirs) <= BOUNDS["losses"], f"step {step}: {ours!r} and {theirs!r}"
-    worst = compare.largest(compare.states(pair))
+        assert ladder.relative(ours, theirs) <= BOUNDS["losses"], f"step {step}: {ours!r} and {theirs!r}"
+    worst = ladder.largest(ladder.states(pair))
     assert worst.value <= BOUNDS["weights"], worst
 
 
@@ -108,7 +109,7 @@ def test_every_optimizer_with_every_schedule(kind, optimizer, schedule, small_en
     assert_one_run(pair, losses)
     assert losses[-1] != losses[0]
     # From training to evaluation: by the running statistics, not the batch's.
-    assert compare.largest(compare.activations(pair, batches(1, (3, 10, 10), 1)[0][0])).value <= BOUNDS["weights"]
+    assert ladder.largest(ladder.activations(pair, batches(1, (3, 10, 10), 1)[0][0])).value <= BOUNDS["weights"]
     # Each goes on from where the other was after ten steps, and ends where the other ends.
     ends = [engine.state() for engine in pair]
     for engine, other in zip(pair, reversed(half), strict=True):
@@ -116,9 +117,9 @@ def test_every_optimizer_with_every_schedule(kind, optimizer, schedule, small_en
     for number, (images, labels) in enumerate(steps[10:], start=10):
         rate = recipes.learning_rate(recipe, number, 7)
         for engine, before in zip(pair, losses[number], strict=True):
-            assert compare.relative(before, engine.step(images, labels, rate)[0]) <= BOUNDS["losses"]
+            assert ladder.relative(before, engine.step(images, labels, rate)[0]) <= BOUNDS["losses"]
     for engine, end in zip(pair, reversed(ends), strict=True):
-        worst = compare.largest(compare.between(end, engine.state()))
+        worst = ladder.largest(ladder.between(end, engine.state()))
         assert worst.value <= BOUNDS["weights"], worst
     if kind == "with batch norm":
         unused = "layer1.downsample.0.weight"
@@ -136,8 +137,8 @@ def test_losses_and_weights(name):
     last = list(weights.initial(name))[-1]
     assert not np.array_equal(pair[0].state()[last], weights.initial(name)[last])
     # Evaluation after training: by the running statistics, not the batch's.
-    differences = compare.activations(pair, steps[0][0][:2])
-    assert compare.largest(differences).value <= BOUNDS["weights"]
+    differences = ladder.activations(pair, steps[0][0][:2])
+    assert ladder.largest(differences).value <= BOUNDS["weights"]
 
 
 def test_a_rate_that_float32_cannot_hold():
@@ -148,7 +149,7 @@ def test_a_rate_that_float32_cannot_hold():
     for engine in pair:
         engine.step(images, np.arange(4))
     moves = [{name: array - before[name] for name, array in engine.state().items()} for engine in pair]
-    assert max(compare.relative(moves[0][name], moves[1][name]) for name in before) < 1e-11
+    assert max(ladder.relative(moves[0][name], moves[1][name]) for name in before) < 1e-11
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -157,7 +158,7 @@ def test_logits_in_lower_precision(name, dtype):
     channels, *size = shared.load(name)["input"]
     images = np.random.default_rng(0).standard_normal((4, channels, *size)).astype("float32")
     first, second = (package.Engine(package.build(name, dtype=dtype)).predict(images) for package in (torch_impl, keras_impl))
-    assert compare.relative(first, second) <= compare.BOUNDS[dtype]["logits"]
+    assert ladder.relative(first, second) <= ladder.BOUNDS[dtype]["logits"]
 
 
 def test_the_fast_path_is_the_same_run():
@@ -167,16 +168,16 @@ def test_the_fast_path_is_the_same_run():
     nets = torch_impl.build(spec, dtype="float64"), keras_impl.build(spec)
     pair = [package.Engine(net, optimizer) for package, net in zip(PACKAGES, nets, strict=True)]
     losses = np.array([[engine.step(*batch)[0] for engine in pair] for batch in batches(10, (3, 10, 10))])
-    bound = compare.BOUNDS["float32"]["logits"]
+    bound = ladder.BOUNDS["float32"]["logits"]
     assert abs(losses[:, 0] / losses[:, 1] - 1).max() <= bound
-    worst = compare.largest(compare.states(pair))
+    worst = ladder.largest(ladder.states(pair))
     assert worst.value <= bound, worst
 
 
 @pytest.mark.parametrize("name, last", [("drn_b_18_small", False), ("resnet10_small", True)])
 def test_channels_are_last_but_where_pytorch_corrupts_memory(name, last):
     """A strided 1x1 convolution with few channels, trained on the CPU with the channels last, ends the process."""
-    recipe = recipes.load(recipes.changed(recipes.load("scattered"), [f"network={name}"]))
+    recipe = recipes.load_recipe(recipes.changed(recipes.load_recipe("scattered"), [f"network={name}"]))
     net = torch_impl.trainer(recipes.network(recipe), recipe).net
     weight = next(weight for name, weight in net.named_parameters() if name.endswith("conv2.weight"))
     assert weight.is_contiguous(memory_format=torch.channels_last) == last

@@ -9,9 +9,10 @@ from keras import ops
 import keras_impl
 import torch_impl
 from keras_impl import layers, optimizers
-from shared import compare, weights
+from shared import weights
+from twins import ladder
 
-BOUNDS = compare.BOUNDS["float64"]
+BOUNDS = ladder.BOUNDS["float64"]
 
 POOLED = {
     "name": "pooled",
@@ -123,15 +124,15 @@ def first_beyond_its_bound():
         package.load(net, state)
         engines.append(package.Engine(net, OPTIMIZER))
     images, labels = np.random.default_rng(0).standard_normal((3, 3, 20, 20)), np.array([1, 2, 3])
-    found = {"activations": compare.activations(engines, images)}
-    found["gradients"] = compare.gradients(engines, images, labels)
-    found["statistics"] = compare.statistics(engines)
+    found = {"activations": ladder.activations(engines, images)}
+    found["gradients"] = ladder.gradients(engines, images, labels)
+    found["statistics"] = ladder.statistics(engines)
     for _ in range(2):
         for engine in engines:
             engine.step(images, labels)
-    found["weights"] = compare.states(engines)
+    found["weights"] = ladder.states(engines)
     for rung, differences in found.items():
-        first = compare.first_beyond(differences, BOUNDS[rung])
+        first = ladder.first_beyond(differences, BOUNDS[rung])
         if first:
             return rung, first.name
     return None
@@ -158,7 +159,7 @@ def far_apart(optimizer):
     for rate in (0.1, 0.1, 0.01):
         for engine in engines:
             engine.step(images, labels, rate)
-    return compare.largest(compare.states(engines)).value
+    return ladder.largest(ladder.states(engines)).value
 
 
 @pytest.mark.parametrize("trap", OPTIMIZER_TRAPS)

@@ -49,8 +49,8 @@ def test_there_and_back_again_through_a_file(tmp_path):
     for number, package in enumerate((torch_impl, keras_impl, torch_impl)):
         net = package.build("resnet20", seed=number)
         package.load(net, state)
-        weights.save(tmp_path / "w.safetensors", package.state(net))
-        state = weights.read(tmp_path / "w.safetensors")
+        weights.save_state(tmp_path / "w.safetensors", package.state(net))
+        state = weights.read_state(tmp_path / "w.safetensors")
     original = weights.randomised(weights.initial("resnet20"))
     assert state.keys() == original.keys()
     assert all(np.array_equal(state[key], original[key]) for key in state)
@@ -134,35 +134,35 @@ def test_a_file_that_is_wrong(name, content, words, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(shared.Error, match=words) as error:
-        weights.read(path)
+        weights.read_state(path)
     assert str(path) in str(error.value)
 
 
 def test_a_file_in_bfloat16(tmp_path):
     save_file({"a": torch.tensor([1.0, -0.5], dtype=torch.bfloat16)}, tmp_path / "w.safetensors")
-    array = weights.read(tmp_path / "w.safetensors")["a"]
+    array = weights.read_state(tmp_path / "w.safetensors")["a"]
     assert array.dtype == np.float32 and array.tolist() == [1.0, -0.5]
 
 
 def test_a_truncated_file_of_real_weights(tmp_path):
     path = tmp_path / "w.safetensors"
-    weights.save(path, weights.initial("mnist_residual"))
+    weights.save_state(path, weights.initial("mnist_residual"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(shared.Error, match="not a complete safetensors file"):
-        weights.read(path)
+        weights.read_state(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
-    weights.save(path, {"a": np.zeros(3)})
+    weights.save_state(path, {"a": np.zeros(3)})
 
     def full(*_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(weights, "serialise", full)
     with pytest.raises(shared.Error, match="cannot be written: No space left"):
-        weights.save(path, {"a": np.ones(3)})
-    assert np.array_equal(weights.read(path)["a"], np.zeros(3))
+        weights.save_state(path, {"a": np.ones(3)})
+    assert np.array_equal(weights.read_state(path)["a"], np.zeros(3))
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
 
 

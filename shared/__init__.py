@@ -1,5 +1,7 @@
-"""What both implementations read: specs, shapes, weights, data. Imports neither framework."""
+"""The ground that everything else stands on: specs, shapes, weights, images, recipes. Imports no framework."""
 
-from .spec import Error, load, names, unroll
+from .checks import Error
+from .networks import load, names
+from .spec import Spec, unroll
 
-__all__ = ["Error", "load", "names", "unroll"]
+__all__ = ["Error", "Spec", "load", "names", "unroll"]

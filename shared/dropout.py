@@ -7,7 +7,7 @@ import numpy as np
 from . import shapes
 
 
-def kept(spec, rates, images, step, seed=0):
+def masks(spec, rates, images, step, seed=0):
     """{layer: array} to multiply the dropout layers' inputs with: 0 where dropped, 1 / (1 - rate) where kept.
 
     `rates` are the layers' by name, `images` the shape (batch, channels, height, width) of what the network gets. Arrays are

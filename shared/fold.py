@@ -17,8 +17,8 @@ def folded(spec, state):
     Each is a factor of the convolution's kernel and a part of its bias, computed in float64, in the precision of the arrays.
     Raises `Error` where the state does not fit the spec.
     """
-    rows, new_spec = shapes.layers(spec), lean(spec)
-    weights.check(state, shapes.weights(rows))
+    rows, new_spec = shapes.layers(spec), folded_spec(spec)
+    weights.check_state(state, shapes.weights(rows))
     if new_spec is spec:
         return spec, state
     old, new = (shapes.leaves(shapes.layers(other)) for other in (_without_norms(spec), new_spec))
@@ -33,13 +33,13 @@ def folded(spec, state):
     return new_spec, arrays
 
 
-def lean(spec):
+def folded_spec(spec):
     """The spec of the folded network, or the spec itself where there is nothing to fold.
 
     Some batch norms stay: those behind an addition, a pool or an activation.
     """
     found = _without_norms(spec)
-    if len(norms(found)) == len(norms(spec)):
+    if len(batch_norms(found)) == len(batch_norms(spec)):
         return spec
     members, layers = Counter(), []
     for layer in found["layers"]:  # the members of a group count up from 0
@@ -52,7 +52,7 @@ def lean(spec):
     return kept | called | {"layers": layers}
 
 
-def norms(spec):
+def batch_norms(spec):
     """The names of all batch norms of a network."""
     return [leaf.name for leaf in shapes.leaves(shapes.layers(spec)) if leaf.type == "batch_norm"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def interpolation(positions, pixels):
+def interpolation_matrix(positions, pixels):
     """The matrix (pixels, positions) of bilinear interpolation along one axis, by half-pixel centres.
 
     Pixel i has its centre at (i + 1/2) positions / pixels - 1/2; beyond the centres of the outermost positions it is theirs.

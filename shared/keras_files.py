@@ -13,15 +13,15 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from . import spec
-from .spec import Error
+from . import networks
+from .checks import Error
 
 # What the arrays of a layer are called, by how many it has: four are a batch norm's.
 KERAS = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 OURS = {1: ("weight",), 2: ("weight", "bias"), 4: ("weight", "bias", "running_mean", "running_var")}
 
 
-def read(path):
+def read_keras(path):
     """The arrays of a file, and the spec of its network where the file has one: a `.keras` of this project.
 
     Raises `Error` for a file that is truncated or not Keras's.
@@ -33,7 +33,7 @@ def read(path):
                 model = json.loads(archive.read("config.json"))
                 content = io.BytesIO(archive.read("model.weights.h5"))
             if model.get("registered_name") == "resnet_twins>Network":
-                described = spec.load(model["config"]["spec"])
+                described = networks.load(model["config"]["spec"])
         else:
             content = path
         with h5py.File(content, "r") as file:

@@ -8,16 +8,20 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-from . import shapes
-from . import spec as specs
-from .spec import Error, check_keys, nearest, number, one_of, whole
+from . import networks, shapes
+from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, nearest, one_of, whole
+from .files import read_json
+from .spec import classifier, unroll
 
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
 BACKBONE = "backbone"  # of "freeze": everything but the classifier
 
-# name: keys that it needs, keys that it may have
+Recipe = dict[str, Any]  # a checked recipe
+
+# name: (required keys, optional keys)
 OPTIMIZERS = {
     "sgd": ("learning_rate", "momentum nesterov weight_decay"),
     "adam": ("learning_rate", "betas eps weight_decay"),
@@ -29,17 +33,12 @@ SCHEDULES = {
     "multi_step": ("milestones divide_by", "warmup"),
     "cosine": ("", "warmup"),
 }
-_NEEDED, _OPTIONAL = (
-    "name network data batch optimizer",
-    "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze",
-)
+REQUIRED = "name network data batch optimizer"
+OPTIONAL = "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze"
+AUGMENTATIONS = "pad flip"
 
 
-def _share(value):
-    return type(value) in (int, float) and 0 <= value < 1
-
-
-def _groups(value):
+def _are_groups(value: Any) -> bool:
     """Whether it is lists of labels, none of them in two: [[3], [5]]."""
     if type(value) is not list or len(value) < 2 or not all(type(group) is list and group for group in value):
         return False
@@ -47,33 +46,51 @@ def _groups(value):
     return all(type(label) is int and label >= 0 for label in labels) and len({*labels}) == len(labels)
 
 
-def _words(value):
-    return type(value) is list and all(type(word) is str and word for word in value)
+_TEXT = Value(lambda v: type(v) is str and v, "a text", {"type": "string", "minLength": 1})
+_LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 
-
-# key: what its value must be, as a test and in words
-_VALUES = {
-    "name": specs.NAME,
-    **dict.fromkeys(("title", "source", "data", "init"), (lambda v: type(v) is str and v, "a text")),
+# key: what its value must be
+VALUES = {
+    "name": NAME,
+    **dict.fromkeys(("title", "source", "data", "init"), _TEXT),
     **dict.fromkeys(("batch", "epochs", "steps", "every"), whole(1)),
-    **dict.fromkeys(("seed", "pad"), whole(0)),
-    **dict.fromkeys(("preprocessing", "augmentation"), (lambda v: type(v) is dict, "an object")),
-    **dict.fromkeys(("optimizer", "schedule"), (lambda v: type(v) is dict, 'an object with a "name"')),
-    **dict.fromkeys(("flip", "nesterov"), one_of(True, False)),
-    "network": (lambda v: type(v) in (str, dict) and v, "a name, the path of a spec, or a spec"),
+    **dict.fromkeys(("seed", "pad", "warmup"), whole(0)),
+    **dict.fromkeys(("flip", "nesterov"), BOOLEAN),
+    **dict.fromkeys(("learning_rate", "eps"), POSITIVE),
+    "preprocessing": Value(lambda v: type(v) is dict, "an object", {"$ref": "#/$defs/preprocessing"}),
+    "augmentation": Value(lambda v: type(v) is dict, "an object", {"$ref": "#/$defs/augmentation"}),
+    "optimizer": Value(lambda v: type(v) is dict, 'an object with a "name"', {"$ref": "#/$defs/optimizer"}),
+    "schedule": Value(lambda v: type(v) is dict, 'an object with a "name"', {"$ref": "#/$defs/schedule"}),
+    "network": Value(
+        lambda v: type(v) in (str, dict) and v, "a name, the path of a spec, or a spec", {"type": ["string", "object"]}
+    ),
     "precision": one_of(*PRECISIONS),
-    "classes": (lambda v: whole(2)[0](v) or _groups(v), "a number of at least 2, or for each class a list of labels"),
-    "freeze": (_words, f'a list of layers, or ["{BACKBONE}"]'),
-    "learning_rate": (number, "a number above 0"),
-    "momentum": (_share, "a number of at least 0, below 1"),
-    "weight_decay": (lambda v: number(v) or (type(v) in (int, float) and v == 0), "a number of at least 0"),
-    "betas": (lambda v: type(v) is list and len(v) == 2 and all(map(_share, v)), "two numbers of at least 0, below 1"),
-    "eps": (number, "a number above 0"),
-    "warmup": whole(0),
-    "divide_by": (lambda v: number(v) and v > 1, "a number above 1"),
-    "milestones": (
-        lambda v: type(v) is list and v and all(map(whole(1)[0], v)) and v == sorted({*v}),
+    "classes": Value(
+        lambda v: whole(2).accepts(v) or _are_groups(v),
+        "a number of at least 2, or for each class a list of labels",
+        {"anyOf": [{"type": "integer", "minimum": 2}, {"type": "array", "minItems": 2, "items": _LABELS}]},
+    ),
+    "freeze": Value(
+        lambda v: type(v) is list and all(type(word) is str and word for word in v),
+        f'a list of layers, or ["{BACKBONE}"]',
+        {"type": "array", "items": {"type": "string", "minLength": 1}},
+    ),
+    "momentum": FRACTION,
+    "weight_decay": Value(
+        lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
+        "a number of at least 0",
+        {"type": "number", "minimum": 0},
+    ),
+    "betas": Value(
+        lambda v: type(v) is list and len(v) == 2 and all(map(FRACTION.accepts, v)),
+        "two numbers of at least 0, below 1",
+        {"type": "array", "minItems": 2, "maxItems": 2, "items": FRACTION.schema},
+    ),
+    "divide_by": Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", {"type": "number", "exclusiveMinimum": 1}),
+    "milestones": Value(
+        lambda v: type(v) is list and v and all(map(whole(1).accepts, v)) and v == sorted({*v}),
         "whole numbers of at least 1, each larger than the one before",
+        {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "integer", "minimum": 1}},
     ),
 }
 
@@ -83,7 +100,7 @@ def names():
     return sorted(path.stem for path in RECIPES.glob("*.json"))
 
 
-def load(recipe):
+def load_recipe(recipe):
     """The checked recipe of a name, of the path of a file ending in `.json`, or of a dictionary, with nothing left open.
 
     What it does not say is a constant schedule, seed 0, float32, no augmentation, nothing frozen.
@@ -99,7 +116,7 @@ def load(recipe):
                 near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
                 raise Error(f"no recipe is called {origin!r}{near}")
             origin = f"recipe {origin!r}"
-        found = specs.read_json(path, recipe)
+        found = read_json(path, recipe)
     try:
         if not isinstance(found, dict):
             raise Error('a recipe is a JSON object with "name", "network", "data", "batch", "optimizer" and "epochs"')
@@ -150,7 +167,7 @@ def changed(recipe, changes):
 
 
 def _check(recipe):
-    check_keys(recipe, _NEEDED, _OPTIONAL, _VALUES)
+    check_keys(recipe, REQUIRED, OPTIONAL, VALUES)
     if ("epochs" in recipe) == ("steps" in recipe):
         raise Error("expected either the key 'epochs' or the key 'steps'")
     for part, kinds in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -163,7 +180,7 @@ def _check(recipe):
         _part(part, options, *kinds[name])
     if recipe["optimizer"].get("nesterov") and not recipe["optimizer"].get("momentum"):
         raise Error("optimizer: 'nesterov' is true, which needs a 'momentum' above 0")
-    _part("augmentation", recipe["augmentation"], "", "pad flip")
+    _part("augmentation", recipe["augmentation"], "", AUGMENTATIONS)
     warmup, units = recipe["schedule"].get("warmup", 0), recipe.get("epochs") or recipe["steps"]
     if warmup >= units and warmup:
         raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
@@ -171,19 +188,19 @@ def _check(recipe):
 
 def _part(name, options, needed, optional):
     try:
-        check_keys(options, needed, optional, _VALUES)
+        check_keys(options, needed, optional, VALUES)
     except Error as error:
         raise Error(f"{name}: {error}") from None
 
 
 def network(recipe):
     """The spec of the network that the recipe trains: with its classes and its preprocessing. Raises `Error`."""
-    spec = specs.load(recipe["network"])
+    spec = networks.load(recipe["network"])
     count = class_count(recipe)
     if count:
-        spec = specs.with_classes(spec, count)
+        spec = networks.with_classes(spec, count)
     if "preprocessing" in recipe:
-        spec = specs.load(spec | {"preprocessing": recipe["preprocessing"]})
+        spec = networks.load(spec | {"preprocessing": recipe["preprocessing"]})
     rows = shapes.layers(spec)
     if len(rows[-1].shape) > 1:
         raise Error(f"{spec['name']} ends in a map, not in a vector of logits to train on")
@@ -201,9 +218,9 @@ def frozen(recipe, spec):
     """The names of the layers and blocks of the chain that the recipe keeps as they are; `Error` where there is no such."""
     chain = [layer["name"] for layer in spec["layers"]]
     if recipe["freeze"] == [BACKBONE]:
-        last = specs.classifier(spec)["name"]
+        last = classifier(spec)["name"]
         return [name for name in chain if name != last]
-    known = {*chain, *(layer.name for layer in specs.unroll(spec))}
+    known = {*chain, *(layer.name for layer in unroll(spec))}
     for name in recipe["freeze"]:
         if name not in known:
             near = nearest(name, known) or f"; there are {', '.join(chain)}, and {BACKBONE} for all but the last"

@@ -6,9 +6,11 @@ of the input, of the square that one output position sees; a stride is the pixel
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from .spec import Error, unroll
+from .checks import Error
+from .spec import unroll
 
 
 class Row(NamedTuple):
@@ -70,9 +72,9 @@ def _leaf(before, name, kind, sizes, options):
     shape, field, stride, macs, dilations = before.shape, before.field, before.stride, 0, ()
     if kind not in ("relu", "scaled_tanh", "dropout") and len(shape) != (1 if kind == "linear" else 3):
         wanted = "a vector, as flatten gives it" if kind == "linear" else "a map of channels, height and width"
-        raise Error(f"it takes {wanted}, but {before.name} gives {_text(shape)}")
+        raise Error(f"it takes {wanted}, but {before.name} gives {text(shape)}")
     if sizes and sizes[0] != shape[0]:
-        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {_text(shape)}")
+        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {text(shape)}")
     if kind in ("conv", "gate", "max_pool", "avg_pool"):
         pools = kind in ("max_pool", "avg_pool")
         kernel, dilation, groups = options["kernel"], options.get("dilation", 1), options.get("groups", 1)
@@ -91,7 +93,7 @@ def _leaf(before, name, kind, sizes, options):
             size = [_windows(n, extent, step, padding, options.get("ceil")) for n in shape[1:]]
         if min(size) < 1:
             window = f"{extent}x{extent}"
-            raise Error(f"the image is too small: {before.name} gives {_text(shape)}, a window of {window} does not fit")
+            raise Error(f"the image is too small: {before.name} gives {text(shape)}, a window of {window} does not fit")
         field += (extent - 1) * stride
         stride *= step
         shape = (shape[0] if pools else sizes[1], *size)
@@ -306,5 +308,6 @@ _BLOCKS = {
 }
 
 
-def _text(shape):
-    return "x".join(map(str, shape))
+def text(shape: Sequence[int]) -> str:
+    """A shape for people: 3x224x224; "scalar" where it has no axes."""
+    return "x".join(map(str, shape)) or "scalar"

@@ -4,27 +4,31 @@ A state is a dictionary of NumPy arrays under PyTorch's names, in PyTorch's layo
 linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_var`. A file of it is safetensors.
 """
 
-import contextlib
 import json
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
-from . import shapes
-from .spec import Error, load
+from . import networks, shapes
+from .checks import Error
+from .files import atomic_path
+from .spec import Spec
+
+State = dict[str, np.ndarray]
+
 
 # Keras has (height, width, in, out) and (in, out), PyTorch (out, in, height, width) and (out, in).
 TO_PYTORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
-def initial(network, seed=0):
+def initial(network: str | Path | Spec, seed: int = 0) -> State:
     """The state that both frameworks start from: float32, the same bits for the same seed.
 
     Convolutions: normal with variance 2 / (out channels x kernel area), He et al. 2015 (arXiv:1502.01852) with fan out, as
@@ -32,13 +36,13 @@ def initial(network, seed=0):
     default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Each array has a generator
     of its own, from the seed and its name, so that a change to one layer leaves the others as they were.
     """
-    leaves = shapes.leaves(shapes.layers(load(network)))
+    leaves = shapes.leaves(shapes.layers(networks.load(network)))
     wanted = {name: (leaf, shape) for leaf in leaves for name, shape in leaf.weights.items()}
     with ThreadPoolExecutor() as pool:  # NumPy draws outside of Python's lock
         return dict(zip(wanted, pool.map(lambda name: _drawn(name, *wanted[name], seed), wanted), strict=True))
 
 
-def _drawn(name, leaf, shape, seed):
+def _drawn(name: str, leaf: shapes.Row, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """The array of a name that a leaf of the network begins with."""
     kind = name.rpartition(".")[2]
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -55,7 +59,7 @@ def _drawn(name, leaf, shape, seed):
     return (generator.random(shape, np.float32) * 2 - 1) / np.float32(np.sqrt(fan_in))
 
 
-def randomised(state, seed=0):
+def randomised(state: State, seed: int = 0) -> State:
     """The state with every batch norm away from the identity, so that no two of its four arrays can be mistaken.
 
     Scale and running variance are uniform in [0.5, 1.5], shift and running mean normal with deviation 0.1.
@@ -71,21 +75,21 @@ def randomised(state, seed=0):
     return state
 
 
-def check(state, expected):
+def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise one `Error` that lists every missing, unexpected and misshapen array of a state, and what is no floating point.
 
     `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters may be in the state or not: nothing reads them.
     """
     given = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    wrong = [f"missing: {name} {_text(expected[name])}" for name in expected if name not in given]
-    wrong += [f"unexpected: {name} {_text(given[name])}" for name in given if name not in expected]
+    wrong = [f"missing: {name} {shapes.text(expected[name])}" for name in expected if name not in given]
+    wrong += [f"unexpected: {name} {shapes.text(given[name])}" for name in given if name not in expected]
     wrong += [
         f"not of floating point: {name} is {np.asarray(state[name]).dtype}"
         for name in expected
         if name in given and np.asarray(state[name]).dtype.kind != "f"
     ]
     wrong += [
-        f"misshapen: {name} is {_text(given[name])}, expected {_text(expected[name])}"
+        f"misshapen: {name} is {shapes.text(given[name])}, expected {shapes.text(expected[name])}"
         for name in expected
         if name in given and given[name] != tuple(expected[name])
     ]
@@ -93,7 +97,7 @@ def check(state, expected):
         raise Error("\n  ".join(["the weights do not fit the network:", *wrong]))
 
 
-def slots(optimizer):
+def slots(optimizer: dict[str, Any] | None) -> tuple[str, ...]:
     """The names of the arrays that the optimiser of a recipe, or none, keeps for each weight: PyTorch's.
 
     In a state they are "optimizer.SLOT.NAME OF THE WEIGHT", in the layout of the weight.
@@ -103,15 +107,17 @@ def slots(optimizer):
     return ("momentum_buffer",) if optimizer["name"] == "sgd" else ("exp_avg", "exp_avg_sq")
 
 
-def save(path, state, about=None):
+def save_state(path: str | Path, state: State, about: Any = None) -> None:
     """Write a state as safetensors, with something that JSON can hold `about` it."""
     metadata = {"twins": json.dumps(about)} if about else None
-    with aside(path) as temporary:  # not by safetensors' own save_file: killed in the middle, it leaves a file of any name
+    with atomic_path(
+        path
+    ) as temporary:  # not by safetensors' own save_file: killed in the middle, it leaves a file of any name
         temporary.write_bytes(serialise({name: np.ascontiguousarray(array) for name, array in state.items()}, metadata))
 
 
-def about(path):
-    """What `save` wrote about the state in a file, or None. Raises `Error` for a file that is no complete safetensors file."""
+def read_about(path: str | Path) -> Any:
+    """What `save_state` wrote about the state in a file, or None. Raises `Error` for a file that is no complete safetensors file."""
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -120,36 +126,7 @@ def about(path):
         raise Error(f"{path}: not a complete safetensors file: {error}") from None
 
 
-def check_place(path, folder=False):
-    """Raise `Error` where a file, or a folder, could not be written, which is good to know before the work."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"{path}: there is no folder {path.parent}")
-    if (path.is_dir() and not folder) or not os.access(path.parent, os.W_OK):
-        raise Error(f"{path}: cannot be written")
-
-
-@contextlib.contextmanager
-def aside(path):
-    """The path of a file beside `path`, for its new content: renamed to it when complete. Raises `Error` when it is not."""
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras goes by the end of a name
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise Error(f"{path}: cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def tidy(path):
-    """Remove what a process that was killed while it was writing `path` has left beside it."""
-    for temporary in Path(path).parent.glob(f".*.{Path(path).name}"):
-        temporary.unlink(missing_ok=True)
-
-
-def read(path):
+def read_state(path: str | Path) -> State:
     """The state in a safetensors file, bfloat16 as float32. Raises `Error` for a file that is missing, truncated or no such."""
     path = Path(path)
     if not path.is_file():
@@ -165,7 +142,3 @@ def read(path):
     except (AttributeError, KeyError, TypeError) as error:
         raise Error(f"{path}: its arrays are of a type that cannot be read, {error}; float32 would be right") from None
     return {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in state.items()}
-
-
-def _text(shape):
-    return "x".join(map(str, shape)) or "scalar"

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 import shared
-from shared.weights import aside
+from shared.files import atomic_path
 
 NESTED = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the state dict
 
 
-def read(path):
+def read_pth(path):
     """The arrays of a `.pth`, `.pt` or `.th` file: of the state dict in it, bfloat16 as float32.
 
     Code in the file is never run. Raises `shared.Error` for a file that cannot be read without, is truncated or has none.
@@ -41,10 +41,10 @@ def read(path):
         raise shared.Error(f"{path}: its tensors cannot be read as arrays: {_first_line(error)}") from None
 
 
-def write(path, state):
+def write_pth(path, state):
     """Write a state as a state dict: `net.load_state_dict(torch.load(path))` reads it."""
     tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
-    with aside(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save(tensors, temporary)
 
 

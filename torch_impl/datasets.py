@@ -1,24 +1,20 @@
 """Data sets through torchvision's downloaders, which check what they fetch."""
 
 import numpy as np
-from torchvision import datasets
 
 import shared
 
-CLASSES = {
-    "mnist": datasets.MNIST,
-    "fashion_mnist": datasets.FashionMNIST,
-    "cifar10": datasets.CIFAR10,
-    "cifar100": datasets.CIFAR100,
-}
+CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's
 
 
 def download(name, folder):
     """Images (count, height, width, channels) and labels for training, then for testing; fetched if not in `folder`."""
+    from torchvision import datasets  # which takes a second to import
+
     arrays = []
     for train in (True, False):
         try:
-            part = CLASSES[name](folder, train=train, download=True)
+            part = getattr(datasets, CLASSES[name])(folder, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise shared.Error(
                 f"{name} could not be downloaded into {folder}: {error}. "

@@ -14,7 +14,7 @@ from torch import distributed
 
 import shared
 from shared import recipes, weights
-from shared.dropout import kept
+from shared.dropout import masks
 
 from .layers import BatchNorm, Conv, Dropout
 from .network import build
@@ -145,8 +145,8 @@ class Engine:
         for layer in self.frozen:
             layer.eval()
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        for name, array in kept(self.net.spec, rates, images.shape, self.passes, self.seed).items():
-            self.dropouts[name].kept = self._tensor(self._share(array))
+        for name, array in masks(self.net.spec, rates, images.shape, self.passes, self.seed).items():
+            self.dropouts[name].mask = self._tensor(self._share(array))
         self.passes += 1
         images = self._tensor(self._share(images))
         try:
@@ -154,7 +154,7 @@ class Engine:
                 logits = self._net(images)
         finally:
             for layer in self.dropouts.values():
-                layer.kept = None
+                layer.mask = None
         logits = logits.to(images.dtype)
         return F.cross_entropy(logits, torch.from_numpy(self._share(labels)).to(images.device)), logits
 
@@ -179,7 +179,7 @@ class Engine:
 
 
 def trainer(spec, recipe, compiled=False):
-    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
+    """An engine that trains a new network by a recipe, as `shared.recipes.load_recipe` gives it, on the GPU if there is one.
 
     In a process of several that torchrun has started, the engine is one of as many. Raises `shared.Error`.
     """

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared import Error, unroll
+from shared.checks import Error
+from shared.spec import unroll
 
 Model = nn.Module
 Identity = nn.Identity
@@ -45,14 +46,14 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 class Dropout(nn.Dropout):
-    """Dropout of a share `rate`. Where an `Engine` sets `kept`, from `shared.dropout`, both frameworks drop the same."""
+    """Dropout of a share `rate`. Where an `Engine` sets `mask`, from `shared.dropout`, both frameworks drop the same."""
 
     def __init__(self, rate):
         super().__init__(rate)
-        self.rate, self.kept = rate, None
+        self.rate, self.mask = rate, None
 
     def forward(self, x):
-        return super().forward(x) if self.kept is None or not self.training else x * self.kept
+        return super().forward(x) if self.mask is None or not self.training else x * self.mask
 
 
 class ScaledTanh(nn.Module):
@@ -169,7 +170,7 @@ def construct(network, spec, dtype):
     return net
 
 
-def kept(x):
+def snapshot(x):
     """A copy of an output, which the layer behind may write over."""
     return x.clone()
 

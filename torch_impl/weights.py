@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from shared.weights import check
+from shared.weights import check_state
 
 
 def state(net):
@@ -18,13 +18,13 @@ def load(net, state):
 
     Raises `shared.Error`, with all of them in it, for missing, unexpected and misshapen names; the network is then unchanged.
     """
-    take(net, {name: np.array(array) for name, array in state.items()})
+    adopt(net, {name: np.array(array) for name, array in state.items()})
 
 
-def take(net, state):
+def adopt(net, state):
     """`load` for arrays that nobody else holds: a network without memory of its own keeps its weights in them."""
     tensors = _tensors(net)
-    check(state, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    check_state(state, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     new = {name: torch.from_numpy(state[name]).to(tensor.dtype) for name, tensor in tensors.items()}
     net.load_state_dict(new, assign=any(tensor.is_meta for tensor in tensors.values()))
 

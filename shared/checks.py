@@ -1,0 +1,93 @@
+"""What a value in a JSON file must be, and the messages that say where it is not."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Error(ValueError):
+    """A user's mistake: the message says where it is and what was expected."""
+
+
+class Value(NamedTuple):
+    """What the value of a key must be."""
+
+    accepts: Callable[[Any], Any]  # truthy for a right value
+    words: str  # the same for people: "expected …"
+    schema: dict[str, Any]  # the same as JSON Schema, as far as that can say it
+
+
+def whole(least: int) -> Value:
+    """A whole number of at least `least`."""
+    return Value(
+        lambda v: type(v) is int and v >= least,
+        f"a whole number of at least {least}",
+        {"type": "integer", "minimum": least},
+    )
+
+
+def one_of(*values: Any) -> Value:
+    """One of these values, of the same type."""
+    return Value(
+        lambda v: v in values and type(v) is type(values[0]),
+        "one of " + ", ".join(json.dumps(v) for v in values),
+        {"enum": list(values)},
+    )
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0."""
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def are_counts(values: Iterable[Any]) -> bool:
+    """Whether all are whole numbers above 0."""
+    return all(type(v) is int and v > 0 for v in values)
+
+
+def are_numbers(value: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    return type(value) is list and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+
+
+POSITIVE = Value(is_positive, "a number above 0", {"type": "number", "exclusiveMinimum": 0})
+FRACTION = Value(
+    lambda v: type(v) in (int, float) and 0 <= v < 1,
+    "a number of at least 0, below 1",
+    {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+)
+BOOLEAN = Value(lambda v: type(v) is bool, "one of true, false", {"type": "boolean"})
+TEXT = Value(lambda v: type(v) is str, "a text", {"type": "string"})
+NAME = Value(
+    lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v),
+    "a word of letters, digits, dots, - and _",
+    {"type": "string", "pattern": "^[A-Za-z0-9_.-]+$"},
+)
+
+
+def nearest(word: object, words: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the nearest of the words, or nothing when none is near."""
+    near = difflib.get_close_matches(str(word), list(words), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def check_keys(given: Mapping[str, Any], needed: str, optional: str, values: Mapping[str, Value]) -> None:
+    """Raise `Error` for a key that is unknown or missing, or whose value is not what `values` says.
+
+    `needed` and `optional` are keys with spaces between them.
+    """
+    known = needed.split() + optional.split()
+    for key in given:
+        if key not in known:
+            raise Error(
+                f"unknown key {key!r}{nearest(key, known) or '; expected ' + (', '.join(known) or 'none but name and type')}"
+            )
+    missing = [repr(key) for key in needed.split() if key not in given]
+    if missing:
+        raise Error(f"the keys {', '.join(missing)} are missing" if missing[1:] else f"the key {missing[0]} is missing")
+    for key, value in given.items():
+        if not values[key].accepts(value):
+            raise Error(f"{key!r} is {json.dumps(value)[:60]}, expected {values[key].words}")

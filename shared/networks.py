@@ -1,0 +1,149 @@
+"""The networks that come with the project: finding, reading and checking their specs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from . import shapes
+from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
+from .files import read_json
+from .spec import CLASSES, Layer, Spec, check_layers, classifier, unroll
+
+SPECS = Path(__file__).parent / "specs"
+TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # a classifier begins with one of these
+
+PREPROCESSING = {
+    "resize": whole(1),  # the shorter side, in pixels
+    "crop": whole(1),  # the side of the square in the centre, in pixels
+    "channels": one_of("RGB", "BGR", "L"),
+    "scale": POSITIVE,
+    "mean": Value(are_numbers, "a list of numbers, one a channel", {"type": "array", "items": {"type": "number"}}),
+    "std": Value(
+        lambda v: are_numbers(v) and all(n > 0 for n in v),
+        "a list of numbers above 0, one a channel",
+        {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}},
+    ),
+}
+
+
+def names() -> list[str]:
+    """Names of all networks that come with the project, sorted."""
+    return sorted((path.stem for path in SPECS.glob("*.json")), key=_natural)
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def load(network: str | Path | Spec) -> Spec:
+    """The checked spec of a network.
+
+    `network` is one of `names()`, the path of a JSON file (ending in `.json`), or a spec itself.
+    Raises `Error`, with file, layer and key, when it is none of these or does not describe a network.
+    """
+    if isinstance(network, dict):
+        spec, origin = network, f"spec {network.get('name', '')!r}"
+    elif isinstance(network, (str, Path)):
+        spec, origin = _read(network)
+    else:
+        raise Error(f"a network is a name, the path of a JSON file or a spec, not {network!r}")
+    try:
+        _check(spec)
+    except Error as error:
+        raise Error(f"{origin}: {error}") from None
+    return spec
+
+
+def _read(network: str | Path) -> tuple[Any, str]:
+    path = Path(network)
+    if path.suffix != ".json":
+        path = SPECS / f"{path.name}.json"
+        if path.stem != str(network) or not path.is_file():
+            raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
+    return read_json(path, network), str(network)
+
+
+def _check(spec: Any) -> None:
+    check_layers(spec)
+    rows = shapes.layers(spec)
+    count = shapes.parameters(rows)
+    if spec.get("parameters", count) != count:
+        raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+    if "preprocessing" in spec:
+        try:
+            _check_preprocessing(spec)
+        except Error as error:
+            raise Error(f"preprocessing: {error}") from None
+    if "classes" in spec:
+        classes, outputs = len(_class_lines(spec)), rows[-1].shape[0]
+        if classes != outputs:
+            raise Error(f"'classes' is {json.dumps(spec['classes'])}, which has {classes}, but the network gives {outputs}")
+
+
+def _check_preprocessing(spec: Spec) -> None:
+    given, channels = spec["preprocessing"], spec["input"][0]
+    check_keys(given, "channels scale mean std", "resize crop", PREPROCESSING)
+    for key in ("channels", "mean", "std"):
+        if len(given[key]) != channels:
+            raise Error(f"{key!r} is {json.dumps(given[key])}, but the input has {channels} channels")
+    if "crop" in given:
+        crop, resize = given["crop"], given.get("resize", 0)
+        if crop > resize:
+            raise Error(f"'crop' is {crop}, it must not exceed 'resize', {resize}" if resize else "'crop' needs a 'resize'")
+        try:
+            shapes.layers(spec, (crop, crop))
+        except Error as error:
+            raise Error(f"'crop' is {crop}, which the network does not take: {error}") from None
+
+
+def with_classes(spec: Spec, count: int) -> Spec:
+    """The spec of the network with `count` classes: its last layer with weights has as many outputs."""
+    last = classifier(spec)
+    if last["out"] == count:
+        return spec
+    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
+    layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
+    title = {"title": f"{spec['title']}, {count} classes"} if "title" in spec else {}
+    return load(rest | title | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+
+
+def headless(spec: Spec) -> Spec:
+    """The spec of a network without its classifier: the chain up to the last map, called NAME_notop.
+
+    `keras.applications` builds it with `include_top=False`. A spec without a classifier is returned as it is.
+    """
+    end = next((i for i, layer in enumerate(spec["layers"]) if layer["type"] in TOPS), None)
+    if not end:
+        return spec
+    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
+    return rest | {"name": f"{spec['name']}_notop", "layers": spec["layers"][:end]}
+
+
+def head(spec: Spec) -> tuple[list[str], str]:
+    """(names of the layers before the global pooling, name of the classifier after it).
+
+    Raises `Error` unless the classifier is one linear layer or 1x1 convolution, with nothing but flatten and dropout besides
+    after the pooling: only then can it be applied at every position.
+    """
+    chain = unroll(spec)
+    pool = max((number for number, layer in enumerate(chain) if layer.type == "global_avg_pool"), default=len(chain))
+    after = [layer for layer in chain[pool + 1 :] if layer.type not in ("flatten", "dropout")]
+    if [layer.type == "linear" or _one_by_one(layer) for layer in after] != [True]:
+        wanted = "a global_avg_pool followed by one linear layer or 1x1 convolution"
+        raise Error(f"{spec['name']} has no class maps: it does not end in {wanted}")
+    return [layer.name for layer in chain[:pool]], after[0].name
+
+
+def _one_by_one(layer: Layer) -> bool:
+    options = {"stride": 1, "padding": 0} | layer.options
+    return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and options["padding"] in (0, "same")
+
+
+def class_names(spec: Spec) -> list[str] | None:
+    """The names of the network's classes, or None if the spec has no list; ImageNet's without their WordNet numbers."""
+    return [re.sub(r"^n\d{8} ", "", line) for line in _class_lines(spec)] if "classes" in spec else None
+
+
+def _class_lines(spec: Spec) -> list[str]:
+    return (CLASSES / f"{spec['classes']}.txt").read_text(encoding="utf-8").splitlines()

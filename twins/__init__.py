@@ -1,0 +1,1 @@
+"""The application: comparing, training, predicting and exporting networks, in both frameworks."""

@@ -1,0 +1,146 @@
+"""The frameworks: the only place that starts one.
+
+Everything else asks here for a package, `torch_impl` or `keras_impl`, or for the engines of a network.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shared.checks import Error
+from shared.coexist import silence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shared.recipes import Recipe
+    from shared.spec import Spec
+    from shared.weights import State
+
+
+class Backend(StrEnum):
+    """What a network runs in."""
+
+    TORCH = "torch"
+    TF = "tf"
+    JAX = "jax"
+    KERAS_TORCH = "keras-torch"
+    BOTH = "both"
+
+
+KERAS_BACKENDS = {Backend.TF: "tensorflow", Backend.JAX: "jax", Backend.KERAS_TORCH: "torch"}  # Keras's names
+ENGINES = (Backend.TORCH, Backend.TF)  # what trains and predicts
+NO_ENGINE = "networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet"
+
+
+class Network(Protocol):
+    """What both packages build: an `nn.Module` or a `keras.Model`."""
+
+    spec: "Spec"
+
+
+class Engine(Protocol):
+    """A network in NumPy arrays, whatever its framework: what comparing, training and predicting drive.
+
+    Images are (batch, channels, height, width), labels whole numbers; weights and gradients have PyTorch's names and layouts.
+    """
+
+    framework: str
+    rank: int  # of this process, of as many `processes`
+    processes: int
+    shares: int  # into which a batch is divided
+
+    @property
+    def net(self) -> Any: ...
+
+    def step(self, images: "np.ndarray", labels: "np.ndarray", learning_rate: float | None = None) -> tuple[float, int]: ...
+    def loss(self, images: "np.ndarray", labels: "np.ndarray") -> float: ...
+    def predict(self, images: "np.ndarray") -> "np.ndarray": ...
+    def class_maps(self, images: "np.ndarray") -> "np.ndarray": ...
+    def activations(self, images: "np.ndarray") -> "dict[str, np.ndarray]": ...
+    def gradients(self, images: "np.ndarray", labels: "np.ndarray") -> "dict[str, np.ndarray]": ...
+    def state(self) -> "State": ...
+    def load(self, arrays: "State", steps: int = 0) -> None: ...
+    def total(self, array: "np.ndarray") -> "np.ndarray": ...
+    def channels_first(self, output: "np.ndarray") -> "np.ndarray": ...
+
+
+class Package(Protocol):
+    """`torch_impl` or `keras_impl`."""
+
+    Engine: Any
+    checkpoints: Any  # the submodules of those names
+    export: Any
+
+    def build(self, network: "str | Spec", seed: int = 0, dtype: str = "float32") -> Any: ...
+    def load(self, net: Any, state: "State") -> None: ...
+    def state(self, net: Any) -> "State": ...
+    def trainer(self, spec: "Spec", recipe: "Recipe", compiled: bool = False) -> Engine: ...
+
+
+def check_backend(backend: Backend, supported: Collection[Backend], reason: str) -> None:
+    """Raise `Error`, with the reason, unless the backend is one of those that a command supports."""
+    if backend not in supported:
+        expected = [f"{name}" for name in Backend if name in supported]
+        why = reason if backend in (*ENGINES, Backend.BOTH) else NO_ENGINE
+        raise Error(f"--backend {backend}: {why}; expected {' or '.join([', '.join(expected[:-1]), expected[-1]])}")
+
+
+def frameworks(backend: Backend) -> list[str]:
+    """The names of the frameworks that `start` starts."""
+    return {Backend.TORCH: ["PyTorch"], Backend.TF: ["TensorFlow"]}.get(backend, ["PyTorch", "TensorFlow"])
+
+
+def start(backend: Backend) -> list[Package]:
+    """The packages of a backend, one of `ENGINES` or both, with their frameworks started. Raises `Error` without one."""
+    packages: list[Package] = []
+    if backend != Backend.TF:  # PyTorch first: it looks for a GPU, and warns if TensorFlow has looked before it
+        packages.append(pytorch())
+    if backend != Backend.TORCH:
+        packages.append(keras())
+    return packages
+
+
+def pytorch() -> Any:
+    """`torch_impl`. Raises `Error` if PyTorch is not installed."""
+    _check_installed("torch", "PyTorch", "torch")
+    # Set before it starts: PyTorch's idle threads would spin, and TensorFlow wait for a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with silence():
+        return importlib.import_module("torch_impl")
+
+
+def keras(backend: Backend = Backend.TF) -> Any:
+    """`keras_impl`, on TensorFlow unless the backend says otherwise.
+
+    Raises `Error` if Keras or that framework is not installed, or Keras runs on another in this process already.
+    """
+    name = KERAS_BACKENDS[backend]
+    for needed, title in (("keras", "Keras"), (name, {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[name])):
+        _check_installed(needed, title, "keras")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["KERAS_BACKEND"] = name
+    with silence():
+        package = importlib.import_module("keras_impl")
+    running = importlib.import_module("keras").backend.backend()
+    if running != name:
+        raise Error(f"Keras runs on {running} in this process already; --backend {backend} needs {name}")
+    return package
+
+
+def _check_installed(package: str, title: str, extra: str) -> None:
+    if not importlib.util.find_spec(package):
+        raise Error(f"{title} is not installed: pip install 'resnet-twins[{extra}]'")
+
+
+def engines(packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32") -> list[Engine]:
+    """An engine a package that holds the network with the weights of a state, ready to predict."""
+    ready = []
+    for package in packages:
+        net = package.build(spec, dtype=dtype)
+        package.load(net, state)
+        ready.append(package.Engine(net))
+    return ready

@@ -1,0 +1,46 @@
+"""`twins activations`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared import networks, shapes
+
+from .. import backends
+from ..backends import Backend
+from . import options, output
+
+
+def activations(
+    network: options.Network,
+    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    layer: Annotated[str, typer.Option(help="A layer, as `twins show` names it; for a group such as layer1, its last layer.")],
+    out: options.Figure,
+    weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,
+    backend: options.BackendOption = Backend.TORCH,
+) -> None:
+    """Draw a picture, as a network sees it, beside a layer's map of highest mean activation, and measure its gridding.
+
+    The number is the share of the map's energy at the frequencies of the network's largest dilation: 1 for a pure grid.
+    """
+    from shared import images
+    from shared.weights import initial
+
+    from .. import checkpoints, gridding, plots, predict
+
+    spec = networks.load(network)
+    backends.check_backend(backend, backends.ENGINES, "the figure is of one framework")
+    name = gridding.layer_name(layer, spec)
+    options.check_pictures([image])
+    plots.check_figure(out, source=image)
+    picture, batch = predict.read_image(image, spec)
+    state = checkpoints.load_weights(weights, spec) if weights is not None else initial(spec)
+    with output.status("starting " + backends.frameworks(backend)[0]):
+        (engine,) = backends.engines(backends.start(backend), spec, state)
+    channel, values = gridding.strongest_map(engine, batch, name)
+    title = spec["name"] + ("" if weights is not None else ", untrained")
+    pixels = images.pixels([picture], spec)[0]
+    plots.draw_panels([(image.name, pixels), (f"{name}, channel {channel}", values)], out, title)
+    measured = f"channel {channel}, a map of {shapes.text(values.shape)}, mean {values.mean(dtype=float):.4g}"
+    output.show(f"{title}: {name} in {engine.framework}: {measured}; {gridding.describe(values, spec, name)}.")

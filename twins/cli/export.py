@@ -1,0 +1,73 @@
+"""`twins export`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from shared import networks, shapes
+from shared.checks import Error
+from shared.spec import Spec
+
+from .. import backends
+from . import options, output
+
+
+def export(
+    network: options.Network,
+    weights: options.Weights = None,
+    folds: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions before them.")] = False,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Output file, or a folder without an extension; may be repeated. Default: NETWORK.safetensors."),
+    ] = None,
+    size: options.Size = None,
+) -> None:
+    """Write a trained network for inference elsewhere, read it back there, and show how far its logits are from PyTorch's.
+
+    Formats: .safetensors and .pth, with the spec beside them in .json; .keras; .onnx; and a folder for TensorFlow's SavedModel.
+    All in float32. Exit status 1 if the logits are more than 1e-4 apart.
+    """
+    from shared import fold
+
+    from .. import checkpoints
+    from .. import export as exports
+
+    spec = networks.load(network)
+    if weights is None:
+        raise Error("--weights is missing: an untrained network is of no use; expected a file, or the word imagenet")
+    if size:
+        spec = spec | {"input": [spec["input"][0], size, size]}
+        shapes.layers(spec)  # raises unless the network takes images of that size
+    folded_spec = fold.folded_spec(spec) if folds else spec
+    out = out or [Path(f"{folded_spec['name']}.safetensors")]
+    exports.check_destinations(out, (network, weights))
+    state = checkpoints.load_weights(weights, spec)
+    if folds:
+        _show_folded(spec, folded_spec)
+    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as status:
+        backends.start(exports.needed_backend(out))
+        rows = exports.run(spec, state, folds, out, say=status.update)
+    table = output.table("file", "read back by", ">relative difference", ">largest difference")
+    broken = [row for row in rows if not row.relative <= exports.BOUND]
+    for row in rows:
+        style = "red" if row in broken else None
+        table.add_row(f"{row.path}", row.reader, f"{row.relative:.1e}", f"{row.largest:.1e}", style=style)
+    output.show(table, f"The differences are from {spec['name']} in PyTorch: logits for {exports.IMAGES} random images.")
+    for row in broken:
+        message = f"{row.path}: its logits are more than {exports.BOUND:g} apart, relative to their norm."
+        output.show(Text(message, style="red"))
+    sys.exit(1 if broken else 0)
+
+
+def _show_folded(spec: Spec, folded_spec: Spec) -> None:
+    from shared.fold import batch_norms
+
+    before, remaining = batch_norms(spec), batch_norms(folded_spec)
+    if folded_spec is spec:
+        output.show(f"There is nothing to fold: {spec['name']} has no batch norm directly after a convolution.")
+        return
+    others = f"; {len(remaining)} stay, directly after no convolution: {output.first_few(remaining)}" if remaining else ""
+    output.show(f"{len(before) - len(remaining)} batch norms folded into the convolutions before them{others}.")

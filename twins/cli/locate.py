@@ -1,0 +1,167 @@
+"""`twins locate`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared import networks
+from shared.checks import Error
+from shared.spec import Spec
+
+from .. import backends
+from ..backends import Backend
+from . import options, output
+
+if TYPE_CHECKING:
+    from ..boxes import Localisation
+
+
+def locate(
+    network: options.Network,
+    images: options.Pictures = None,
+    weights: options.Weights = None,
+    wanted: Annotated[
+        str | None,
+        typer.Option("--class", help="Class to look for, by number or name. Default: the likeliest of each picture."),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Keep positions above this fraction of the peak.")] = 0.2,
+    alone: Annotated[
+        bool, typer.Option("--exclusive", help="Keep only positions where no other class has a larger response.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Output folder for the pictures with heat map and box.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with pictures and a boxes.json to measure errors on.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
+    backend: options.BackendOption = Backend.TORCH,
+    as_json: Annotated[bool, typer.Option("--json", help="With --data: print JSON instead of a table.")] = False,
+) -> None:
+    """Locate a class in pictures with a trained network: a JSON line a picture, or with --data how often the boxes are right.
+
+    Exit status 2 if a picture cannot be read; the others are located all the same.
+    """
+    from .. import checkpoints, plots
+    from .. import locate as locations
+
+    spec = networks.load(network)
+    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    _check(images, weights, threshold, data, plot, as_json)
+    number, entries = _entries(spec, images, wanted, data)
+    if plot:
+        plots.check_figure(plot)
+    files = _files(out, [entry["image"] for entry in entries]) if out else []
+    state = checkpoints.load_weights(weights or "", spec)
+    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+        engines = backends.engines(backends.start(backend), spec, state)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    located: list[tuple[dict[str, Any], "Localisation | None"]] = []
+    with output.progress(spec["name"], len(entries)) as advance:
+        for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
+            if not data:
+                print(json.dumps(output.finite(result)), flush=True)
+            if out and picture is not None and localisation:
+                place = len(located)
+                plots.draw_heat_map(picture, localisation, files[place], threshold, entries[place].get("boxes", ()))
+            located.append((result, localisation))
+            advance(1)
+    unread = [result for result, _ in located if "error" in result]
+    if data:
+        about = {"network": spec["name"], "weights": weights, "data": str(data)}
+        about |= {"frameworks": [engine.framework for engine in engines]}
+        about |= {"pictures": len(located) - len(unread), "threshold": threshold}
+        summary = locations.summarise(located, entries, threshold, known=number is not None)
+        if plot and summary:
+            title = f"{spec['name']} on {data.resolve().name}, {about['pictures']} pictures"
+            plots.draw_sweep(summary["sweep"], plot, title)
+        if as_json:
+            output.show_json(about | summary | {"images": [result for result, _ in located]})
+        elif summary:
+            _show_summary(about | summary)
+        for result in unread:
+            output.complain(result["error"])
+    sys.exit(2 if unread else 0)
+
+
+def _check(
+    images: list[Path] | None, weights: str | None, threshold: float, data: Path | None, plot: Path | None, as_json: bool
+) -> None:
+    """Raise `Error` for options that do not go together."""
+    if not images and not data:
+        raise Error("there is nothing to locate: pass pictures, or with --data a folder with a boxes.json")
+    if images and data:
+        raise Error(f"{images[0]}: pass either pictures or --data")
+    if weights is None:
+        raise Error("--weights is missing: an untrained network locates nothing; expected a file, or the word imagenet")
+    if not 0 <= threshold < 1:
+        raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
+    if (plot or as_json) and not data:
+        raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
+
+
+def _entries(
+    spec: Spec, images: list[Path] | None, wanted: str | None, data: Path | None
+) -> tuple[int | None, list[dict[str, Any]]]:
+    """(number of the class that is looked for, pictures). Raises `Error` for what the network or the folder has not."""
+    from .. import locate as locations
+    from .. import predict as predictions
+
+    networks.head(spec)
+    predictions.check_classifies(spec)
+    number = None if wanted is None else locations.class_number(wanted, spec)
+    options.check_pictures(images or [])
+    if not data:
+        return number, [{"image": path} for path in images or []]
+    entries = locations.read_boxes(data, spec)
+    other = next((entry for entry in entries if number is not None and entry["class"] not in (None, number)), None)
+    if other:
+        raise Error(f"--class is {number}, but {data / 'boxes.json'} says that {other['image']} shows class {other['class']}")
+    return number, entries
+
+
+def _files(folder: Path, images: list[Path]) -> list[Path]:
+    """A file in the folder for each image, by its name; where two share a name, with a number. Raises `Error`."""
+    if folder.exists() and not folder.is_dir():
+        raise Error(f"{folder}: is a file; --out names a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise Error(f"{folder}: {existing} is not writable")
+    files: list[Path] = []
+    for image in images:
+        number, file = 1, folder / f"{image.stem}.png"
+        while file in files:
+            number += 1
+            file = folder / f"{image.stem}-{number}.png"
+        if file.exists() and any(file.samefile(other) for other in images if other.exists()):
+            raise Error(f"{file}: this is one of the images; choose another folder with --out")
+        files.append(file)
+    return files
+
+
+def _show_summary(summary: dict[str, Any]) -> None:
+    rows = {
+        "top1_classification_error": "classification error, top 1",
+        "top5_classification_error": "classification error, top 5",
+        "top1_localisation_error": "localisation error, top 1",
+        "top5_localisation_error": "localisation error, top 5",
+        "localisation_error": "localisation error, of the class that was looked for",
+        "pointing_accuracy": "the peak, or the centre, lies in a box",
+        "mean_iou": "mean intersection over union",
+    }
+    table = output.table("", f">threshold {summary['threshold']:g}", ">the whole picture")
+    for key, label in rows.items():
+        values = [scores[key] for scores in (summary, summary["whole_picture"]) if key in scores]
+        if values:
+            table.add_row(label, *(f"{value:.3f}" if key == "mean_iou" else f"{value:.2%}" for value in values))
+    frameworks = " and ".join(summary["frameworks"])
+    output.show(f"{summary['network']} on {summary['data']}, {summary['pictures']} pictures, {frameworks}", table)
+    if "same_boxes" in summary:
+        same = summary["same_boxes"]
+        output.show(
+            f"The same class, box and peak in both for {'all' if same == summary['pictures'] else f'{same:,}'} of them."
+        )
+    errors = {at: scores["localisation_error"] for at, scores in summary["sweep"].items()}
+    best = min(errors, key=lambda at: errors[at])
+    output.show(f"The smallest localisation error on these pictures is {errors[best]:.2%}, at a threshold of {best:g}.")

@@ -1,0 +1,101 @@
+"""`twins predict`."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from shared import networks, shapes
+from shared.checks import Error
+
+from .. import backends
+from ..backends import Backend
+from . import options, output
+
+
+def predict(
+    network: options.Network,
+    images: options.Pictures = None,
+    weights: options.Weights = None,
+    data: Annotated[str | None, typer.Option(help="Data to test on: digits, mnist, cifar10, … or an .npz file.")] = None,
+    backend: options.BackendOption = Backend.TORCH,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Classify pictures with a trained network, or measure its accuracy on the test images of a data set.
+
+    Exit status 2 if a picture cannot be read; the others are classified all the same.
+    """
+    from .. import checkpoints, datasets
+    from .. import predict as predictions
+
+    spec = networks.load(network)
+    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    if not images and not data:
+        raise Error("there is nothing to predict: pass pictures, or a data set with --data")
+    if images and data:
+        raise Error(f"{images[0]}: pass either pictures or --data")
+    if weights is None:
+        raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
+    predictions.check_classifies(spec)
+    options.check_pictures(images or [])
+    examples = datasets.load_data(data) if data else None
+    if examples:
+        try:
+            predictions.check_classifies(spec, examples)
+        except Error as error:
+            raise Error(f"{data}: {error}") from None
+    state = checkpoints.load_weights(weights, spec)
+    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+        engines = backends.engines(backends.start(backend), spec, state)
+    results: dict[str, Any] = {"network": spec["name"], "weights": weights}
+    results["frameworks"] = [engine.framework for engine in engines]
+    with output.progress(spec["name"], len(examples.x_test if examples else images or [])) as advance:
+        if examples:
+            results |= {"data": data, **predictions.accuracy(engines, spec, examples.x_test, examples.y_test, advance)}
+        else:
+            results["images"] = predictions.classify_pictures(engines, spec, images or [], advance)
+    if as_json:
+        output.show_json(results)
+    elif examples:
+        _show_accuracy(results)
+        labels, classes = examples.y_test.max() + 1, shapes.layers(spec)[-1].shape[0]
+        if labels < classes:
+            output.show(f"The data set has {labels:,} classes, the network {classes:,}: equal numbers may mean other classes.")
+    else:
+        _show_pictures(results)
+    sys.exit(2 if any("error" in picture for picture in results.get("images", [])) else 0)
+
+
+def _show_accuracy(results: dict[str, Any]) -> None:
+    pairs = zip(results["frameworks"], results["accuracy"], strict=True)
+    accuracies = ", ".join(f"{name} {fraction:.2%}" for name, fraction in pairs)
+    output.show(f"{results['network']} on {results['data']}, accuracy on {results['tested']:,} test images: {accuracies}.")
+    if "same_predictions" in results:
+        same = results["same_predictions"]
+        output.show(f"The same prediction for {'all' if same == results['tested'] else f'{same:,}'} of them.")
+
+
+def _show_pictures(results: dict[str, Any]) -> None:
+    frameworks, pictures = results["frameworks"], results["images"]
+    for picture in pictures:
+        if "error" in picture:
+            output.show(Text(picture["error"], style="red"), "")
+            continue
+        named = picture["top"][0]["name"] is not None
+        table = output.table(">class", *(["label"] if named else []), *(f">{framework}" for framework in frameworks))
+        for row in picture["top"]:
+            probabilities = (f"{probability:.2%}" for probability in row["probabilities"])
+            table.add_row(f"{row['class']}", *([row["name"]] if named else []), *probabilities)
+        output.show(Text(picture["image"], style="bold"), table)
+        if len(frameworks) > 1:
+            same = picture["same_top"]
+            words = f"{'The same' if same else 'Not the same'} top classes in both; logits {picture['difference']:.1e} apart."
+            output.show(Text(words, style="green" if same else "red"))
+        output.show("")
+    read = [picture for picture in pictures if "top" in picture]
+    if len(frameworks) > 1 and len(read) > 1:
+        same, apart = sum(picture["same_top"] for picture in read), max(picture["difference"] for picture in read)
+        output.show(f"{len(read)} pictures: the same top classes for {same}, logits at most {apart:.1e} apart.")
+    if len(read) < len(pictures):
+        output.show(Text(f"{len(pictures) - len(read)} of {len(pictures)} files could not be read.", style="red"))

@@ -1,0 +1,106 @@
+"""Data sets by name or by path, as uint8 images (count, height, width, channels) and whole-number labels."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from filelock import FileLock
+
+from shared.checks import Error, nearest
+
+from . import backends, scattered
+from .batches import Data
+
+DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+SCATTERED = ("scattered_digits", "scattered_mnist")
+
+
+def load_data(name: str | Path = "digits") -> Data:
+    """The data set of a name or of the path of an `.npz` file.
+
+    - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
+      testing;
+    - any name for which the folder `TWINS_DATA` has an `.npz`;
+    - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder;
+    - "scattered_mnist", "scattered_digits": those digits on larger canvases, see `load_scattered`.
+
+    A file has `x_train y_train x_test y_test`. Raises `Error` for a data set that does not exist or is not of this form.
+    """
+    name = str(name)
+    if name == "digits":
+        return _digits()
+    folder = os.environ.get("TWINS_DATA")
+    path = Path(name) if name.endswith(".npz") else Path(folder, f"{name}.npz") if folder else None
+    if path and (path.is_file() or path == Path(name)):
+        return _read_npz(path)
+    if name in DOWNLOADS:
+        return _download(name)
+    if name in SCATTERED:
+        return load_scattered(name).data
+    known = ["digits", *DOWNLOADS, *SCATTERED]
+    known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
+    where = f"in TWINS_DATA, {folder}" if folder else "in the folder named by TWINS_DATA, which is not set"
+    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")
+
+
+def load_scattered(name: str) -> scattered.Scattered:
+    """One of the `SCATTERED` data sets, with the boxes of its test images; made anew from its digits. Raises `Error`."""
+    return scattered.make(load_data(name.removeprefix("scattered_")))
+
+
+def cache_folder() -> Path:
+    """The folder for downloads."""
+    return platformdirs.user_cache_path("resnet-twins")
+
+
+def _download(name: str) -> Data:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{folder}: cannot be made for downloads: {error.strerror}") from None
+    with FileLock(folder / f"{name}.lock"):  # a second process waits for the download of the first
+        return Data(*backends.pytorch().datasets.download(name, folder))
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    return Data(images[:-360], digits.target[:-360], images[-360:], digits.target[-360:])
+
+
+def _read_npz(path: Path) -> Data:
+    try:
+        with np.load(path) as file:
+            arrays = [file[key] for key in Data._fields]
+    except FileNotFoundError:
+        raise Error(f"{path}: there is no such file") from None
+    except KeyError as error:
+        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
+    except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise Error(f"{path}: not a complete .npz file: {error}") from None
+    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise Error(
+                f"{path}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8, "
+                "(count, height, width) or (count, height, width, 1 or 3)"
+            )
+        if labels.dtype.kind not in "iu" or labels.size != len(images):
+            raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
+        if not len(images) or labels.min() < 0 or labels.max() > 999_999:
+            raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
+    x_train, y_train, x_test, y_test = arrays
+    return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))
+
+
+def _channels(images: np.ndarray) -> np.ndarray:
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _labels(labels: np.ndarray) -> np.ndarray:
+    return labels.reshape(-1).astype(np.int64)

@@ -1,0 +1,136 @@
+"""Trained networks as files for inference elsewhere: written in float32, and read back by what each file is for.
+
+Images are (batch, channels, height, width); for Keras and TensorFlow the channels are last. A batch may have any size.
+"""
+
+import contextlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shared import networks
+from shared.checks import Error
+from shared.coexist import silence
+from shared.files import atomic_folder, atomic_path, check_writable, write_text
+from shared.fold import folded
+from shared.spec import Spec
+from shared.weights import State
+
+from . import backends, checkpoints
+from .backends import Backend
+from .ladder import BOUNDS, relative
+
+# What a path ends in, and what reads it back; without an extension it is the folder of a SavedModel.
+READERS = {".safetensors": "PyTorch", ".pth": "PyTorch", ".keras": "Keras", ".onnx": "onnxruntime", "": "TensorFlow"}
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what .onnx needs
+SAVED_MODEL = {"saved_model.pb", "variables", "assets", "fingerprint.pb"}  # the content of such a folder
+BOUND = BOUNDS["float32"]["logits"]
+IMAGES = 3
+
+
+class Row(NamedTuple):
+    """A file, what read it back, and how far its logits are from those of the network in PyTorch, before folding."""
+
+    path: Path
+    reader: str
+    relative: float  # ||a - b|| / ||a||
+    largest: float  # of the differences of single logits
+
+
+def check_destinations(paths: Sequence[Path], sources: Sequence[str | Path]) -> None:
+    """Raise `Error` if `run` could not write all paths, or would overwrite one of the sources."""
+    for path in paths:
+        if path.suffix not in READERS or not path.name.strip("."):
+            kinds = ", ".join(kind for kind in READERS if kind)
+            raise Error(f"{path}: expected a file ending in {kinds}; or a folder, without an extension, for a SavedModel")
+        if not path.suffix and path.exists() and not _is_saved_model(path):
+            raise Error(f"{path}: exists and is not a SavedModel; not overwritten")
+        for file in _files(path):
+            check_writable(file, folder=not path.suffix)
+            if file.suffix == ".json" and file.exists():
+                try:
+                    networks.load(file)
+                except Error:
+                    raise Error(f"{file}: exists and is not a spec; not overwritten, choose another name with --out") from None
+            if file.exists() and any(Path(source).exists() and file.samefile(source) for source in sources):
+                raise Error(f"{file}: is read and would be overwritten; choose another name with --out")
+    missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
+    if missing and any(path.suffix == ".onnx" for path in paths):
+        raise Error(f".onnx needs {', '.join(missing)}: pip install 'resnet-twins[export]'")
+
+
+def needed_backend(paths: Sequence[Path]) -> Backend:
+    """What has to be started for these paths: PyTorch alone, or both frameworks."""
+    return Backend.BOTH if any(path.suffix in (".keras", "") for path in paths) else Backend.TORCH
+
+
+def run(
+    spec: Spec, state: State, folds: bool, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None
+) -> list[Row]:
+    """Write a network to each path, with its batch norms folded if it `folds`; `say` is called with what is being done.
+
+    Raises `Error` if something cannot be written.
+    """
+    state = {name: array.astype(np.float32) for name, array in state.items()}
+    images = np.random.default_rng(0).standard_normal((IMAGES, *spec["input"]), np.float32)
+    rows = []
+    expected = backends.engines([backends.pytorch()], spec, state)[0].predict(images)
+    if folds:
+        spec, state = folded(spec, state)
+    for path in paths:
+        say(f"writing {path}")
+        with _quiet():
+            _write(path, spec, state)
+    for path in paths:
+        say(f"reading {path}")
+        with _quiet():
+            logits = _logits(path, images)
+        rows.append(Row(path, READERS[path.suffix], relative(expected, logits), float(abs(expected - logits).max())))
+    return rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The frameworks log a lot while they write and read."""
+    with silence(), warnings.catch_warnings(action="ignore"):
+        yield
+
+
+def _is_saved_model(path: Path) -> bool:
+    return path.is_dir() and {"saved_model.pb"} <= {file.name for file in path.iterdir()} <= SAVED_MODEL
+
+
+def _files(path: Path) -> list[Path]:
+    """The path, and that of the spec beside it for a file that has weights alone."""
+    return [path, path.with_suffix(".json")] if path.suffix in (".safetensors", ".pth") else [path]
+
+
+def _write(path: Path, spec: Spec, state: State) -> None:
+    if path.suffix == ".onnx":
+        with atomic_path(path) as temporary:
+            backends.pytorch().export.onnx(temporary, spec, state)
+    elif not path.suffix:
+        with atomic_folder(path) as temporary:
+            backends.keras().export.saved_model(temporary, spec, state)
+    else:
+        checkpoints.write_weights(path, path.suffix, spec, state)
+        for file in _files(path)[1:]:
+            write_text(file, json.dumps(spec, indent=2) + "\n")
+
+
+def _logits(path: Path, images: np.ndarray) -> np.ndarray:
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return session.run(["logits"], {"images": images})[0]
+    if path.suffix in (".keras", ""):
+        reader = backends.keras().export
+        return (reader.keras_logits if path.suffix else reader.tensorflow_logits)(path, np.moveaxis(images, 1, -1))
+    spec = networks.load(path.with_suffix(".json"))
+    return backends.engines([backends.pytorch()], spec, checkpoints.load_weights(path, spec))[0].predict(images)
