@@ -171,9 +171,10 @@ def _reference(page):
 
 def test_commands_reference(monkeypatch):
     """Every command is in the README's table; the page that the build generates has every option, with its choices."""
+    from typer.main import get_command
+
     from twins.backends import Backend
     from twins.cli import app
-    from typer.main import get_command
 
     monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
     import commands
