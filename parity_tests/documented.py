@@ -82,9 +82,8 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w]|
 def same_number(expected, printed):
     """Whether a number is what was expected, both as printed.
 
-    Whole numbers have to be equal. Numbers below 1e-5 in scientific notation are rounding noise: it may be at most ten times as
-    large, and at most 1e-15 where 0 is expected. Other numbers may differ by a relative 1e-3, those with more than eight digits
-    by 1e-8.
+    Whole numbers have to be equal. Numbers below 1e-5 in scientific notation are rounding noise, which may be at most ten times
+    as large, or 1e-15 if that is more. Other numbers may differ by a relative 1e-3, those with more than eight digits by 1e-8.
     """
     one, two = (float(text.replace(",", "")) for text in (expected, printed))
     if not re.search(r"[.e]", expected, re.IGNORECASE):
