@@ -55,7 +55,7 @@ def blocks(page):
         if token.type == "fence":
             start = token.map[0]
             mark = MARK.match(lines[start - 1].strip()) if start else None
-            marks = tuple(re.split(r", (?=needs|long|exit)", mark[1])) if mark else ()
+            marks = () if not mark else (mark[1],) if mark[1].startswith("not run") else tuple(mark[1].split(", "))
             output = following.content if following and (following.type, following.info) == ("fence", "text") else ""
             found.append(Block(page, start + 2, token.info.strip(), token.content, marks, output))
     return found
