@@ -2,7 +2,7 @@
 
 from shared import coexist
 
-coexist.prepare("torch")
+coexist.isolate_triton("torch")
 
 import keras  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 from shared import coexist
 
-coexist.prepare("tensorflow")
+coexist.isolate_triton("tensorflow")
 
 from . import checkpoints, datasets, export  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
