@@ -153,7 +153,7 @@ def translated_name(source: str, expected: Container[str], layers: Mapping[str, 
 
 
 def _to_pytorch_layout(array: np.ndarray, flattened: shapes.Shape | None) -> np.ndarray:
-    """An array of Keras's in PyTorch's layout; `flattened`: the shape of the map if Keras's Flatten is before a linear layer."""
+    """A Keras array in PyTorch's layout; `flattened` is the shape of the map that Keras's Flatten passes to a linear layer."""
     if flattened and array.ndim == 2 and len(array) == np.prod(flattened):
         channels, *size = flattened
         return array.reshape(*size, channels, -1).transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
@@ -161,7 +161,7 @@ def _to_pytorch_layout(array: np.ndarray, flattened: shapes.Shape | None) -> np.
 
 
 def to_keras_layout(array: np.ndarray, flattened: shapes.Shape | None = None) -> np.ndarray:
-    """An array of PyTorch's in Keras's layout; `flattened` as above."""
+    """A PyTorch array in Keras's layout; `flattened` as above."""
     if flattened:
         return array.reshape(-1, *flattened).transpose(2, 3, 1, 0).reshape(-1, len(array))
     return array.transpose(weights.TO_KERAS[array.ndim]) if array.ndim in weights.TO_KERAS else array
