@@ -1,4 +1,4 @@
-"""The networks in Keras."""
+"""The networks in Keras, and the engine that runs them."""
 
 from shared import coexist
 

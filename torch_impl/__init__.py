@@ -1,4 +1,4 @@
-"""The networks in PyTorch."""
+"""The networks in PyTorch, and the engine that runs them."""
 
 from shared import coexist
 
