@@ -364,7 +364,7 @@ class Code:
 def test_code_in_a_file_is_never_run(zipped, tmp_path):
     content = {"state_dict": {"conv1.weight": torch.zeros(3)}, "extra": Code(tmp_path / "ran")}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(shared.Error, match=r"x.pth: cannot be read without running code, \w+.mkdir; a file"):
+    with pytest.raises(shared.Error, match=r"x.pth: cannot be read without running code, \w+.mkdir; expected a file"):
         checkpoints.read_weights(tmp_path / "x.pth")
     assert os.listdir(tmp_path) == ["x.pth"]
 
