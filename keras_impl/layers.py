@@ -391,7 +391,7 @@ def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str) -> Any:
 
 
 @contextlib.contextmanager
-def precision(dtype: str | keras.DTypePolicy) -> Iterator[None]:
+def precision(dtype: "str | keras.DTypePolicy") -> Iterator[None]:
     """Layers created in this context have this dtype policy: "float64", "mixed_bfloat16" or any other of Keras's."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)

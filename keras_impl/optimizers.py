@@ -59,7 +59,6 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     def build(self, variables: Variables) -> None:
-        """Create the arrays that the optimiser keeps for the weights."""
         if self.built:
             return
         super().build(variables)
@@ -67,7 +66,6 @@ class SGD(Optimizer):
             self.add_slots(variables, "momentum_buffer")
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
-        """Update one weight by its gradient."""
         step = gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
         if self.momentum:
             buffer = self.slot("momentum_buffer", variable)
@@ -78,7 +76,6 @@ class SGD(Optimizer):
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as Keras saves them."""
         return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
 
 
@@ -94,14 +91,12 @@ class Adam(Optimizer):
         self.betas, self.eps = tuple(betas), eps
 
     def build(self, variables: Variables) -> None:
-        """Create the arrays that the optimiser keeps for the weights."""
         if self.built:
             return
         super().build(variables)
         self.add_slots(variables, "exp_avg", "exp_avg_sq")
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
-        """Update one weight by its gradient."""
         gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
         mean, square = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
         self.assign(mean, mean + (1 - self.betas[0]) * (gradient - mean))
@@ -113,7 +108,6 @@ class Adam(Optimizer):
         self.assign_sub(variable, rate * mean / (ops.sqrt(square) / ops.sqrt(second) + self.eps))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, as Keras saves them."""
         return super().get_config() | {"betas": self.betas, "eps": self.eps}
 
 
@@ -128,11 +122,10 @@ class AdamW(Adam):
         super().__init__(learning_rate, betas, eps, weight_decay, name, **options)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
-        """Update one weight by its gradient."""
         if self.weight_decay and self._use_weight_decay(variable):
             self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * self.weight_decay * variable)
         super().update_step(gradient, variable, learning_rate)
 
     def decay(self, variable: keras.Variable) -> Tensor | float:
-        """Nothing: `update_step` decays the weight itself."""
+        # `update_step` decays the weight itself.
         return 0

@@ -149,7 +149,7 @@ class Engine:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return output
 
-    def _loss(self, images: np.ndarray | Tensor, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: "np.ndarray | Tensor", labels: np.ndarray) -> tuple[Tensor, Tensor]:
         """The loss and the logits of this process's share of a batch, in training mode."""
         self.net.train()
         for layer in self.frozen:
@@ -185,7 +185,7 @@ class Engine:
         device = next(self.net.parameters()).device.type
         return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
-    def _tensor(self, images: np.ndarray | Tensor) -> Tensor:
+    def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
         """An array in the network's precision and on its device."""
         return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
 
