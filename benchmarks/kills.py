@@ -24,7 +24,7 @@ TRAIN = "import sys; from twins import cli, training; training.SECONDS = 0; sys.
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=0, help="Number of kills.")] = 200,
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 200,
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs: enough to outlast the kills.")] = 60,
     backend: Annotated[Backend, typer.Option(help="What to train in: torch or tf.")] = Backend.TORCH,
@@ -38,7 +38,7 @@ def main(
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
         wait(start(*arguments, "--out", whole))
         interrupted = kill(broken, arguments, kills, seconds, random.Random(seed))
-        wait(start(*arguments, "--resume", broken))
+        wait(start_or_resume(broken, arguments))
         same = report(whole, broken, f"{recipe}, {backend}", f"{kills} kills, {interrupted}")
     sys.exit(0 if same else 1)
 
@@ -55,9 +55,14 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def start_or_resume(folder: Path, arguments: tuple[object, ...]) -> subprocess.Popen[str]:
+    """A process that resumes the run of a folder, or starts it there if no checkpoint has been written."""
+    return start(*arguments, "--resume" if (folder / "last.safetensors").exists() else "--out", folder)
+
+
 def wait(process: subprocess.Popen[str]) -> None:
     """Wait for the end of a process. Raises `Error` if it fails."""
-    message = process.communicate()[1]
+    message = process.communicate()[1].strip()
     if process.returncode:
         raise Error(f"the run failed: {message}")
 
@@ -69,7 +74,7 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
     """
     interrupted, last = 0, folder / "last.safetensors"
     for number in range(1, kills + 1):
-        process = start(*arguments, "--resume" if last.exists() else "--out", folder)
+        process = start_or_resume(folder, arguments)
         try:
             process.wait(moments.uniform(0, seconds))
         except subprocess.TimeoutExpired:
