@@ -113,7 +113,9 @@ HEADLESS = {
 @pytest.mark.parametrize("kind", HEADLESS)
 def test_a_network_without_class_maps_says_so(kind):
     spec = {key: value for key, value in HEADLESS[kind].items() if key != "classes"}
-    with pytest.raises(shared.Error, match="small has no class maps: it does not end in a global_avg_pool and one linear"):
+    with pytest.raises(
+        shared.Error, match="small has no class maps: it does not end in a global_avg_pool followed by one linear"
+    ):
         torch_impl.build(spec).class_maps(torch.zeros(1, 3, 32, 32))
 
 
@@ -279,8 +281,10 @@ def test_the_label_is_the_largest_digits(monkeypatch):
 
 @pytest.mark.parametrize("name", datasets.SCATTERED)
 def test_scattered_digits_by_name(name, monkeypatch):
-    monkeypatch.setattr(scattered, "make", lambda source: scattered.Scattered(source, None))
-    assert f"scattered_{datasets.load_data(name)}" == name
+    load = datasets.load_data
+    monkeypatch.setattr(scattered, "make", lambda digits: scattered.Scattered(digits, None))
+    monkeypatch.setattr(datasets, "load_data", lambda source: source)
+    assert f"scattered_{load(name)}" == name
 
 
 @pytest.fixture
@@ -438,7 +442,7 @@ WRONG = {
 def test_boxes_that_are_wrong(mistake, files, monkeypatch, capsys):
     found, words = WRONG[mistake]
     (files / "data" / "boxes.json").write_text(json.dumps(found))
-    monkeypatch.setattr(cli, "_packages", lambda backend: pytest.fail("the frameworks were started"))
+    monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
     status, out, err = twins("locate small.json --data data --weights w.safetensors", monkeypatch, capsys)
     assert status == 2 and out == "" and err.startswith("twins: data/boxes.json: ") and words in err and err.count("\n") == 1
 
@@ -452,16 +456,16 @@ def test_boxes_of_a_picture_on_its_side_are_for_it_upright(files):
 
 
 MISTAKES = {
-    "no weights": ("small.json a.png", "--weights is missing: an untrained network finds nothing"),
-    "nothing to look at": ("small.json --weights w.safetensors", "name pictures, or a folder with a boxes.json"),
-    "too much": ("small.json a.png --data data --weights w.safetensors", "pictures and --data exclude one another"),
+    "no weights": ("small.json a.png", "--weights is missing: an untrained network locates nothing"),
+    "nothing to look at": ("small.json --weights w.safetensors", "pass pictures, or with --data a folder with a boxes.json"),
+    "too much": ("small.json a.png --data data --weights w.safetensors", "pass either pictures or --data"),
     "no such class": ("small.json a.png --class dgo --weights w.safetensors", "has no class 'dgo', did you mean 'dog'"),
     "threshold": (
         "small.json a.png --threshold 1 --weights w.safetensors",
         "--threshold is 1.0, expected at least 0 and below 1",
     ),
     "no threshold": ("small.json a.png --threshold nan --weights w.safetensors", "--threshold is nan, expected at least 0"),
-    "backend": ("small.json a.png --backend tff --weights w.safetensors", "--backend is 'tff', did you mean 'tf'"),
+    "backend": ("small.json a.png --backend jax --weights w.safetensors", "--backend jax: networks run there"),
     "no class maps": ("vgg16 a.png --weights w.safetensors", "vgg16 has no class maps"),
     "no such picture": ("small.json b.png --weights w.safetensors", "b.png: there is no such file"),
     "no such folder": (
@@ -474,7 +478,7 @@ MISTAKES = {
         "small.json --data data --plot x.gif --weights w.safetensors",
         "x.gif: expected a file ending in",
     ),
-    "out is a file": ("small.json a.png --out a.png --weights w.safetensors", "a.png: a file; --out names a folder"),
+    "out is a file": ("small.json a.png --out a.png --weights w.safetensors", "a.png: is a file; --out names a folder"),
     "out among the pictures": ("small.json a.png --out . --weights w.safetensors", "a.png: this is one of the images"),
     "another class": (
         "small.json --data data --class 2 --weights w.safetensors",
@@ -489,7 +493,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch,
     arguments, words = MISTAKES[mistake]
     if mistake == "another class":
         entries(files, BOX | {"class": "cat"})
-    monkeypatch.setattr(cli, "_packages", lambda backend: pytest.fail("the frameworks were started"))
+    monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
     status, out, err = twins(f"locate {arguments}", monkeypatch, capsys)
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err and err.count("\n") == 1
     assert not (files / "drawn").exists()
@@ -523,7 +527,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
 def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
     """A run that is done is not made again, and looked at on few images."""
     made = scattered.make(datasets.load_data(), train=8, test=12)
-    monkeypatch.setattr(scattered, "make", lambda source: made)
+    monkeypatch.setattr(scattered, "make", lambda digits: made)
     recipe = recipes.load_recipe(
         recipes.changed(recipes.load_recipe("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
     )

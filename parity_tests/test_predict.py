@@ -166,8 +166,8 @@ SPECS = {
     "no number": ({"mean": [0, float("nan"), 0]}, "preprocessing: 'mean' is [0, NaN, 0], expected a list of numbers"),
     "no scale": ({"scale": float("inf")}, "preprocessing: 'scale' is Infinity, expected a number above 0"),
     "no size": ({"resize": 0}, "preprocessing: 'resize' is 0, expected a whole number of at least 1"),
-    "a crop of nothing": ({"crop": 8}, "preprocessing: 'crop' is 8, expected a 'resize' of at least as much"),
-    "a crop of too little": ({"resize": 7, "crop": 8}, "preprocessing: 'crop' is 8, expected a 'resize' of at least as much"),
+    "a crop of nothing": ({"crop": 8}, "preprocessing: 'crop' needs a 'resize'"),
+    "a crop of too little": ({"resize": 7, "crop": 8}, "preprocessing: 'crop' is 8, it must not exceed 'resize', 7"),
     "a crop for another network": (
         {"resize": 8, "crop": 2},
         "preprocessing: 'crop' is 2, which the network does not take: layer 'conv': the image is too small",
@@ -200,6 +200,7 @@ class Fake:
     """An engine whose logits are the pixels of the image."""
 
     framework = "Fake"
+    rank, processes = 0, 1
 
     def __init__(self, change=lambda logits: logits):
         self.change = change
@@ -242,7 +243,7 @@ def test_accuracy_of_two_that_disagree():
 
 def test_logits_that_are_no_numbers(tmp_path):
     path = save_pixels(tmp_path / "p.png", *range(8))
-    with pytest.raises(shared.Error, match="Fake gives logits that are no finite numbers"):
+    with pytest.raises(shared.Error, match="Fake: non-finite logits"):
         predict.classify_pictures([Fake(lambda logits: logits * np.float32("nan"))], PIXELS, [path])
 
 
@@ -311,11 +312,11 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def torch_logits(spec, state, images):
+def torch_logits(spec, state, x):
     net = torch_impl.build(spec).eval()
     torch_impl.load(net, state)
     with torch.no_grad():
-        return net(torch.from_numpy(images.preprocess(images, spec))).numpy()
+        return net(torch.from_numpy(images.preprocess(x, spec))).numpy()
 
 
 def twins(arguments, monkeypatch, capsys):
@@ -388,7 +389,7 @@ def test_data_in_words(files, monkeypatch, capsys):
     _, out, _ = twins("predict small.json --weights w.safetensors --data mine.npz --backend both", monkeypatch, capsys)
     assert out == (
         "small on mine.npz, accuracy on 8 test images: PyTorch 75.00%, Keras 75.00%.\nThe same prediction for all of them.\n"
-        "The data set has 6 classes, the network 10: the same numbers may be other things.\n"
+        "The data set has 6 classes, the network 10: equal numbers may mean other classes.\n"
     )
 
 
@@ -397,14 +398,15 @@ MISTAKES = {
     "no weights": ("small.json a.png", "--weights is missing: an untrained network predicts nothing"),
     "no such weights": ("small.json a.png --weights v.safetensors", "v.safetensors: there is no such file"),
     "weights of another network": ("small.json a.png --weights other.safetensors", "other.safetensors: "),
-    "nothing to predict": ("small.json --weights w.safetensors", "name pictures, or a data set with --data"),
+    "nothing to predict": ("small.json --weights w.safetensors", "pass pictures, or a data set with --data"),
     "too much to predict": (
         "small.json a.png --data digits --weights w.safetensors",
-        "pictures and --data exclude one another",
+        "pass either pictures or --data",
     ),
-    "unknown backend": (
-        "small.json a.png --weights w.safetensors --backend troch",
-        "--backend is 'troch', did you mean 'torch'?; expected torch, tf, both",
+    "another backend": (
+        "small.json a.png --weights w.safetensors --backend jax",
+        "--backend jax: networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet; "
+        "expected torch, tf or both",
     ),
     "no such picture": (
         "small.json a.png no.png none.png --weights w.safetensors",
@@ -412,7 +414,7 @@ MISTAKES = {
     ),
     "a folder": (
         "small.json a.png folder --weights w.safetensors",
-        "folder: a folder; its pictures would be right, as folder/*.jpg",
+        "folder: is a folder; pass its files, for example folder/*.jpg",
     ),
     "unknown data": ("small.json --data digit --weights w.safetensors", "no data set is called 'digit', did you mean 'digits'"),
     "grey data": ("small.json --data grey.npz --weights w.safetensors", "grey.npz: its images are grey, small takes colour"),
@@ -429,7 +431,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch,
     flat = {"name": "flat", "type": "flatten"}
     (files / "four.json").write_text(json.dumps({"name": "four", "input": [4, 1, 1], "layers": [flat]}))
     arguments, words = MISTAKES[mistake]
-    monkeypatch.setattr(cli, "_packages", lambda backend: pytest.fail("the frameworks were started"))
+    monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
     status, out, err = twins(f"predict {arguments}", monkeypatch, capsys)
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err
 
@@ -437,7 +439,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch,
 @pytest.mark.parametrize("backend, imported", [("torch", ["torch"]), ("tf", ["tensorflow"])])
 def test_one_backend_starts_one_framework(backend, imported, files):
     code = (
-        "import sys; from shared import cli\n"
+        "import sys; from twins import cli\n"
         f"sys.argv = 'twins predict small.json a.png --weights w.safetensors --backend {backend}'.split()\n"
         "try: cli.main()\n"
         "finally: print(*(name for name in ('torch', 'tensorflow') if name in sys.modules))"
