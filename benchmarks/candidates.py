@@ -100,7 +100,7 @@ class Settings:
 
 
 def read_peers(values: Sequence[str]) -> list[Peer]:
-    """The peers of --against, each value a list with commas. Raises `Error` for one that is unknown."""
+    """The peers of --against, each value of which may list several. Raises `Error` for an unknown one."""
     names = [name for value in values for name in value.split(",") if name]
     known = [peer.value for peer in Peer]
     for name in names:

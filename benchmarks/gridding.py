@@ -31,7 +31,9 @@ def main(
     network: Annotated[
         list[str] | None, typer.Option(help=f"A network; may be repeated. Default: {', '.join(NETWORKS)}.")
     ] = None,
-    weights: Annotated[list[str] | None, typer.Option(help="Weights, one file a network, in the same order.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Files of weights, one for each network, in the same order.")
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(help="A layer that all of them have. Default: the last before the global pooling.")
     ] = None,

@@ -26,9 +26,9 @@ TRAIN = "import sys; from twins import cli, training; training.SECONDS = 0; sys.
 def main(
     kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 200,
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
-    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs: enough to outlast the kills.")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 60,
     backend: Annotated[Backend, typer.Option(help="What to train in: torch or tf.")] = Backend.TORCH,
-    seconds: Annotated[float, typer.Option(help="A process is killed at most so long after its start.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Longest time from the start of a process to its kill.")] = 6.0,
     seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
 ) -> None:
     """Kill and resume a run, and compare it with one left alone; exit status 1 if the two do not end in the same bits."""
@@ -44,7 +44,7 @@ def main(
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """A process of `twins train`, on one thread, that writes a checkpoint a step."""
+    """A process of `twins train`, on one thread, that writes a checkpoint after every step."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, "train", *map(str, arguments)],
@@ -91,7 +91,7 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
 
 
 def temporaries(folder: Path) -> list[str]:
-    """The half-written files of a run; its lock stays in the folder and is none."""
+    """The half-written files in a run's folder; the lock, which stays there, is not one of them."""
     return [path.name for path in folder.glob(".*") if path.name != training.LOCK]
 
 

@@ -19,6 +19,7 @@ import typer
 from candidates import Case, Device, Dtype, Format, Mode, Peer, Settings
 from origin import origin
 from sittings import Worker, compare
+from summary import Row
 
 from shared.files import check_writable, write_text
 from twins import plots
@@ -30,9 +31,19 @@ DTYPES = [Dtype.FLOAT32]
 
 
 def complete_peers(incomplete: str) -> list[str]:
-    """What a shell completes --against to: one more name of its list with commas."""
+    """The shell completions of --against: of the last name in its list."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{peer}" for peer in Peer if peer.startswith(last)]
+
+
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar=f"<list[{'|'.join(Peer)}]>",
+        autocompletion=complete_peers,
+        help="Whose networks to compare with; twins shows the noise. Separated by commas; may be repeated.",
+    ),
+]
 
 
 def main(
@@ -53,20 +64,13 @@ def main(
         bool, typer.Option("--recommended", help="Also in the fastest form: channels last; folded in inference.")
     ] = False,
     device: Annotated[Device | None, typer.Option(help="Default: gpu if nvidia-smi is installed.")] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar=f"<list[{'|'.join(Peer)}]>",
-            autocompletion=complete_peers,
-            help="Whose networks to compare with; twins shows the noise. Separated by commas; may be repeated.",
-        ),
-    ] = None,
+    against: Against = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that measure each candidate, one after the other.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each process takes.")] = 2,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
     plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure images a second of networks, beside other projects' and beside what the machine can do."""
     settings = Settings(
         backends=distinct_backends(backend),
@@ -84,22 +88,17 @@ def main(
     modes = (Mode.INFER, Mode.TRAIN) if mode == Mode.BOTH else (mode,)
     comparisons = [candidates.cases(name, one, settings) for name in network for one in modes]
     check_files(json_file, csv_file, plot_file)
-    about = {**origin(), "python": platform.python_version(), "platform": platform.platform()}
-    measured, notes = measure(comparisons, processes, rounds)
+    source = {**origin(), "python": platform.python_version(), "platform": platform.platform()}
+    measured, failures = measure(comparisons, processes, rounds)
     ceilings = summary.ceilings(itertools.chain(*measured))
     results = [row for comparison in measured for row in summary.rows(comparison, ceilings)]
-    notes = [*dict.fromkeys(notes), *summary.notes(results, processes)]
-    text = json.dumps({**about, "notes": notes, "results": results}, indent=2) + "\n"
+    notes = [*failures, *summary.notes(results, processes)]
+    text = json.dumps({**source, "notes": notes, "results": results}, indent=2) + "\n"
     if json_file == "-":
         sys.stdout.write(text)
     else:
         report.show(results, notes, ceilings)
-    if json_file not in (None, "-"):
-        write_text(json_file, text)
-    if csv_file:
-        write_text(csv_file, report.as_csv(results))
-    if plot_file and results:
-        report.draw(results, plot_file)
+    write(text, results, json_file, csv_file, plot_file)
     sys.exit(0 if results and not summary.above_ceiling(results) else 1)
 
 
@@ -119,14 +118,24 @@ def check_files(json_file: str | None, csv_file: str | None, plot_file: str | No
 
 
 def measure(comparisons: list[list[Case]], processes: int, rounds: int) -> tuple[list[list[list[Worker]]], list[str]]:
-    """(the workers of each comparison, by candidate; notes on what failed)."""
+    """(the workers of each comparison, by candidate; notes on what failed, each once)."""
     measured, notes = [], []
     with output.status("") as status:
         for cases in comparisons:
             workers, failures = compare(cases, processes, rounds, status.update)
             measured.append(workers)
             notes += failures
-    return measured, notes
+    return measured, list(dict.fromkeys(notes))
+
+
+def write(text: str, results: list[Row], json_file: str | None, csv_file: str | None, plot_file: str | None) -> None:
+    """Write the files that are wanted; `text` is the JSON."""
+    if json_file not in (None, "-"):
+        write_text(json_file, text)
+    if csv_file:
+        write_text(csv_file, report.as_csv(results))
+    if plot_file and results:
+        report.draw(results, plot_file)
 
 
 if __name__ == "__main__":

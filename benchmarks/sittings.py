@@ -119,7 +119,7 @@ def sit(cases: list[Case], rounds: int, notes: list[str], say: Say) -> list[Work
                 cases.remove(case)
                 notes.append(str(error))
         for number in range(rounds):
-            for worker in workers[:: -1 if number % 2 else 1]:  # none always comes after the same one
+            for worker in workers[:: -1 if number % 2 else 1]:  # no worker always follows the same one
                 say(f"{title(worker.case)}: {worker.case['implementation']}, turn {number + 1} of {rounds}")
                 try:
                     worker.turns.append(worker.ask("turn"))

@@ -41,7 +41,7 @@ BUILDS = {
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each takes.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of times that each is measured.")] = 5,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
 ) -> None:
     """Measure the command, the imports and building ResNet-152."""

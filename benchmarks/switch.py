@@ -19,7 +19,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Output folder for both runs and their figure, switch.png.")],
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 10,
-    every: Annotated[int, typer.Option(min=1, help="Change the framework after every so many epochs.")] = 2,
+    every: Annotated[int, typer.Option(min=1, help="Epochs between two changes of framework.")] = 2,
 ) -> None:
     """Train twice in float64, in PyTorch alone and in PyTorch and Keras in turn, and compare the runs.
 

@@ -478,7 +478,7 @@ def is_ours(case: Case) -> bool:
 
 
 def compute_dtype(case: Case) -> str:
-    """The precision that the frameworks call float32, bfloat16 or float16."""
+    """The precision as frameworks name it: float32, bfloat16 or float16."""
     return str(Dtype.FLOAT32 if case["dtype"] == Dtype.TF32 else case["dtype"])
 
 
@@ -495,7 +495,7 @@ def classes(spec: Spec) -> int:
 
 
 def only_logits(output: Any) -> Any:
-    """The logits of a network that may give others beside them."""
+    """The logits of an output; some networks add auxiliary ones."""
     return output.logits if hasattr(output, "logits") else output
 
 
@@ -524,7 +524,7 @@ def peak_memory() -> int:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """The seconds that it takes."""
+    """How many seconds a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -540,7 +540,7 @@ def turn(step: Callable[[], object]) -> list[float]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a framework's error says so."""
+    """Whether an error means that memory has run out."""
     # By name, since only one framework is there; PyTorch has no class of its own for a CPU's memory.
     words = f"{type(error).__name__} {error}".lower().replace(" ", "").replace("_", "")
     signs = ("outofmemory", "resourceexhausted", "defaultcpuallocator", "allocfailed", "badalloc")

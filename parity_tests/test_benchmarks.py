@@ -469,9 +469,3 @@ def test_the_ratios_in_the_documentation_are_in_the_results():
     files = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")]
     ratios = [ratio for results in files for row in results.get("results", []) for ratio in row["ratios"].values()]
     assert len(stated) > 10 and set(stated) <= set(map(report.in_words, ratios))
-
-
-def test_the_table_of_networks_has_every_network():
-    text = pages()
-    for name in shared.names():
-        assert f"| `{name}` | " in text, name

@@ -14,15 +14,14 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import gridding as benchmark  # noqa: E402
-
 from shared import images, networks, weights
 from twins import backends, cli, plots
 from twins import gridding as measure
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import gridding as benchmark
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 DRN = "drn_a_10_small"
 
