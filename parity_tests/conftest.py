@@ -1,7 +1,11 @@
 """Set before the tests import the frameworks; what runs only with --long; which tests share a process, and in what order."""
 
+import contextlib
 import gc
+import io
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -49,6 +53,25 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(scope="session")
+def twins():
+    """The command `twins`, run in this process, which has both frameworks already."""
+    from twins.cli import main
+
+    def run(*arguments, folder="."):
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), contextlib.chdir(folder):
+            before, sys.argv = sys.argv, ["twins", *map(str, arguments)]
+            try:
+                main()
+            except SystemExit as end:
+                return subprocess.CompletedProcess(arguments, end.code or 0, out.getvalue(), error.getvalue())
+            finally:
+                sys.argv = before
+
+    return run
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all tests share one
