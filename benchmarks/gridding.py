@@ -48,7 +48,7 @@ def main(
     if weights and len(weights) != len(specs):
         raise shared.Error(f"there are {len(specs)} networks and {len(weights)} --weights, expected one for each or none")
     layers = [gridding.layer_name(layer or last_map(spec), spec) for spec in specs]
-    gridding.check(image, out)
+    plots.check_figure(out, source=image)
     seen = [predict.read_image(image, spec) for spec in specs]
     states = [checkpoints.load_weights(source, spec) for source, spec in zip(weights or [], specs, strict=False)]
     import torch_impl

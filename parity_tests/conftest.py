@@ -4,8 +4,8 @@ import contextlib
 import gc
 import io
 import os
-import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -30,8 +30,11 @@ def pytest_configure(config):
 
 
 def scope(nodeid):
-    """The tests that share a process: a file's; in `test_networks.py` a network's, which is built once for all of them."""
+    """The tests that share a process: a file's; in `test_networks.py` a network's, which is built once for all of them; in
+    `test_docs.py` a page's, whose blocks run in order."""
     file, _, test = nodeid.partition("::")
+    if file.endswith("test_docs.py") and "[docs/" in test:
+        return test.partition("[")[2].partition(":")[0]
     return test.partition("[")[2] if file.endswith("test_networks.py") and "[" in test else file
 
 
@@ -55,19 +58,28 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 100)
 
 
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="session")
 def twins():
-    """The command `twins`, run in this process, which has both frameworks already."""
+    """The command `twins`, run in this process, which has both frameworks already; words apart, or in one string."""
     from twins.cli import main
 
     def run(*arguments, folder="."):
+        words = arguments[0].split() if len(arguments) == 1 else map(str, arguments)
         out, error = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), contextlib.chdir(folder):
-            before, sys.argv = sys.argv, ["twins", *map(str, arguments)]
+            before, sys.argv = sys.argv, ["twins", *words]
             try:
                 main()
             except SystemExit as end:
-                return subprocess.CompletedProcess(arguments, end.code or 0, out.getvalue(), error.getvalue())
+                return Ended(end.code or 0, out.getvalue(), error.getvalue())
             finally:
                 sys.argv = before
 

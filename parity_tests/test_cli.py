@@ -1,6 +1,7 @@
 """The command `twins` as a user has it: what it prints, how it exits, what it says to a mistake."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,7 +67,7 @@ def test_compare_prints_tables(twins):
     done = twins("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
     assert done.returncode == 0 and done.stderr == ""
     assert "block1   16x12x12  12x12x16" in done.stdout
-    assert "Every bound of the ladder is kept." in done.stdout
+    assert "Every bound of the ladder holds." in done.stdout
 
 
 def test_compare_a_network_from_outside(twins, tmp_path):
@@ -114,10 +115,9 @@ MISTAKES = {
     "no such picture": (["compare", "resnet20", "--image", "p.png"], "p.png: there is no such file"),
     "no picture": (["compare", "resnet20", "--image", "text.txt"], "text.txt: not an image"),
     "unknown data": (["compare", "resnet20", "--data", "digit"], "no data set is called 'digit', did you mean 'digits'"),
-    "precision": (["compare", "resnet20", "--dtype", "float46"], "did you mean 'float64'"),
     "learning rate": (["compare", "resnet20", "--learning-rate", "-1"], "expected a number above 0"),
     "plot into no folder": (["compare", "resnet20", "--plot", "nowhere/p.png"], "there is no folder nowhere"),
-    "plot of nothing": (["compare", "resnet20", "--plot", "p.png", "--steps", "0"], "--steps 0 leaves none"),
+    "plot of nothing": (["compare", "resnet20", "--plot", "p.png", "--steps", "0"], "--steps 0 leaves out"),
     "plot of no kind": (["compare", "resnet20", "--plot", "p.doc"], "expected a file ending in .png"),
     "broken JSON": (["show", "broken.json"], "broken.json: line 1, column 2: not JSON"),
 }
@@ -143,7 +143,7 @@ def test_a_typo_in_the_command_or_an_option():
 
 
 def test_without_arguments_it_lists_the_commands():
-    assert all(command in command("--help").stdout for command in ("list", "show", "compare"))
+    assert all(name in command("--help").stdout for name in ("list", "show", "compare"))
 
 
 def test_text_of_a_spec_is_no_markup(twins, tmp_path):
@@ -156,4 +156,59 @@ def test_text_of_a_spec_is_no_markup(twins, tmp_path):
 def test_an_exit_status_of_1_names_the_bound(twins):
     done = twins("compare", "mnist_residual", "--steps", "4", "--learning-rate", "1e8")
     assert done.returncode == 1
-    assert "Bound broken: losses: step 3 has none that is a number" in done.stdout
+    assert "Bound exceeded: losses: the loss is NaN or infinite at step 3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, choices",
+    [
+        (["predict", "lenet", "--backend", "troch"], ["torch", "tf", "jax", "keras-torch", "both"]),
+        (["train", "--backend", "both2"], ["torch", "tf", "jax", "keras-torch", "both"]),
+        (["compare", "lenet", "--dtype", "float46"], ["float64", "float32", "bfloat16"]),
+        (["schema", "specs"], ["spec", "recipe"]),
+    ],
+)
+def test_a_choice_that_is_none_gets_the_choices(arguments, choices, twins):
+    done = twins(*arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(f"'{choice}'" in done.stderr for choice in choices)
+
+
+REFUSED = {
+    "predict": (["lenet"], {"jax", "keras-torch"}),
+    "locate": (["resnet20"], {"jax", "keras-torch"}),
+    "activations": (["resnet20", "p.png", "--layer", "layer1", "--out", "o.png"], {"jax", "keras-torch", "both"}),
+    "train": ([], {"jax", "keras-torch", "both"}),
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+@pytest.mark.parametrize("backend", ["torch", "tf", "jax", "keras-torch", "both"])
+def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(command, backend, twins, monkeypatch, tmp_path):
+    arguments, refused = REFUSED[command]
+
+    def started(asked):
+        raise shared.Error(f"started {asked}")
+
+    monkeypatch.setattr("twins.backends.start", started)
+    Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    picture = ["p.png"] if command in ("predict", "locate") else []
+    weights.save_state(tmp_path / "w.safetensors", weights.initial("resnet20" if command == "locate" else "lenet"))
+    given = ["--weights", "w.safetensors"] if picture else []
+    Image.new("L", (28, 28)).save(tmp_path / "p.png") if command == "predict" else None
+    done = twins(command, *arguments, *picture, *given, "--backend", backend, folder=tmp_path)
+    expected = f"--backend {backend}: " if backend in refused else f"started {backend}"
+    assert done.returncode == 2 and expected in done.stderr
+    assert ("; expected torch" in done.stderr) == (backend in refused)
+
+
+def test_version(twins):
+    assert twins("--version").stdout.split()[0] == "twins"
+
+
+def test_completion_knows_commands_and_choices(monkeypatch):
+    complete = {"_TWINS_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "twins predict --backend ", "COMP_CWORD": "3"}
+    complete["COMP_WORDS"] = "twins predict --backend "
+    done = subprocess.run([sys.executable, "-c", "from twins.cli import main; main()"], capture_output=True, text=True,
+                          env=os.environ | complete, timeout=60)  # fmt: skip
+    assert {"torch", "tf", "jax", "keras-torch", "both"} <= set(done.stdout.split())

@@ -51,7 +51,7 @@ BROKEN = {
     "predictions": ({"same_predictions": False}, ["predictions: "]),
     "a loss that is no number": (
         {"steps": [Step((math.nan, math.nan), math.nan, math.nan)]},
-        ["losses: step 1 has none", "losses"],
+        ["losses: the loss is NaN or infinite at step 1", "losses"],
     ),
     "logits": ({"dtype": "float32", "activations": late(1e-3)}, ["logits: they differ by 1.0e-03; the bound is 0.0001"]),
 }

@@ -20,13 +20,13 @@ def test_digits():
 
 
 def test_a_batch_is_what_the_network_takes():
-    images = datasets.load_data().x_train[:2]
-    batch = images.prepare(images, 3, (32, 40))
+    digits = datasets.load_data().x_train[:2]
+    batch = images.prepare(digits, 3, (32, 40))
     assert batch.shape == (2, 3, 32, 40) and batch.dtype == np.float32
     assert batch.min() >= -1 and batch.max() <= 1
     assert np.array_equal(batch[:, 0], batch[:, 1])
-    same_size = images.prepare(images, 1, (8, 8), "float64")
-    assert np.allclose(same_size[:, 0], images[..., 0] / 127.5 - 1, atol=1e-15)
+    same_size = images.prepare(digits, 1, (8, 8), "float64")
+    assert np.allclose(same_size[:, 0], digits[..., 0] / 127.5 - 1, atol=1e-15)
 
 
 def test_colour_becomes_grey_by_luma():
@@ -161,11 +161,11 @@ def test_augmented():
 
 
 def test_pixels_and_their_values():
-    images = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3)).astype(np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (5, 9, 7, 3)).astype(np.uint8)
     spec = {"input": [3, 9, 7], "preprocessing": {"channels": "BGR", "scale": 2, "mean": [1, 2, 3], "std": [1, 2, 4]}}
-    assert images.pixels(images, spec) is images  # nothing to do
-    values = images.normalise(images, spec, "float64")
-    assert values.shape == (5, 3, 9, 7) and values[2, 0, 4, 1] == images[2, 4, 1, 2] / 2 - 1
-    assert values[2, 2, 4, 1] == (images[2, 4, 1, 0] / 2 - 3) / 4
-    assert np.array_equal(images.preprocess(images, spec, "float64"), values)
-    assert images.pixels(images, {"input": [1, 4, 5]}).shape == (5, 4, 5, 1)
+    assert images.pixels(x, spec) is x  # nothing to do
+    values = images.normalise(x, spec, "float64")
+    assert values.shape == (5, 3, 9, 7) and values[2, 0, 4, 1] == x[2, 4, 1, 2] / 2 - 1
+    assert values[2, 2, 4, 1] == (x[2, 4, 1, 0] / 2 - 3) / 4
+    assert np.array_equal(images.preprocess(x, spec, "float64"), values)
+    assert images.pixels(x, {"input": [1, 4, 5]}).shape == (5, 4, 5, 1)

@@ -19,9 +19,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gridding as benchmark  # noqa: E402
 
-from shared import images, networks, weights
-from twins import cli, plots
-from twins import gridding as measure
+from shared import images, networks, weights  # noqa: E402
+from twins import backends, plots  # noqa: E402
+from twins import gridding as measure  # noqa: E402
 
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 DRN = "drn_a_10_small"
@@ -180,7 +180,7 @@ def test_an_output_that_is_not_finite_is_refused():
     assert measure.strongest_map(Engine(output), None, "layer")[1].shape == (2, 8)
     for value in (np.nan, np.inf):
         output[0, 1, 1, 1] = value
-        with pytest.raises(shared.Error, match="layer 'layer' gives numbers that are not finite in Keras"):
+        with pytest.raises(shared.Error, match="Keras: layer 'layer' gives non-finite numbers"):
             measure.strongest_map(Engine(output), None, "layer")
 
 
@@ -220,20 +220,9 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def twins(files, monkeypatch, capsys):
-    """Exit status, output and errors of `twins activations`, run in this process, which has the frameworks."""
-    monkeypatch.chdir(files)
-
-    def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["twins", "activations", *arguments.split()])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run
+def activations(twins, files):
+    """`twins activations` in that folder."""
+    return lambda arguments: twins(f"activations {arguments}", folder=files)
 
 
 def strongest(name, state, layer, path):
@@ -249,13 +238,13 @@ def strongest(name, state, layer, path):
 
 
 @pytest.mark.parametrize("given", ["--weights w.safetensors", ""])
-def test_the_command_in_either_framework(given, twins, files, monkeypatch):
+def test_the_command_in_either_framework(given, activations, files, monkeypatch):
     state = weights.read_state(files / "w.safetensors") if given else weights.initial(DRN)
     channel, values, picture = strongest(DRN, state, "layer4", files / "a.png")
     drawn, draw = [], plots.draw_panels
-    monkeypatch.setattr(measure, "draw", lambda panels, *rest: (drawn.append(panels), draw(panels, *rest)))
+    monkeypatch.setattr(plots, "draw_panels", lambda panels, *rest: (drawn.append(panels), draw(panels, *rest)))
     for backend, package in PACKAGES.items():
-        status, out, err = twins(f"{DRN} a.png --layer layer4 --out {backend}.png --backend {backend} {given}")
+        status, out, err = activations(f"{DRN} a.png --layer layer4 --out {backend}.png --backend {backend} {given}")
         assert (status, err) == (0, "")
         assert out == (
             f"{DRN}{'' if given else ', untrained'}: layer4 in {package.Engine.framework}: channel {channel}, a map of 8x8, "
@@ -274,9 +263,9 @@ def test_the_command_in_either_framework(given, twins, files, monkeypatch):
         ("tiny.json", "pool", "2x3", "a map of 2x3 is smaller than the period of the grid, 4"),
     ],
 )
-def test_without_a_number_the_line_says_why(network, layer, size, why, twins):
-    status, out, err = twins(f"{network} a.png --layer {layer} --out {layer}.pdf")
-    assert (status, err) == (0, "") and Path(f"{layer}.pdf").read_bytes().startswith(b"%PDF")
+def test_without_a_number_the_line_says_why(network, layer, size, why, activations, files):
+    status, out, err = activations(f"{network} a.png --layer {layer} --out {layer}.pdf")
+    assert (status, err) == (0, "") and (files / f"{layer}.pdf").read_bytes().startswith(b"%PDF")
     beginning = rf"{Path(network).stem}, untrained: {layer} in PyTorch: channel \d+, a map of {size}, mean [-\d.e]+; "
     assert re.fullmatch(rf"{beginning}no gridding number: {why}\.\n", out)
 
@@ -287,14 +276,16 @@ MISTAKES = {
     "far from any layer": (f"{DRN} a.png --layer zzz", f"{DRN} has no layer 'zzz'; `twins show {DRN}` lists them"),
     "a vector": (f"{DRN} a.png --layer fc", f"layer 'fc' of {DRN} gives 10, expected one that gives maps"),
     "a pooled map": (f"{DRN} a.png --layer avgpool", f"layer 'avgpool' of {DRN} gives 128x1x1, expected one that gives maps"),
-    "both": (f"{DRN} a.png --layer layer4 --backend both", "--backend is 'both'; expected torch or tf"),
-    "unknown backend": (f"{DRN} a.png --layer layer4 --backend troch", "--backend is 'troch', did you mean 'torch'?"),
+    "both": (
+        f"{DRN} a.png --layer layer4 --backend both",
+        "--backend both: the figure is of one framework; expected torch or tf",
+    ),
     "no picture": (f"{DRN} no.png --layer layer4", "no.png: there is no such file"),
-    "a folder": (f"{DRN} . --layer layer4", ".: a folder; its pictures would be right"),
+    "a folder": (f"{DRN} . --layer layer4", ".: is a folder; pass its files"),
     "not an image": (f"{DRN} text.png --layer layer4", "text.png: not an image"),
     "wrong ending": (f"{DRN} a.png --layer layer4 --out a.jpg", "a.jpg: expected a file ending in .png, .pdf, .svg"),
     "no such folder": (f"{DRN} a.png --layer layer4 --out no/a.png", "no/a.png: there is no folder no"),
-    "over the image": (f"{DRN} a.png --layer layer4 --out ../{{folder}}/a.png", "this is the image itself, expected another"),
+    "over the image": (f"{DRN} a.png --layer layer4 --out ../{{folder}}/a.png", "this is the image itself; expected another"),
     "four channels": ("four.json a.png --layer conv", "the network takes 4 channels; the images have 1 or 3"),
     "no such weights": (f"{DRN} a.png --layer layer4 --weights v.safetensors", "v.safetensors: there is no such file"),
     "others' weights": (f"{DRN} a.png --layer layer4 --weights lenet.safetensors", "lenet.safetensors: "),
@@ -302,25 +293,25 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monkeypatch):
+def test_a_mistake_gets_one_message_before_any_work(mistake, activations, files, monkeypatch):
     arguments, words = MISTAKES[mistake]
     before = (files / "a.png").read_bytes()
-    monkeypatch.setattr(cli, "_packages", lambda backend: pytest.fail("a framework was started"))
+    monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("a framework was started"))
     out = "" if "--out" in arguments else " --out never.png"
-    status, out, err = twins(arguments.format(folder=files.name) + out)
+    status, out, err = activations(arguments.format(folder=files.name) + out)
     assert (status, out) == (2, "") and err.startswith("twins: ") and words in err and err.count("twins: ") == 1
     assert (files / "a.png").read_bytes() == before and not (files / "never.png").exists()
 
 
-def test_weights_that_give_no_numbers(twins, files):
-    status, out, err = twins(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
+def test_weights_that_give_no_numbers(activations, files):
+    status, out, err = activations(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
     assert (status, out) == (2, "") and not (files / "never.png").exists()
-    assert err == "twins: layer 'layer4' gives numbers that are not finite in PyTorch: these weights cannot be used\n"
+    assert err == "twins: PyTorch: layer 'layer4' gives non-finite numbers: these weights cannot be used\n"
 
 
 def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(measure, "draw", lambda panels, path: drawn.extend(panels))
+    monkeypatch.setattr(plots, "draw_panels", lambda panels, path: drawn.extend(panels))
     names = [DRN, "drn_c_18_small", "resnet10_small"]
     benchmark.main(files / "a.png", tmp_path / "f.png", names)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

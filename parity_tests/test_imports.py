@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOADED = "import sys; print(*sorted({'torch', 'torchvision', 'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+LOADED = "import sys; print(*sorted({'torch', 'torchvision', 'keras', 'tensorflow'} & set(sys.modules)))"
 
 
 def python(code, **environment):

@@ -89,11 +89,11 @@ def test_a_run(whole, tmp_path):
 def test_a_batch():
     recipe = recipes.load_recipe(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
     spec, examples = training.prepare(recipe)
-    images, labels = batches.batch(recipe, spec, examples, 6)
+    x, labels = batches.batch(recipe, spec, examples, 6)
     indices = batches.indices(len(examples.x_train), 300, 6, 3)
     seen = batches.augment(examples.x_train[indices], 3, 6, pad=2, flip=True)
     assert np.array_equal(labels, examples.y_train[indices])
-    assert np.array_equal(images, images.normalise(seen, spec, "float64"))
+    assert np.array_equal(x, images.normalise(seen, spec, "float64"))
     assert batches.batch(recipe | {"precision": "mixed_bfloat16"}, spec, examples, 6)[0].dtype == np.float32
 
 
@@ -197,7 +197,7 @@ def test_the_optimizer_decides_what_is_kept(tmp_path):
 
 @pytest.mark.parametrize("change", ["seed=1", "data=mnist", "batch=9", "optimizer.name=sgd", "classes=3", "steps=9"])
 def test_what_a_run_cannot_change(change, whole):
-    with pytest.raises(shared.Error, match="--set.*(a run goes on|the length of this run)"):
+    with pytest.raises(shared.Error, match="--set.*(middle of a run|a run keeps the optimiser|the length of this run)"):
         training.resumed(whole["torch"], [change])
 
 
@@ -221,7 +221,7 @@ def test_weights_that_are_no_number_do_not_replace_a_checkpoint(tmp_path):
     state = run.engine.state()
     state["fc.bias"] = np.full_like(state["fc.bias"], np.nan)
     run.engine.load(state)
-    with pytest.raises(shared.Error, match="fc.bias is no finite number after step"):
+    with pytest.raises(shared.Error, match="fc.bias is not finite after step"):
         list(training.run(*run.arguments))
     assert training.read_checkpoint(tmp_path).step == 5
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_whose_arrays_do_not_fit(tmp_path):
     with pytest.raises(shared.Error, match="misshapen: optimizer.exp_avg.fc.bias is 3, expected 10"):
         training.read_checkpoint(tmp_path)
     weights.save_state(path, whole, about | {"step": "four"})
-    with pytest.raises(shared.Error, match="no checkpoint of a run"):
+    with pytest.raises(shared.Error, match="not a checkpoint of a run"):
         training.read_checkpoint(tmp_path)
 
 
@@ -267,14 +267,14 @@ def test_a_part_of_an_epoch_at_the_end_is_completed(tmp_path):
 def test_a_checkpoint_that_is_none(tmp_path):
     run = Run(tmp_path)
     run.until()
-    with pytest.raises(shared.Error, match="it has weights alone; a run goes on from .*last.safetensors"):
+    with pytest.raises(shared.Error, match="it has weights alone; resume from .*last.safetensors"):
         training.read_checkpoint(tmp_path / "best.safetensors")
     path = tmp_path / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(shared.Error, match="last.safetensors: not a complete safetensors file"):
         training.read_checkpoint(tmp_path)
     weights.save_state(path, weights.initial(SPEC))
-    with pytest.raises(shared.Error, match="no checkpoint of a run; its weights can begin a new one, with --init"):
+    with pytest.raises(shared.Error, match="not a checkpoint of a run; its weights can begin a new one, with --init"):
         training.read_checkpoint(path)
     with pytest.raises(shared.Error, match="there is no such file"):
         training.read_checkpoint(tmp_path / "x")
@@ -336,7 +336,7 @@ def test_curves(whole, tmp_path):
     with pytest.raises(shared.Error, match="log.jsonl: not the log of a run"):
         runlog.read_log(tmp_path)
     (tmp_path / "log.jsonl").write_text("")
-    with pytest.raises(shared.Error, match="log.jsonl: the log of a run whose first epoch is not done"):
+    with pytest.raises(shared.Error, match="log.jsonl: the log of a run whose first epoch is not complete"):
         runlog.read_log(tmp_path)
 
 
@@ -345,7 +345,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM
 
 def start(*arguments, folder, launcher=("-m",), **options):
     return subprocess.Popen(
-        [sys.executable, *launcher, "twins.cli", *map(str, arguments)],
+        [sys.executable, *launcher, "twins", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -400,7 +400,7 @@ def test_ctrl_c(folder):
     out, error = process.communicate(timeout=60)
     step = training.read_checkpoint(folder / "stopped").step
     assert process.returncode == 130 and "Traceback" not in error
-    assert f"interrupted after step {step:,} of 400,000; go on with: twins train --resume stopped --backend torch" in error
+    assert f"interrupted after step {step:,} of 400,000; continue with: twins train --resume stopped --backend torch" in error
 
 
 def test_a_full_disk(folder):
@@ -415,20 +415,20 @@ def test_a_full_disk(folder):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["tiny.json", "--backend", "jax"], "--backend is 'jax'; expected torch or tf"),
+        (["tiny.json", "--backend", "jax"], "--backend jax: networks run there"),
         (["digits_residal"], "no recipe is called 'digits_residal', did you mean 'digits_residual'?"),
         (["tiny.json", "--set", "bacth=3"], "unknown key 'bacth', did you mean 'batch'?"),
-        (["tiny.json", "--out", "whole"], "whole: a run is there already; go on with it by --resume whole"),
-        (["--resume", "whole"], "whole: the run is complete, 24 steps; more --epochs than 6 would go on"),
+        (["tiny.json", "--out", "whole"], "whole: has a run already; continue it with --resume whole"),
+        (["--resume", "whole"], "whole: the run is complete, 24 steps; pass --epochs above 6 to continue"),
         (["mnist_residual", "--resume", "whole"], "whole: a checkpoint of a run of tiny, not of mnist_residual"),
-        (["--resume", "whole", "--set", "batch=3"], "--set batch: a run goes on as it began"),
+        (["--resume", "whole", "--set", "batch=3"], "--set batch: cannot change in the middle of a run"),
         (["tiny.json", "--init", "x.pth"], "x.pth: there is no such file"),
         (["tiny.json", "--init", "whole/network.json"], "whole/network.json: expected a file ending in .safetensors"),
         (["tiny.json", "--set", "schedule.warmup=2", "--epochs", "2"], "'warmup' is 2, expected less than the run's length, 2"),
         (["tiny.json", "--freeze", ""], "'freeze' is"),
-        (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to say which"),
+        (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to name a file"),
         (["--resume", "whole", "--init", "x.pth"], "--init and --freeze are for the start of a run"),
-        (["--resume", "whole/best.safetensors"], "it has weights alone; a run goes on from whole/last.safetensors"),
+        (["--resume", "whole/best.safetensors"], "it has weights alone; resume from whole/last.safetensors"),
         (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile exclude one another"),
         (["tiny.json", "--out", "x" * 300], "File name too long"),
         (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
@@ -516,7 +516,19 @@ def test_torchrun_is_not_for_tf(rank, folder, monkeypatch):
 
 def test_a_batch_that_devices_cannot_share(folder):
     status, _, error = train("tiny.json", "--set", "batch=33", "--backend", "tf", "--devices", "2", folder=folder)
-    assert status == 2 and "'batch' is 33, expected a multiple of 2, of which each device takes its share" in error
+    assert status == 2 and "'batch' is 33, expected a multiple of 2: each device takes an equal share" in error
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    run = Run(tmp_path)
+    first = training.run(*run.arguments)
+    next(first)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(shared.Error, match="another process is training in this folder"):
+        next(training.run(*Run(tmp_path).arguments))
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+    first.close()
+    next(training.run(*Run(tmp_path).arguments))  # it is free again
 
 
 def test_tensorboard(tmp_path):

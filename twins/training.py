@@ -24,8 +24,8 @@ from . import batches, datasets, predict
 from .backends import Engine
 from .batches import Data
 
-FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl", "curves.png")  # of a run
-LOCK = ".lock"  # held by the process that trains in a folder
+LOCK = "run.lock"  # held by the process that trains in the folder
+FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl", "curves.png", LOCK)  # of a run
 SECONDS = 60  # after which a checkpoint is written within an epoch
 
 
