@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import candidates
 import kills
 import origin
+import parity
 import report
 import run
 import script
@@ -39,6 +40,7 @@ def benchmark(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_side_by_side_with_a_peer(tmp_path):
     files = [f"--{kind}={tmp_path / f'results.{end}'}" for kind, end in (("json", "json"), ("csv", "csv"), ("plot", "png"))]
     options = ["--network", "resnet18", "--size", 32, "--batch", 2, "--processes", 2, "--rounds", 1, "--mode", "train"]
@@ -71,22 +73,28 @@ def test_side_by_side_with_a_peer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("backend", "framework", "options"),
+    ("backend", "frameworks", "options"),
     [
-        ("tf", "tensorflow", ["--mode", "infer", "--dtype", "bfloat16", "--recommended"]),
-        ("jax", "jax", ["--mode", "train"]),
-        ("keras-torch", "torch", ["--mode", "train"]),
+        ("torch", {"torch"}, ["--mode", "infer"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("tf", {"keras", "tensorflow"}, ["--mode", "infer", "--dtype", "bfloat16", "--recommended"]),
+                ("jax", {"keras", "jax"}, ["--mode", "train"]),
+                ("keras-torch", {"keras", "torch"}, ["--mode", "train"]),
+            )
+        ),
     ],
 )
-def test_keras(backend, framework, options):
+def test_every_backend(backend, frameworks, options):
     options = ["--network", "mnist_residual", "--batch", 4, "--processes", 1, *options, "--json", "-"]
     done = benchmark("--backend", backend, *options)
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads(done.stdout)["results"]
     assert [row["implementation"] for row in rows] == (["twins", "recommended"] if "--recommended" in options else ["twins"])
     for row in rows:
-        assert {"keras", framework} == set(row["versions"])
-        assert (row["param_count"], row["format"]) == (41514 / 1e6, "nhwc")
+        assert frameworks == set(row["versions"])
+        assert (row["param_count"], row["format"]) == (41514 / 1e6, "nchw" if backend == "torch" else "nhwc")
 
 
 def fake(answers):
@@ -442,11 +450,10 @@ def test_without_a_gpu_it_says_so():
     assert (done.returncode, done.stderr, done.stdout) == (1, "", "PyTorch sees no GPU; --device cpu measures the processor\n")
 
 
-def test_the_table_of_networks():
-    command = [sys.executable, "benchmarks/parity.py", "--network", "lenet_caffe", "resnet20"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    _, _, *rows = done.stdout.splitlines()
+def test_the_table_of_networks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["parity.py", "--network", "lenet_caffe", "resnet20"])
+    parity.main()
+    _, _, *rows = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["`lenet_caffe`", "`resnet20`"]
     assert [row[2:4] for row in cells] == [

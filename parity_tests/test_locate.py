@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import localisation  # noqa: E402
 
 from shared import images, networks, recipes, weights
-from twins import backends, batches, boxes, checkpoints, cli, datasets, ladder, locate, scattered
+from twins import backends, batches, boxes, checkpoints, datasets, ladder, locate, scattered
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 BOUND = ladder.BOUNDS["float64"]["activations"]
@@ -316,17 +316,9 @@ def entries(folder, *found):
     (folder / "data" / "boxes.json").write_text(json.dumps(found))
 
 
-def twins(arguments, monkeypatch, capsys):
-    """Exit status, output and errors of the command, run in this process, which has the frameworks."""
-    monkeypatch.setattr(sys, "argv", ["twins", *arguments.split()])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, *capsys.readouterr()
-
-
-def test_pictures_of_all_kinds_and_one_that_is_none(files, monkeypatch, capsys):
+def test_pictures_of_all_kinds_and_one_that_is_none(twins, files):
     arguments = "locate small.json a.png text.png grey.png rgba.png cmyk.jpg --weights w.safetensors --backend both --out drawn"
-    status, out, err = twins(arguments, monkeypatch, capsys)
+    status, out, err = twins(arguments)
     rows = [json.loads(line) for line in out.splitlines()]
     assert status == 2 and err == "" and [row["image"] for row in rows] == arguments.split()[2:7]
     assert "text.png: not an image" in rows.pop(1)["error"]
@@ -352,18 +344,18 @@ def torch_maps(spec, path):
     return engine.class_maps(images.preprocess([images.read_picture(path)], spec))[0].astype(np.float64)
 
 
-def test_pictures_of_one_name_get_files_of_their_own(files, monkeypatch, capsys):
+def test_pictures_of_one_name_get_files_of_their_own(twins, files):
     (files / "a-2.png").write_bytes((files / "a.png").read_bytes())
     arguments = "locate small.json a-2.png a.png data/images/a.png --weights w.safetensors --out drawn"
-    status, _, _ = twins(arguments, monkeypatch, capsys)
+    status, _, _ = twins(arguments)
     assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2.png", "a-3.png", "a.png"]
 
 
-def test_boxes_of_less_than_a_pixel_are_drawn(files, monkeypatch, capsys):
+def test_boxes_of_less_than_a_pixel_are_drawn(twins, files):
     """What the network sees of such a picture has fewer pixels than its maps have positions."""
     Image.new("RGB", (5, 5), "red").save(files / "data" / "dot.png")
     entries(files, {"file": "dot.png", "boxes": [[0, 0, 0.5, 3]]})
-    status, _, err = twins("locate small.json --data data --weights w.safetensors --out drawn", monkeypatch, capsys)
+    status, _, err = twins("locate small.json --data data --weights w.safetensors --out drawn")
     assert status == 0 and err == "" and Image.open(files / "drawn" / "dot.png").size == (5, 5)
 
 
@@ -375,21 +367,21 @@ def test_where_two_engines_differ_the_first_is_told():
     assert apart.pop("same_box") is False and apart.pop("difference") > 0.1 and apart == alone
 
 
-def test_a_class_that_is_nowhere_has_no_box(files, monkeypatch, capsys):
+def test_a_class_that_is_nowhere_has_no_box(twins, files):
     state = weights.initial(small())
     state["fc.bias"][3] = -100
     weights.save_state(files / "w.safetensors", state)
-    status, out, _ = twins("locate small.json a.png --class cat --weights w.safetensors --out drawn", monkeypatch, capsys)
+    status, out, _ = twins("locate small.json a.png --class cat --weights w.safetensors --out drawn")
     row = json.loads(out)
     assert status == 0 and row["class"] == 3 and row["name"] == "cat" and row["box"] is None and row["response"] < 0
     assert (files / "drawn" / "a.png").exists()
-    status, out, _ = twins("locate small.json --data data --class 3 --weights w.safetensors --json", monkeypatch, capsys)
+    status, out, _ = twins("locate small.json --data data --class 3 --weights w.safetensors --json")
     assert status == 0 and json.loads(out)["localisation_error"] == 1 and json.loads(out)["mean_iou"] == 0
 
 
-def test_data(files, monkeypatch, capsys):
+def test_data(twins, files):
     arguments = "locate small.json --data data --weights w.safetensors --backend both"
-    status, out, err = twins(f"{arguments} --json --plot sweep.png --threshold 0.3", monkeypatch, capsys)
+    status, out, err = twins(f"{arguments} --json --plot sweep.png --threshold 0.3")
     found = json.loads(out)
     assert status == 0 and err == "" and found["pictures"] == found["same_boxes"] == 2 and found["threshold"] == 0.3
     assert found["whole_picture"]["pointing_accuracy"] == 1 and found["images"][0]["size"] == [150, 120]
@@ -399,7 +391,7 @@ def test_data(files, monkeypatch, capsys):
         boxes.iou(found["images"][1]["box"], [20, 0, 140, 119.5]),
     ]
     assert found["mean_iou"] == pytest.approx(np.mean(overlaps), abs=1e-3) and Image.open("sweep.png").size[0] > 300
-    status, out, _ = twins(f"{arguments} --class 2", monkeypatch, capsys)
+    status, out, _ = twins(f"{arguments} --class 2")
     assert (
         status == 0
         and out.startswith("small on data, 2 pictures, PyTorch and Keras\n")
@@ -408,10 +400,10 @@ def test_data(files, monkeypatch, capsys):
     assert "The same class, box and peak in both for all of them." in out
 
 
-def test_data_with_classes_and_a_picture_that_is_none(files, monkeypatch, capsys):
+def test_data_with_classes_and_a_picture_that_is_none(twins, files):
     whole = [[0, 0, 150, 120]]
     entries(files, {"file": "text.png", "boxes": whole, "class": 1}, {"file": "rgba.png", "boxes": whole, "class": "cat"})
-    status, out, err = twins("locate small.json --data data --weights w.safetensors --json", monkeypatch, capsys)
+    status, out, err = twins("locate small.json --data data --weights w.safetensors --json")
     found = json.loads(out)
     assert status == 2 and "text.png: not an image" in err and "error" in found["images"][0]
     assert found["pictures"] == 1 and found["images"][1]["class"] == 3 and "top1_classification_error" in found
@@ -439,11 +431,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_boxes_that_are_wrong(mistake, files, monkeypatch, capsys):
+def test_boxes_that_are_wrong(mistake, twins, files, monkeypatch):
     found, words = WRONG[mistake]
     (files / "data" / "boxes.json").write_text(json.dumps(found))
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
-    status, out, err = twins("locate small.json --data data --weights w.safetensors", monkeypatch, capsys)
+    status, out, err = twins("locate small.json --data data --weights w.safetensors")
     assert status == 2 and out == "" and err.startswith("twins: data/boxes.json: ") and words in err and err.count("\n") == 1
 
 
@@ -489,12 +481,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch, capsys):
+def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monkeypatch):
     arguments, words = MISTAKES[mistake]
     if mistake == "another class":
         entries(files, BOX | {"class": "cat"})
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
-    status, out, err = twins(f"locate {arguments}", monkeypatch, capsys)
+    status, out, err = twins(f"locate {arguments}")
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err and err.count("\n") == 1
     assert not (files / "drawn").exists()
 
