@@ -1,8 +1,8 @@
-"""The networks in Keras."""
+"""The networks in Keras, and the engine that runs them."""
 
 from shared import coexist
 
-coexist.prepare("torch")
+coexist.isolate_triton("torch")
 
 import keras  # noqa: E402
 

@@ -1,20 +1,26 @@
 """What TensorFlow does in one operation and Keras in several: the fast path of Keras's TensorFlow backend."""
 
+from typing import Any
+
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
-add_bias = tf.nn.bias_add  # which TensorFlow's optimiser joins to the convolution in front of it
+Tensor = Any
+
+add_bias = tf.nn.bias_add  # TensorFlow's graph optimiser fuses it with the convolution before it
 
 
-def normalises(x):
-    """Whether `batch_norm` takes a map: it knows no float64, and XLA joins the parts of the plain formula by itself."""
+def supports(x: Tensor) -> bool:
+    """Whether to use `batch_norm` for a map: it has no float64, and XLA fuses the plain formula by itself."""
     return x.dtype != tf.float64 and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def batch_norm(x, weight, bias, mean, variance, eps):
-    """Normalise (batch, height, width, channels) by a mean and a variance; both None: the batch's own.
+def batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, variance: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise (batch, height, width, channels) by a mean and a variance, or if both are None by those of the batch.
 
-    Gives the map, the mean and the unbiased variance. `tf.nn.fused_batch_norm` would raise an `eps` below 1.001e-5 to that.
+    Returns the map, the mean and the unbiased variance. `tf.nn.fused_batch_norm` would raise an `eps` below 1.001e-5 to that.
     """
     training = mean is None
     mean, variance = ((), ()) if training else (mean, variance)

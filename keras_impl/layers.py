@@ -1,6 +1,6 @@
 """Where Keras differs from PyTorch: the elementary layers. Images are (batch, height, width, channels).
 
-Every layer knows its sizes, so its weights are there from the start, under PyTorch's names; `load` brings their values.
+Every layer knows its sizes, so it has its weights from the start, under PyTorch's names; `load` sets their values.
 Kernels are (height, width, in, out) and (in, out).
 """
 
@@ -8,37 +8,46 @@ import contextlib
 import importlib
 import math
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from shared.checks import Error
 from shared.interpolation import interpolation_matrix
+from shared.spec import Spec
+
+Padding = int | Literal["same"]
+Tensor = Any  # of Keras's backend, or a `keras.KerasTensor` while a model is built
 
 fused = importlib.import_module(".fused", __package__) if keras.backend.backend() == "tensorflow" else None
 
 
 class Model(keras.Model):
-    """A Keras model that calls its layers by their attributes' names, and saves itself as its spec."""
+    """A Keras model whose layers have the names of their attributes, and that is saved as its spec."""
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, keras.Layer):
-            value.name = name  # summary() and get_layer() show it
+            value.name = name  # summary() and get_layer() use it
         if name == "spec":
-            object.__setattr__(self, name, value)  # Keras would make tracking ones of its lists, which are no JSON
+            object.__setattr__(self, name, value)  # Keras would replace its lists by tracked ones, which JSON cannot hold
         else:
             super().__setattr__(name, value)
 
-    def build(self, input_shape):
-        self.call(keras.KerasTensor(input_shape))  # every layer hears of its shape, for summary()
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Run the layers on a symbolic input (batch, height, width, channels), so that summary() has all shapes."""
+        self.call(keras.KerasTensor(input_shape))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The spec, the dtype policy and the names of frozen layers: what a `.keras` file holds beside the weights."""
         config = super().get_config()
         frozen = [layer.name for layer in self.layers if not layer.trainable]
         return {"spec": self.spec, "dtype": config["dtype"], "frozen": frozen}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "Model":
+        """The network that `get_config` describes."""
         with precision(keras.dtype_policies.deserialize(config["dtype"])):
             model = cls(config["spec"])
         for name in config["frozen"]:
@@ -49,65 +58,70 @@ class Model(keras.Model):
 class Layer(keras.Layer):
     """A layer that Keras need not build: it has its weights from the start."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.built = True
 
 
 class Chain(Layer):
-    """Layers that run one after the other, under the names "0", "1", "2"."""
+    """Layers that run one after another, under the names "0", "1", "2"."""
 
-    def __init__(self, *layers):
+    def __init__(self, *layers: keras.Layer) -> None:
         super().__init__()
         for number, layer in enumerate(layers):
             setattr(self, str(number), layer)
         self.length = len(layers)
 
-    def __dir__(self):
-        # Keras saves what it finds here, and on PyTorch modules leave out attributes whose names are numbers.
+    def __dir__(self) -> list[str]:
+        # Keras saves what is listed here, and on its torch backend modules omit attributes whose names are numbers.
         return [*super().__dir__(), *(str(number) for number in range(getattr(self, "length", 0)))]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return [getattr(self, str(number)) for number in range(self.length)][index]
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         for layer in self:
             x = layer(x)
         return x
 
 
 class Identity(Layer):
-    """Gives what it gets."""
+    """Returns its input."""
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return x
 
 
 class Conv(Layer):
     """Convolution. `padding` is in pixels on each side, or "same": out = ceil(in / stride), the odd pixel bottom and right.
 
-    Keras's own "same" is that rule. It pads a strided convolution otherwise than PyTorch's number of pixels does.
+    "same" is Keras's own. It pads a strided convolution differently from PyTorch's padding in pixels.
     """
 
-    def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0, dilation=1, bias=True, groups=1):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: Padding = 0, dilation: int = 1,
+        bias: bool = True, groups: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self.padding: Padding = padding
         if stride == 1 and 2 * self.pixels == dilation * (kernel - 1):
-            self.padding = "same"  # the same pixels, and the convolution pads without a copy of the map
+            self.padding = "same"  # pads by as many pixels, without a copy of the map
         self.weight = self.add_weight((kernel, kernel, in_channels // groups, out_channels), "zeros", name="weight")
         self.bias = self.add_weight((out_channels,), "zeros", name="bias") if bias else None
 
     @property
-    def pixels(self):
+    def pixels(self) -> int:
+        """How many pixels to pad before the convolution, on each side."""
         return 0 if self.padding == "same" else self.padding
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         x = pad(x, self.pixels)
         if self.groups > 1 and keras.backend.backend() == "tensorflow":
-            # On the CPU TensorFlow has no gradients of grouped convolutions; Keras compiles each with XLA, call by call.
+            # TensorFlow has no gradients of grouped convolutions on the CPU; Keras would compile each with XLA at every call.
             pairs = zip(ops.split(x, self.groups, -1), ops.split(self.weight, self.groups, -1), strict=True)
             x = ops.concatenate([self._conv(*pair) for pair in pairs], -1)
         else:
@@ -116,7 +130,7 @@ class Conv(Layer):
             return x
         return fused.add_bias(x, self.bias.value) if fused else x + self.bias
 
-    def _conv(self, x, kernel):
+    def _conv(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = "same" if self.padding == "same" else "valid"
         return ops.conv(x, kernel, self.stride, padding, dilation_rate=self.dilation)
 
@@ -124,24 +138,24 @@ class Conv(Layer):
 class BatchNorm(Layer):
     """Batch norm by PyTorch's rules.
 
-    `momentum` is the share of the new batch in the running statistics, and the running variance takes in the unbiased
-    variance of the batch; `keras.layers.BatchNormalization` has the share of the old and the biased variance. As everywhere
-    in Keras, a layer that is not trainable keeps its running statistics and normalises by them.
+    `momentum` is the weight of the new batch in the running statistics, and the running variance is updated with the unbiased
+    variance of the batch; in `keras.layers.BatchNormalization` momentum is the weight of the old statistics, and the variance
+    is biased. As everywhere in Keras, a layer that is not trainable keeps its running statistics and normalises by them.
     """
 
-    def __init__(self, in_channels, eps=1e-5, momentum=0.1):
+    def __init__(self, in_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
-        options = {"shape": (in_channels,), "autocast": False}
+        options: dict[str, Any] = {"shape": (in_channels,), "autocast": False}
         self.weight = self.add_weight(initializer="ones", name="weight", **options)
         self.bias = self.add_weight(initializer="zeros", name="bias", **options)
-        options |= {"trainable": False, "aggregation": "mean"}  # of several devices
+        options |= {"trainable": False, "aggregation": "mean"}  # over several devices
         self.running_mean = self.add_weight(initializer="zeros", name="running_mean", **options)
         self.running_var = self.add_weight(initializer="ones", name="running_var", **options)
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         by_batch = training and self.trainable
-        if fused and fused.normalises(x):
+        if fused and fused.supports(x):
             running = (None, None) if by_batch else (self.running_mean.value, self.running_var.value)
             x, mean, variance = fused.batch_norm(x, self.weight.value, self.bias.value, *running, self.eps)
         else:
@@ -151,8 +165,8 @@ class BatchNorm(Layer):
             self._follow(self.running_var, variance)
         return x
 
-    def _normalise(self, x, by_batch):
-        """The map, and the mean and unbiased variance of the batch if they are what it is normalised by."""
+    def _normalise(self, x: Tensor, by_batch: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(normalised map, mean, unbiased variance) by the statistics of the batch, or by the running ones, variance None."""
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))  # half precision is too coarse for the statistics
         unbiased = None
         if by_batch:
@@ -165,22 +179,22 @@ class BatchNorm(Layer):
         x = ops.batch_normalization(x, mean, variance, -1, bias, weight, self.eps)
         return ops.cast(x, self.compute_dtype), mean, unbiased
 
-    def _follow(self, running, new):
+    def _follow(self, running: keras.Variable, new: Tensor) -> None:
         running.assign((1 - self.momentum) * running + self.momentum * ops.cast(new, running.dtype))
 
 
 class LocalResponseNorm(Layer):
     """x / (k + alpha mean(x² over `size` neighbouring channels)) ** beta: Krizhevsky et al. 2012, section 3.3.
 
-    The paper, and TensorFlow, have the sum where the mean is here and in Caffe: their alpha is `size` times smaller.
+    The paper and TensorFlow take the sum instead of the mean, which is Caffe's: their alpha is `size` times smaller.
     Keras has no such layer, and TensorFlow's takes neither float64 nor an even size.
     """
 
-    def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0):
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         around = (self.size // 2, (self.size - 1) // 2)
         squares = ops.pad(ops.square(x), [(0, 0), (0, 0), (0, 0), around])
         channels = x.shape[-1]
@@ -189,16 +203,16 @@ class LocalResponseNorm(Layer):
 
 
 class Dropout(keras.layers.Dropout):
-    """Dropout of a share `rate`. Where an `Engine` sets `masks`, from `shared.dropout`, both frameworks drop the same.
+    """Dropout of a fraction `rate`. If an `Engine` sets `masks`, from `shared.dropout`, both frameworks drop the same units.
 
     `masks` is {thread: array}: each of several devices has a thread, and they take turns within a pass.
     """
 
-    def __init__(self, rate):
+    def __init__(self, rate: float) -> None:
         super().__init__(rate)
-        self.masks = {}
+        self.masks: dict[int, Tensor] = {}
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         mask = self.masks.get(threading.get_ident()) if training else None
         return super().call(x, training) if mask is None else x * mask
 
@@ -206,63 +220,63 @@ class Dropout(keras.layers.Dropout):
 class ScaledTanh(Layer):
     """1.7159 tanh(2/3 x): LeCun et al. 1998, appendix A."""
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return 1.7159 * ops.tanh(2 / 3 * x)
 
 
 class ReLU(Layer):
     """max(x, 0)."""
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return ops.relu(x)
 
 
 class MaxPool(Layer):
-    """Max pool. Padding never wins: it counts as minus infinity. `ceil` adds a window where pixels are left over."""
+    """Max pool. Padding never wins: it counts as minus infinity. `ceil` adds a window if pixels are left over."""
 
-    def __init__(self, kernel, stride=None, padding=0, ceil=False):
+    def __init__(self, kernel: int, stride: int | None = None, padding: Padding = 0, ceil: bool = False) -> None:
         super().__init__()
         self.kernel, self.stride, self.padding, self.ceil = kernel, stride or kernel, padding, ceil
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         if self.padding == "same":
             return ops.max_pool(x, self.kernel, self.stride, "same")
         if self.ceil:
-            more = [(self.padding, self.padding + self._missing(n)) for n in x.shape[1:3]]
+            more = [(self.padding, self.padding + self._missing(n, self.padding)) for n in x.shape[1:3]]
             x = ops.pad(x, [(0, 0), *more, (0, 0)], constant_values=-math.inf)
         else:
             x = pad(x, self.padding, -math.inf)
         return ops.max_pool(x, self.kernel, self.stride, "valid")
 
-    def _missing(self, pixels):
-        """How many pixels a last window lacks; none for a window that would begin behind the last pixel, as in PyTorch."""
-        windows, left = divmod(pixels + 2 * self.padding - self.kernel, self.stride)
-        begins = (windows + 1) * self.stride
-        return self.stride - left if left and begins < pixels + self.padding else 0
+    def _missing(self, pixels: int, padding: int) -> int:
+        """How many pixels a last window lacks; none for a window that would begin after the last pixel, as in PyTorch."""
+        windows, left = divmod(pixels + 2 * padding - self.kernel, self.stride)
+        start = (windows + 1) * self.stride
+        return self.stride - left if left and start < pixels + padding else 0
 
 
 class AvgPool(Layer):
     """Average pool. Padding in pixels counts as zeros; "same" padding is left out of the average."""
 
-    def __init__(self, kernel, stride=None, padding=0):
+    def __init__(self, kernel: int, stride: int | None = None, padding: Padding = 0) -> None:
         super().__init__()
         self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         if self.padding == "same":
             return ops.average_pool(x, self.kernel, self.stride, "same")
         return ops.average_pool(pad(x, self.padding), self.kernel, self.stride, "valid")
 
 
 class AdaptiveAvgPool(Layer):
-    """Average pool to a map of `size` by `size`, by windows that may differ by a pixel and overlap."""
+    """Average pool to a map of `size` by `size`, with windows that may overlap and differ in size by a pixel."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
-    def call(self, x):
-        # Keras's own fails in graphs of TensorFlow where a window has one pixel.
+    def call(self, x: Tensor) -> Tensor:
+        # Keras's own fails in TensorFlow graphs if a window has one pixel.
         for axis in (1, 2):
             pixels = x.shape[axis]
             if pixels != self.size:
@@ -275,26 +289,26 @@ class AdaptiveAvgPool(Layer):
 class GlobalAvgPool(Layer):
     """The mean of each channel, as a map of 1x1."""
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return ops.mean(x, axis=(1, 2), keepdims=True)
 
 
 class Flatten(Layer):
     """A map as a vector in PyTorch's order: channels, height, width. Keras's own Flatten has the channels last."""
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (-1, math.prod(x.shape[1:])))
 
 
 class Linear(Layer):
     """Fully connected layer."""
 
-    def __init__(self, in_features, out_features, bias=True):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = self.add_weight((in_features, out_features), "zeros", name="weight")
         self.bias = self.add_weight((out_features,), "zeros", name="bias") if bias else None
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         x = ops.matmul(x, self.weight)
         return x if self.bias is None else x + self.bias
 
@@ -302,63 +316,67 @@ class Linear(Layer):
 class PadChannels(Layer):
     """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
 
-    The zeros lie half before and half after the input's channels, as in the checkpoints in circulation; the paper leaves
-    their place open.
+    Half of the zeros come before the input's channels and half after, as in the checkpoints in circulation; the paper does
+    not say where they go.
     """
 
-    def __init__(self, in_channels, out_channels, stride):
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.before, self.after = (out_channels - in_channels) // 2, -(-(out_channels - in_channels) // 2)
         self.stride = stride
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return ops.pad(x[:, :: self.stride, :: self.stride, :], [(0, 0), (0, 0), (0, 0), (self.before, self.after)])
 
 
-def relu(x):
+def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return ops.relu(x)
 
 
-def sigmoid(x):
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
     return ops.sigmoid(x)
 
 
-def concatenate(maps):
-    """The channels of all maps, one behind the other."""
+def concatenate(maps: list[Tensor]) -> Tensor:
+    """The channels of all maps, one map after another."""
     return ops.concatenate(maps, -1)
 
 
-def at_every_position(classifier, x):
+def at_every_position(classifier: keras.Layer, x: Tensor) -> Tensor:
     """A linear layer or 1x1 convolution at every position of a map."""
     return classifier(x)
 
 
-def upsampled(maps, images):
-    """Maps at the size of the images, bilinearly, by half-pixel centres; TensorFlow's own resizing is float32 alone."""
+def upsampled(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps at the size of the images, bilinearly, by half-pixel centres; TensorFlow's own resizing is always float32."""
     for axis, equation in ((1, "nh,bhwc->bnwc"), (2, "nw,bhwc->bhnc")):
         matrix = interpolation_matrix(maps.shape[axis], images.shape[axis])
         maps = ops.einsum(equation, ops.convert_to_tensor(matrix, maps.dtype), maps)
     return maps
 
 
-def pad(x, pixels, value=0.0):
-    """Pad a map by as many pixels on each side."""
-    # A copy, but TensorFlow's own explicit padding trains slower on the CPU: oneDNN has no gradients for it.
+def pad(x: Tensor, pixels: int, value: float = 0.0) -> Tensor:
+    """Pad a map by that many pixels on each side."""
+    # A copy, but TensorFlow's explicit padding in the convolution trains slower on the CPU: oneDNN has no gradients for it.
     return ops.pad(x, [(0, 0), (pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value) if pixels else x
 
 
-def members(layer, prefix=""):
+def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
     """(name, layer) of all layers inside a layer, by the names of their attributes, as PyTorch's `named_modules`."""
-    attributes = vars(layer) | vars(layer).get("_modules", {})  # where Keras on PyTorch has a layer's layers
+    attributes = vars(layer) | vars(layer).get("_modules", {})  # Keras's torch backend keeps layers in _modules
     for name, value in attributes.items():
         if isinstance(value, keras.Layer) and not name.startswith("_"):
             yield prefix + name, value
-            yield from members(value, f"{prefix}{name}.")
+            yield from named_layers(value, f"{prefix}{name}.")
 
 
-def construct(network, spec, dtype):
-    """The network of a spec, built for images of the spec's size, with weights that `load` will fill."""
+def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str) -> Any:
+    """The network of a spec, built for images of the spec's size, with weights whose values `load` then sets.
+
+    `dtype` is a dtype policy of Keras's: "float32", "float64", "mixed_bfloat16". Raises `Error` for what is none.
+    """
     try:
         keras.dtype_policies.get(dtype)
     except (TypeError, ValueError):
@@ -373,8 +391,8 @@ def construct(network, spec, dtype):
 
 
 @contextlib.contextmanager
-def precision(dtype):
-    """Layers made in this context have this dtype policy: "float64", "mixed_bfloat16" or any other of Keras's."""
+def precision(dtype: "str | keras.DTypePolicy") -> Iterator[None]:
+    """Layers created in this context have this dtype policy: "float64", "mixed_bfloat16" or any other of Keras's."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -383,16 +401,16 @@ def precision(dtype):
         keras.config.set_dtype_policy(before)
 
 
-def snapshot(x):
-    """An output as it is, since no layer writes over another's."""
+def snapshot(x: Tensor) -> Tensor:
+    """The output itself, since no layer overwrites another's."""
     return x
 
 
-def dtype(net):
-    """The name of a network's dtype policy."""
+def dtype_name(net: keras.Model) -> str:
+    """The name of a network's dtype policy, as "float32"."""
     return net.dtype_policy.name
 
 
-def for_inference(net, like):
-    """Make a network ready for inference alone, in the place of another."""
+def for_inference(net: keras.Model, like: keras.Model) -> None:
+    """Prepare a network for inference only, in place of the network `like`."""
     net.trainable = False

@@ -260,8 +260,10 @@ def test_by_other_code(pair, training):
     for package, engine in zip((torch_impl, keras_impl), pair.engines, strict=True):
         package.load(engine.net, pair.state)
         for name, layer in engine.dropouts.items():
-            here = {threading.get_ident(): np.moveaxis(masks[name].numpy(), 1, -1)}
-            layer.kept = masks[name] if package is torch_impl else here
+            if package is torch_impl:
+                layer.mask = masks[name]
+            else:
+                layer.masks = {threading.get_ident(): np.moveaxis(masks[name].numpy(), 1, -1)}
     with torch.no_grad():
         if pair.block["type"] in OF_THE_PAPER:
             expected = by_the_paper(pair.block, state, images, masks, training).numpy()

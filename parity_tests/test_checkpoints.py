@@ -117,7 +117,7 @@ def test_a_file_of_a_trained_twin(tmp_path):
     twin.save(tmp_path / "x.keras")
     report = checkpoints.convert(tmp_path / "x.keras", tmp_path / "x.pth")
     assert report.networks == ["mine"]
-    assert {move.ignored for move in report.moves} == {"", "state of an optimiser"}
+    assert {move.ignored for move in report.moves} == {"", "optimiser state"}
     net = torch_impl.build(MINE)
     net.load_state_dict(torch.load(tmp_path / "x.pth"))
     assert_same(torch_impl.state(net), keras_impl.state(twin))
@@ -142,7 +142,7 @@ def test_cifar_resnets_in_circulation(tmp_path):
     report = checkpoints.convert(tmp_path / "x.th", tmp_path / "x.safetensors")
     assert "resnet20" in report.networks
     assert [(move.source, move.ignored) for move in report.moves if move.ignored] == [
-        ("module.bn1.num_batches_tracked", "counts batches, which nothing reads")
+        ("module.bn1.num_batches_tracked", "batch counter, which nothing reads")
     ]
     assert ("module.linear.weight", (10, 64), "fc.weight", (10, 64), "") in report.moves
 
@@ -170,14 +170,14 @@ def test_caffes_googlenet(separator):
 
 
 def test_torchvisions_auxiliary_classifiers_are_ignored_and_said_so():
-    from torchvision.models import googlenet  # here, for it loads Triton, which has to come after `coexist.prepare`
+    from torchvision.models import googlenet  # here, for it loads Triton, which has to come after `coexist.isolate_triton`
 
     theirs = googlenet(weights=None, init_weights=False, aux_logits=True).state_dict()
     arrays = {f"module.{name}": tensor.numpy() for name, tensor in theirs.items()}
     state, moves = renaming.fit(arrays, shared.load("googlenet_bn"))
     assert np.array_equal(state["inception5b.branch3.1.conv.weight"], theirs["inception5b.branch3.1.conv.weight"].numpy())
     ignored = {move.source: move.ignored for move in moves if move.ignored}
-    assert ignored["module.aux2.fc1.weight"] == "auxiliary classifier, which only training has"
+    assert ignored["module.aux2.fc1.weight"] == "auxiliary classifier, used only in training"
     assert ignored.keys() == {name for name in arrays if ".aux" in name or name.endswith("num_batches_tracked")}
 
 
@@ -359,7 +359,7 @@ class Code:
 def test_code_in_a_file_is_never_run(zipped, tmp_path):
     content = {"state_dict": {"conv1.weight": torch.zeros(3)}, "extra": Code(tmp_path / "ran")}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(shared.Error, match=r"x.pth: cannot be read without running code, \w+.mkdir; a file"):
+    with pytest.raises(shared.Error, match=r"x.pth: cannot be read without running code, \w+.mkdir; expected a file"):
         checkpoints.read_weights(tmp_path / "x.pth")
     assert os.listdir(tmp_path) == ["x.pth"]
 
@@ -526,7 +526,7 @@ def test_the_command_says_what_it_ignored(tmp_path):
     done = CliRunner().invoke(cli.app, ["convert", str(tmp_path / "x.pth"), str(tmp_path / "y.safetensors")])
     assert done.exit_code == 0
     said = (
-        "Ignored (counts batches, which nothing reads): bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked, "
+        "Ignored (batch counter, which nothing reads): bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked, "
         "layer1.0.bn2.num_batches_tracked and 16 more."
     )
     assert said in done.output

@@ -14,15 +14,14 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
+from shared import images, networks, weights
+from twins import backends, plots
+from twins import gridding as measure
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import gridding as benchmark
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import gridding as benchmark  # noqa: E402
-
-from shared import images, networks, weights  # noqa: E402
-from twins import backends, plots  # noqa: E402
-from twins import gridding as measure  # noqa: E402
-
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 DRN = "drn_a_10_small"
 
@@ -320,18 +319,18 @@ def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
     assert [line[:3] for line in lines[1:]] == [[f"{n},", "untrained", layer] for n, layer in zip(names, layers, strict=True)]
     for name, line, (title, values) in zip(names, lines[1:3], drawn[1:], strict=False):
         share = f"{folded(values.astype('float64'), 4):.3f}"
-        told = f"gridding {share} at period 4"
+        described = f"gridding {share} at period 4"
         channel = strongest(name, weights.initial(name), line[2], files / "a.png")[0]
-        assert line[3:] == [f"{channel}", "8x8", *told.split()] and title == f"{name}, untrained, {line[2]}\n{told}"
-    told = "no gridding number: resnet10_small has no dilation above 1 up to 'layer4'"
-    assert " ".join(lines[3][4:]) == f"2x2 {told}" and drawn[3][0] == f"resnet10_small, untrained, layer4\n{told}"
+        assert line[3:] == [f"{channel}", "8x8", *described.split()] and title == f"{name}, untrained, {line[2]}\n{described}"
+    described = "no gridding number: resnet10_small has no dilation above 1 up to 'layer4'"
+    assert " ".join(lines[3][4:]) == f"2x2 {described}" and drawn[3][0] == f"resnet10_small, untrained, layer4\n{described}"
 
     given = [f"{files / 'w.safetensors'}"] * 2
     benchmark.main(files / "a.png", tmp_path / "f.png", [DRN, DRN], given, "layer3")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     channel, values, _ = strongest(DRN, weights.read_state(given[0]), "layer3", files / "a.png")
-    told = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
-    assert rows == [[DRN, "layer3", f"{channel}", "8x8", *told.split()]] * 2
+    described = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
+    assert rows == [[DRN, "layer3", f"{channel}", "8x8", *described.split()]] * 2
 
 
 @pytest.mark.parametrize(

@@ -493,10 +493,10 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monke
 
 def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
     """Two boxes in a map, a weak one beside a strong: low thresholds are right in the first half, high ones in the second."""
-    found, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
-    sights = [boxes.localise(np.stack([found, response()]), WHOLE, 0)] * 8
+    map_of_class, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
+    localisations = [boxes.localise(np.stack([map_of_class, response()]), WHOLE, 0)] * 8
     for first, second, right in ((both, one, 0.45), (one, both, 0.5)):
-        scores = localisation.measured(sights, [first] * 4 + [second] * 4)
+        scores = localisation.measured(localisations, [first] * 4 + [second] * 4)
         low = scores["threshold"] < 0.5
         assert low == (right < 0.5) and scores["localisation_error"] == 1 and scores["top1_classification_error"] == 0
         assert {error for t, error in scores["sweep"].items() if (t < 0.5) != low} == {0}
@@ -512,7 +512,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
         about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": []}
         weights.save_state(tmp_path / "last.safetensors", engine.state(), about)
         assert localisation.complete(tmp_path, recipe) is bool(step)
-    with pytest.raises(shared.Error, match="a run of another recipe or network; another folder would be right"):
+    with pytest.raises(shared.Error, match="has a run of another recipe or network; choose another folder"):
         localisation.complete(tmp_path, other)
 
 

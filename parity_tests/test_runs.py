@@ -275,7 +275,7 @@ def test_a_checkpoint_that_is_none(tmp_path):
     with pytest.raises(shared.Error, match="last.safetensors: not a complete safetensors file"):
         training.read_checkpoint(tmp_path)
     weights.save_state(path, weights.initial(SPEC))
-    with pytest.raises(shared.Error, match="not a checkpoint of a run; its weights can begin a new one, with --init"):
+    with pytest.raises(shared.Error, match="not a checkpoint of a run; its weights can start a new one, with --init"):
         training.read_checkpoint(path)
     with pytest.raises(shared.Error, match="there is no such file"):
         training.read_checkpoint(tmp_path / "x")

@@ -260,15 +260,15 @@ MISTAKES = {
     "means for other channels": (prepared(mean=[0]), ["preprocessing", "'mean' is [0]", "the input has 3"]),
     "deviations for other channels": (prepared(std=[1, 1]), ["preprocessing", "'std' is [1, 1]", "the input has 3"]),
     "deviation of zero": (prepared(std=[1, 0, 1]), ["preprocessing", "'std' is [1, 0, 1]", "above 0"]),
-    "crop of what was not resized": (prepared(resize=None), ["preprocessing", "'crop' is 16", "'resize' of at least as much"]),
-    "crop larger than the image": (prepared(resize=15), ["preprocessing", "'crop' is 16", "'resize' of at least as much"]),
+    "crop of what was not resized": (prepared(resize=None), ["preprocessing", "'crop' is 16", "needs a 'resize'"]),
+    "crop larger than the image": (prepared(resize=15), ["preprocessing", "'crop' is 16", "must not exceed 'resize', 15"]),
     "crop that the network does not take": (
         prepared(crop=8) | {"layers": [{"name": "mine", "type": "max_pool", "kernel": 9}]},
         ["preprocessing", "'crop' is 8", "layer 'mine'", "the image is too small"],
     ),
     "classes that are not there": (small(classes="imagnet"), ["'classes' is \"imagnet\"", '"cifar10"', '"imagenet"']),
-    "classes for another network": (small(classes="imagenet"), ["'classes' is \"imagenet\"", "1000", "gives 10"]),
-    "weights that are no text": (small(weights=["torchvision"]), ["'weights' is", "a text"]),
+    "classes for another network": (small(classes="imagenet"), ["'classes' is \"imagenet\"", "1000", "10 outputs"]),
+    "weights that are no text": (small(weights=["torchvision"]), ["'weights' is", "a string"]),
 }
 
 WHOLE, ABOVE_0 = "a whole number of at least 1", "a number above 0"
@@ -353,8 +353,8 @@ def test_shortcut_of_another_block(kind):
         ("crop", NO_WHOLE[:-1], WHOLE),
         ("channels", ("rgb", "GBR", 3, ["R", "G", "B"]), 'one of "RGB", "BGR", "L"'),
         ("scale", NOT_ABOVE_0[:-1], ABOVE_0),
-        ("mean", (0.5, "0", ["0", "0", "0"], [0, 0, True], [0, 0, float("nan")]), "a list of numbers, one a channel"),
-        ("std", (0.5, "1", [1, 1, "1"], [1, 1, -1], [1, 1, float("inf")]), "a list of numbers above 0, one a channel"),
+        ("mean", (0.5, "0", ["0", "0", "0"], [0, 0, True], [0, 0, float("nan")]), "a list of numbers, one per channel"),
+        ("std", (0.5, "1", [1, 1, "1"], [1, 1, -1], [1, 1, float("inf")]), "a list of numbers above 0, one per channel"),
     ],
 )
 def test_wrong_preprocessing(key, values, right):
@@ -381,7 +381,7 @@ def test_mistake(mistake, tmp_path):
         ('{"name": "x",', "line 1, column 14: not JSON"),
         ("", "line 1, column 1: not JSON"),
         ("[]", "a spec is a JSON object"),
-        ('{"name": "x", "name": "y"}', "the key 'name' is there twice"),
+        ('{"name": "x", "name": "y"}', "duplicate key 'name'"),
         (b"\xff\xfe", "cannot be read"),
         ("[" * 100_000, "recursion"),
     ],

@@ -90,7 +90,7 @@ def test_a_wrong_state_is_named_in_one_error_and_changes_nothing(package):
 def test_whole_numbers_are_no_weights(package):
     net = package.build("mnist_residual")
     state = weights.initial("mnist_residual") | {"fc.bias": np.arange(10)}
-    with pytest.raises(shared.Error, match="not of floating point: fc.bias is int64"):
+    with pytest.raises(shared.Error, match="not floating-point: fc.bias is int64"):
         package.load(net, state)
 
 
@@ -126,7 +126,7 @@ def test_names_are_those_of_the_arithmetic(package):
         ("missing.safetensors", None, "there is no such file"),
         ("truncated.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "not a complete safetensors file"),
         ("empty.safetensors", b"", "not a complete safetensors file"),
-        ("weights.pth", b"PK", "are read from .safetensors files"),
+        ("weights.pth", b"PK", "expected a file ending in .safetensors"),
     ],
 )
 def test_a_file_that_is_wrong(name, content, words, tmp_path):

@@ -1,4 +1,4 @@
-"""What a value in a JSON file must be, and the messages that say where it is not."""
+"""What the values in a JSON file must be, and error messages for those that are not."""
 
 import difflib
 import json
@@ -15,9 +15,9 @@ class Error(ValueError):
 class Value(NamedTuple):
     """What the value of a key must be."""
 
-    accepts: Callable[[Any], Any]  # truthy for a right value
-    words: str  # the same for people: "expected …"
-    schema: dict[str, Any]  # the same as JSON Schema, as far as that can say it
+    accepts: Callable[[Any], Any]  # truthy for a valid value
+    words: str  # the same in English: "expected …"
+    schema: dict[str, Any]  # the same as JSON Schema, as far as it can be expressed there
 
 
 def whole(least: int) -> Value:
@@ -30,7 +30,7 @@ def whole(least: int) -> Value:
 
 
 def one_of(*values: Any) -> Value:
-    """One of these values, of the same type."""
+    """One of these values, which are all of one type."""
     return Value(
         lambda v: v in values and type(v) is type(values[0]),
         "one of " + ", ".join(json.dumps(v) for v in values),
@@ -39,17 +39,17 @@ def one_of(*values: Any) -> Value:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0."""
+    """Whether a value is a finite number above 0."""
     return type(value) in (int, float) and 0 < value < math.inf
 
 
 def are_counts(values: Iterable[Any]) -> bool:
-    """Whether all are whole numbers above 0."""
+    """Whether all values are whole numbers above 0."""
     return all(type(v) is int and v > 0 for v in values)
 
 
 def are_numbers(value: Any) -> bool:
-    """Whether it is a list of finite numbers."""
+    """Whether a value is a list of finite numbers."""
     return type(value) is list and all(type(n) in (int, float) and math.isfinite(n) for n in value)
 
 
@@ -60,24 +60,24 @@ FRACTION = Value(
     {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
 )
 BOOLEAN = Value(lambda v: type(v) is bool, "one of true, false", {"type": "boolean"})
-TEXT = Value(lambda v: type(v) is str, "a text", {"type": "string"})
+TEXT = Value(lambda v: type(v) is str, "a string", {"type": "string"})
 NAME = Value(
     lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v),
-    "a word of letters, digits, dots, - and _",
+    "a word of letters, digits, dots, hyphens and underscores",
     {"type": "string", "pattern": "^[A-Za-z0-9_.-]+$"},
 )
 
 
 def nearest(word: object, words: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the nearest of the words, or nothing when none is near."""
+    """`, did you mean 'x'?` with the nearest of the words, or an empty string if none is near."""
     near = difflib.get_close_matches(str(word), list(words), n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
 def check_keys(given: Mapping[str, Any], needed: str, optional: str, values: Mapping[str, Value]) -> None:
-    """Raise `Error` for a key that is unknown or missing, or whose value is not what `values` says.
+    """Raise `Error` if a key is unknown or missing, or its value is not what `values` says.
 
-    `needed` and `optional` are keys with spaces between them.
+    `needed` and `optional` are keys separated by spaces.
     """
     known = needed.split() + optional.split()
     for key in given:

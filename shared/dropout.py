@@ -1,23 +1,25 @@
-"""What dropout keeps: the same units in both frameworks, so that networks with dropout can be compared while they train."""
+"""Dropout masks: both frameworks drop the same units, so that networks with dropout can be compared while they train."""
 
 import zlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from . import shapes
+from .spec import Spec
 
 
-def masks(spec, rates, images, step, seed=0):
-    """{layer: array} to multiply the dropout layers' inputs with: 0 where dropped, 1 / (1 - rate) where kept.
+def masks(spec: Spec, rates: Mapping[str, float], images: Sequence[int], step: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """{layer: mask} to multiply the inputs of dropout layers by: 0 for a dropped unit, 1 / (1 - rate) for any other.
 
-    `rates` are the layers' by name, `images` the shape (batch, channels, height, width) of what the network gets. Arrays are
+    `rates` is {layer: rate}, `images` the shape (batch, channels, height, width) of the network's input. Masks are
     (batch, channels, height, width) or (batch, features): a pure function of the arguments.
     """
     if not rates:
         return {}
-    inputs = {leaf.name: leaf.shape for leaf in shapes.leaves(shapes.layers(spec, images[2:])) if leaf.name in rates}
-    found = {}
+    unit_shapes = {leaf.name: leaf.shape for leaf in shapes.leaves(shapes.layers(spec, images[2:])) if leaf.name in rates}
+    result = {}
     for name, rate in rates.items():
         generator = np.random.default_rng([seed, step, zlib.crc32(name.encode())])
-        found[name] = (generator.random((images[0], *inputs[name])) >= rate) / (1 - rate)
-    return found
+        result[name] = (generator.random((images[0], *unit_shapes[name])) >= rate) / (1 - rate)
+    return result

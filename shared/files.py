@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that is read with an error for people."""
+"""Files that are written whole or not at all, and JSON files read with error messages for people."""
 
 import contextlib
 import json
@@ -34,12 +34,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key in keys:
         if keys.count(key) > 1:
             where = dict(pairs).get("name")
-            raise Error(f"{f'layer {where!r}: ' if where else ''}the key {key!r} is there twice")
+            raise Error(f"{f'layer {where!r}: ' if where else ''}duplicate key {key!r}")
     return dict(pairs)
 
 
 def check_writable(path: str | Path, folder: bool = False) -> None:
-    """Raise `Error` if a file, or a `folder`, cannot be written, so that we fail before the work and not after it."""
+    """Raise `Error` if a file, or a `folder`, cannot be written, so that we fail before the work rather than after it."""
     path = Path(path)
     if not path.parent.is_dir():
         raise Error(f"{path}: there is no folder {path.parent}")
@@ -49,9 +49,9 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it once the block is done. Raises `Error` if it cannot be written."""
+    """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written."""
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # Keras goes by a name's ending
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the same extension: Keras selects the format by it
     try:
         yield temporary
         os.replace(temporary, path)
@@ -63,7 +63,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """As `atomic_path`, for a folder, which replaces an older one."""
+    """As `atomic_path`, for a folder, which replaces an existing one."""
     path = Path(path).resolve()
     temporary, old = (path.with_name(f".{os.getpid()}.{path.name}{ending}") for ending in ("", ".old"))
     try:
@@ -85,6 +85,6 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def remove_temporaries(path: str | Path) -> None:
-    """Remove what a process killed while it was writing `path` has left beside it."""
+    """Remove temporary files that `atomic_path` left beside `path` in a process that was killed."""
     for temporary in Path(path).parent.glob(f".*.{Path(path).name}"):
         temporary.unlink(missing_ok=True)

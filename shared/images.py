@@ -1,62 +1,74 @@
-"""Images: reading picture files, and what a network wants of them."""
+"""Images: reading picture files, and making batches of them for a network.
+
+Images are (height, width, channels); sizes are (height, width) except where Pillow's (width, height) is named.
+"""
 
 import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 from PIL import ExifTags, Image, ImageOps
 
 from .checks import Error
+from .spec import Spec
 
-MODES = {1: "L", 3: "RGB"}  # channels: Pillow's word
+MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
+
+Images = np.ndarray | Sequence[np.ndarray]  # (count, height, width, channels), or a list of images of different sizes
 
 
-def prepare(images, channels, size, dtype="float32"):
-    """Images as a batch: resized to (height, width) by bilinear interpolation, grey or colour as needed, in [-1, 1]."""
+def prepare(images: Images, channels: int, size: Sequence[int], dtype: DTypeLike = "float32") -> np.ndarray:
+    """Images as a batch: resized to (height, width) by bilinear interpolation, converted to grey or colour, in [-1, 1]."""
     return preprocess(images, {"input": [channels, *size]}, dtype)
 
 
-def preprocess(images, spec, dtype="float32"):
-    """Images, each (height, width, 1 or 3), as the batch that a network takes; "preprocessing" in its spec says how.
+def preprocess(images: Images, spec: Spec, dtype: DTypeLike = "float32") -> np.ndarray:
+    """Images of bytes, each (height, width, 1 or 3), as the batch that a network takes: (count, channels, height, width).
 
-    They become colour or grey, then the shorter side becomes "resize" pixels long and the central square of "crop" pixels
-    is taken, as by torchvision's Resize (bilinear) and CenterCrop; without these, the spec's own height and width. Values
-    are (pixel / scale - mean) / std, channels in the order that "channels" gives. A spec without the key wants [-1, 1].
-    With a resize and no crop, images of one batch have to be of one size. Raises `Error` for other channels than 1 or 3.
+    They are converted to colour or grey. Then "preprocessing" in the spec says how: the shorter side is resized to "resize"
+    pixels and the central square of "crop" pixels is cut out, as by torchvision's Resize (bilinear) and CenterCrop; without
+    these, images are resized to the spec's own height and width. Values are (pixel / scale - mean) / std, with the channels
+    in the order of "channels". Without "preprocessing", values are in [-1, 1]. With a resize and no crop, all images of a
+    batch must have one size. Raises `Error` if the network does not take 1 or 3 channels.
     """
     return normalise(pixels(images, spec), spec, dtype)
 
 
-def pixels(images, spec):
+def pixels(images: Images, spec: Spec) -> np.ndarray:
     """The first half of `preprocess`: bytes (count, height, width, channels) of the size and colour that the network takes."""
     channels, *size = spec["input"]
     if channels not in MODES:
         raise Error(f"the network takes {channels} channels; the images have 1 or 3")
-    wanted = _wanted(spec)
-    if "resize" not in wanted and isinstance(images, np.ndarray) and images.shape[1:] == (*size, channels):
+    options = _preprocessing(spec)
+    if "resize" not in options and isinstance(images, np.ndarray) and images.shape[1:] == (*size, channels):
         return images
-    return np.stack([_pixels(image, MODES[channels], size, wanted) for image in images])
+    return np.stack([_resized(image, MODES[channels], size, options) for image in images])
 
 
-def normalise(batch, spec, dtype="float32"):
+def normalise(batch: np.ndarray, spec: Spec, dtype: DTypeLike = "float32") -> np.ndarray:
     """The second half of `preprocess`: bytes (count, height, width, channels) to values (count, channels, height, width)."""
-    wanted = _wanted(spec)
-    if wanted["channels"] == "BGR":
+    options = _preprocessing(spec)
+    if options["channels"] == "BGR":
         batch = batch[..., ::-1]
     batch = batch.transpose(0, 3, 1, 2).astype(dtype, order="C")
-    mean, std = (np.array(wanted[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return (batch / wanted["scale"] - mean) / std
+    mean, std = (np.array(options[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return (batch / options["scale"] - mean) / std
 
 
-def _wanted(spec):
+def _preprocessing(spec: Spec) -> dict[str, Any]:
     channels = spec["input"][0]
-    plain = {"channels": MODES.get(channels), "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
-    return spec.get("preprocessing", plain)
+    default = {"channels": MODES.get(channels), "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
+    return spec.get("preprocessing", default)
 
 
-def _pixels(pixels, mode, size, wanted):
+def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
+    """One image in Pillow's `mode`, resized and cropped."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
-    resized, window = _frame(image.size, size, wanted)
+    resized, window = _frame(image.size, size, options)
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if window != (0, 0, *resized):
@@ -64,36 +76,41 @@ def _pixels(pixels, mode, size, wanted):
     return np.atleast_3d(np.asarray(image))
 
 
-def _frame(image, size, wanted):
-    """What an image of (width, height) is resized to, and the window (left, top, right, bottom) that is cut out of that."""
-    resized = tuple(reversed(size))
-    if "resize" in wanted:
-        resized = tuple(int(wanted["resize"] * side / min(image)) for side in image)
-    if "crop" not in wanted:
-        return resized, (0, 0, *resized)
-    left, top = (round((side - wanted["crop"]) / 2) for side in resized)
-    return resized, (left, top, left + wanted["crop"], top + wanted["crop"])
+def _frame(
+    image: tuple[int, int], size: Sequence[int], options: dict[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """The size that an image is resized to, and the window (left, top, right, bottom) that is cut out of that.
+
+    The image and the size it is resized to are (width, height).
+    """
+    height, width = size
+    if "resize" in options:
+        width, height = (int(options["resize"] * side / min(image)) for side in image)
+    if "crop" not in options:
+        return (width, height), (0, 0, width, height)
+    left, top = (round((side - options["crop"]) / 2) for side in (width, height))
+    return (width, height), (left, top, left + options["crop"], top + options["crop"])
 
 
-def window(image, spec):
-    """What the network sees of an image (height, width, channels): (left, top, right, bottom) in the pixels of the image.
+def window(image: np.ndarray, spec: Spec) -> tuple[float, float, float, float]:
+    """The part of an image (height, width, channels) that the network sees: (left, top, right, bottom).
 
-    These are fractions of pixels in general. `preprocess` makes the network's whole input of what is inside.
+    In pixels of the image, not whole ones in general. `preprocess` makes the network's whole input of it.
     """
     height, width = image.shape[:2]
-    (across, down), (left, top, right, bottom) = _frame((width, height), spec["input"][1:], _wanted(spec))
+    (across, down), (left, top, right, bottom) = _frame((width, height), spec["input"][1:], _preprocessing(spec))
     return left * width / across, top * height / down, right * width / across, bottom * height / down
 
 
-def read_picture(path):
-    """The pixels of an image file as (height, width, 3): upright, as its EXIF data say, on white where it is transparent.
+def read_picture(path: str | Path) -> np.ndarray:
+    """The bytes of an image file as (height, width, 3): upright according to its EXIF data, on white where transparent.
 
-    16 bits become 8, CMYK becomes RGB by Pillow's formula, a film its first image. Raises `Error` for a file that is no image.
+    16 bits become 8, CMYK becomes RGB by Pillow's formula; animations: the first frame. Raises `Error` if it is no image.
     """
     with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
+        image: Image.Image = ImageOps.exif_transpose(file)
         if image.mode in ("I", "F"):
-            raise ValueError("its pixels have 32 bits, 8 or 16 would be right")
+            raise ValueError("its pixels have 32 bits, expected 8 or 16")
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -102,17 +119,18 @@ def read_picture(path):
         return np.asarray(image.convert("RGB"))
 
 
-def picture_size(path):
+def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `read_picture`."""
     with _opened(path) as file:
-        lies = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # on its side
-        return file.size[::-1] if lies else file.size
+        width, height = file.size
+        on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (height, width) if on_its_side else (width, height)
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # of large images and odd EXIF data, both read
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data
             yield file
     except FileNotFoundError:
         raise Error(f"{path}: there is no such file") from None

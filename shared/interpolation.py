@@ -3,10 +3,10 @@
 import numpy as np
 
 
-def interpolation_matrix(positions, pixels):
-    """The matrix (pixels, positions) of bilinear interpolation along one axis, by half-pixel centres.
+def interpolation_matrix(positions: int, pixels: int) -> np.ndarray:
+    """The float64 matrix (pixels, positions) of bilinear interpolation along one axis, by half-pixel centres.
 
-    Pixel i has its centre at (i + 1/2) positions / pixels - 1/2; beyond the centres of the outermost positions it is theirs.
+    The centre of pixel i is at (i + 1/2) positions / pixels - 1/2; a pixel beyond the outermost positions has their value.
     """
     centres = np.clip((np.arange(pixels) + 0.5) * positions / pixels - 0.5, 0, positions - 1)
     lower = np.minimum(centres.astype(int), max(positions - 2, 0))

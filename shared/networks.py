@@ -11,60 +11,61 @@ from .files import read_json
 from .spec import CLASSES, Layer, Spec, check_layers, classifier, unroll
 
 SPECS = Path(__file__).parent / "specs"
-TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # a classifier begins with one of these
+TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
 PREPROCESSING = {
     "resize": whole(1),  # the shorter side, in pixels
     "crop": whole(1),  # the side of the square in the centre, in pixels
     "channels": one_of("RGB", "BGR", "L"),
     "scale": POSITIVE,
-    "mean": Value(are_numbers, "a list of numbers, one a channel", {"type": "array", "items": {"type": "number"}}),
+    "mean": Value(are_numbers, "a list of numbers, one per channel", {"type": "array", "items": {"type": "number"}}),
     "std": Value(
         lambda v: are_numbers(v) and all(n > 0 for n in v),
-        "a list of numbers above 0, one a channel",
+        "a list of numbers above 0, one per channel",
         {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}},
     ),
 }
 
 
 def names() -> list[str]:
-    """Names of all networks that come with the project, sorted."""
-    return sorted((path.stem for path in SPECS.glob("*.json")), key=_natural)
+    """Names of all networks that come with the project, sorted: resnet18 before resnet101."""
+    return sorted((path.stem for path in SPECS.glob("*.json")), key=_sort_key)
 
 
-def _natural(name: str) -> list[int | str]:
+def _sort_key(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def load(network: str | Path | Spec) -> Spec:
     """The checked spec of a network.
 
-    `network` is one of `names()`, the path of a JSON file (ending in `.json`), or a spec itself.
-    Raises `Error`, with file, layer and key, when it is none of these or does not describe a network.
+    `network` is one of `names()`, the path of a file ending in `.json`, or a spec itself.
+    Raises `Error`, with file, layer and key, if it is none of these or does not describe a network.
     """
     if isinstance(network, dict):
         spec, origin = network, f"spec {network.get('name', '')!r}"
     elif isinstance(network, (str, Path)):
-        spec, origin = _read(network)
+        spec, origin = _read_spec(network)
     else:
         raise Error(f"a network is a name, the path of a JSON file or a spec, not {network!r}")
     try:
-        _check(spec)
+        _check_spec(spec)
     except Error as error:
         raise Error(f"{origin}: {error}") from None
     return spec
 
 
-def _read(network: str | Path) -> tuple[Any, str]:
+def _read_spec(network: str | Path) -> tuple[Any, str]:
+    """The content of a spec, and what error messages call it."""
     path = Path(network)
     if path.suffix != ".json":
         path = SPECS / f"{path.name}.json"
         if path.stem != str(network) or not path.is_file():
-            raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` shows them all")
+            raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` lists them all")
     return read_json(path, network), str(network)
 
 
-def _check(spec: Any) -> None:
+def _check_spec(spec: Any) -> None:
     check_layers(spec)
     rows = shapes.layers(spec)
     count = shapes.parameters(rows)
@@ -78,7 +79,9 @@ def _check(spec: Any) -> None:
     if "classes" in spec:
         classes, outputs = len(_class_lines(spec)), rows[-1].shape[0]
         if classes != outputs:
-            raise Error(f"'classes' is {json.dumps(spec['classes'])}, which has {classes}, but the network gives {outputs}")
+            raise Error(
+                f"'classes' is {json.dumps(spec['classes'])}, which has {classes} names, but the network has {outputs} outputs"
+            )
 
 
 def _check_preprocessing(spec: Spec) -> None:
@@ -90,7 +93,8 @@ def _check_preprocessing(spec: Spec) -> None:
     if "crop" in given:
         crop, resize = given["crop"], given.get("resize", 0)
         if crop > resize:
-            raise Error(f"'crop' is {crop}, it must not exceed 'resize', {resize}" if resize else "'crop' needs a 'resize'")
+            limit = f"must not exceed 'resize', {resize}" if resize else "needs a 'resize'"
+            raise Error(f"'crop' is {crop}, which {limit}")
         try:
             shapes.layers(spec, (crop, crop))
         except Error as error:
@@ -98,7 +102,10 @@ def _check_preprocessing(spec: Spec) -> None:
 
 
 def with_classes(spec: Spec, count: int) -> Spec:
-    """The spec of the network with `count` classes: its last layer with weights has as many outputs."""
+    """The spec of the network with `count` classes, the outputs of its classifier.
+
+    Called NAME_COUNT_classes, or the spec itself if it has that many. Raises `Error` if the network has no classifier.
+    """
     last = classifier(spec)
     if last["out"] == count:
         return spec
@@ -123,15 +130,15 @@ def headless(spec: Spec) -> Spec:
 def head(spec: Spec) -> tuple[list[str], str]:
     """(names of the layers before the global pooling, name of the classifier after it).
 
-    Raises `Error` unless the classifier is one linear layer or 1x1 convolution, with nothing but flatten and dropout besides
-    after the pooling: only then can it be applied at every position.
+    Raises `Error` unless one linear layer or 1x1 convolution follows the pooling, with nothing else there but flatten and
+    dropout: only then can the classifier be applied at every position.
     """
     chain = unroll(spec)
     pool = max((number for number, layer in enumerate(chain) if layer.type == "global_avg_pool"), default=len(chain))
     after = [layer for layer in chain[pool + 1 :] if layer.type not in ("flatten", "dropout")]
     if [layer.type == "linear" or _one_by_one(layer) for layer in after] != [True]:
-        wanted = "a global_avg_pool followed by one linear layer or 1x1 convolution"
-        raise Error(f"{spec['name']} has no class maps: it does not end in {wanted}")
+        expected = "a global_avg_pool followed by one linear layer or 1x1 convolution"
+        raise Error(f"{spec['name']} has no class maps: it does not end in {expected}")
     return [layer.name for layer in chain[:pool]], after[0].name
 
 

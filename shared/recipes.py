@@ -1,4 +1,4 @@
-"""Recipes of training runs: finding, reading, checking and changing the JSON files, and what they make of a network.
+"""Recipes of training runs: finding, reading, checking and changing the JSON files, and the networks they train.
 
 A recipe is a dictionary as in `recipes/*.json`. Its length is in "epochs" or in "steps", and its schedule counts in the same
 unit, from 0. An epoch has whole batches only.
@@ -7,17 +7,20 @@ unit, from 0. An epoch has whole batches only.
 import copy
 import json
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import networks, shapes
 from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, nearest, one_of, whole
 from .files import read_json
-from .spec import classifier, unroll
+from .spec import Spec, classifier, unroll
 
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
 BACKBONE = "backbone"  # of "freeze": everything but the classifier
+
+_FLOATS = ("learning_rate", "momentum", "weight_decay", "betas", "eps", "divide_by")  # keys whose numbers become floats
 
 Recipe = dict[str, Any]  # a checked recipe
 
@@ -36,17 +39,18 @@ SCHEDULES = {
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze"
 AUGMENTATIONS = "pad flip"
+DEFAULTS = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []}
 
 
 def _are_groups(value: Any) -> bool:
-    """Whether it is lists of labels, none of them in two: [[3], [5]]."""
+    """Whether it is a list of lists of labels, no label in two of them: [[3], [5]]."""
     if type(value) is not list or len(value) < 2 or not all(type(group) is list and group for group in value):
         return False
-    labels = sum(value, [])
+    labels = [label for group in value for label in group]
     return all(type(label) is int and label >= 0 for label in labels) and len({*labels}) == len(labels)
 
 
-_TEXT = Value(lambda v: type(v) is str and v, "a text", {"type": "string", "minLength": 1})
+_TEXT = Value(lambda v: type(v) is str and v, "a string", {"type": "string", "minLength": 1})
 _LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 
 # key: what its value must be
@@ -67,7 +71,7 @@ VALUES = {
     "precision": one_of(*PRECISIONS),
     "classes": Value(
         lambda v: whole(2).accepts(v) or _are_groups(v),
-        "a number of at least 2, or for each class a list of labels",
+        "a number of at least 2, or a list of labels for each class",
         {"anyOf": [{"type": "integer", "minimum": 2}, {"type": "array", "minItems": 2, "items": _LABELS}]},
     ),
     "freeze": Value(
@@ -95,78 +99,78 @@ VALUES = {
 }
 
 
-def names():
+def names() -> list[str]:
     """Names of all recipes that come with the project, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.json"))
 
 
-def load_recipe(recipe):
-    """The checked recipe of a name, of the path of a file ending in `.json`, or of a dictionary, with nothing left open.
+def load_recipe(recipe: str | Path | dict[str, Any]) -> Recipe:
+    """The checked recipe of a name, of the path of a file ending in `.json`, or of a dictionary, with `DEFAULTS` filled in.
 
-    What it does not say is a constant schedule, seed 0, float32, no augmentation, nothing frozen.
-    Raises `Error`, with file and key, when it is none of these or describes no run.
+    Raises `Error`, with file and key, if it is none of these or does not describe a run.
     """
-    if isinstance(recipe, dict):
-        found, origin = recipe, f"recipe {recipe.get('name', '')!r}"
-    else:
-        path, origin = Path(recipe), f"{recipe}"
-        if path.suffix != ".json":
-            path = RECIPES / f"{path.name}.json"
-            if path.stem != origin or not path.is_file():
-                near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
-                raise Error(f"no recipe is called {origin!r}{near}")
-            origin = f"recipe {origin!r}"
-        found = read_json(path, recipe)
+    content, origin = _read_recipe(recipe)
     try:
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise Error('a recipe is a JSON object with "name", "network", "data", "batch", "optimizer" and "epochs"')
-        found = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []} | found
-        _check(found)
-        network(found)
+        checked: Recipe = copy.deepcopy(DEFAULTS) | content
+        _check_recipe(checked)
+        network(checked)
     except Error as error:
         raise Error(f"{origin}: {error}") from None
     for part in ("optimizer", "schedule"):
-        found[part] = {key: _float(value) if key in _FLOATS else value for key, value in found[part].items()}
-    return found
+        checked[part] = {key: _float(value) if key in _FLOATS else value for key, value in checked[part].items()}
+    return checked
 
 
-_FLOATS = ("learning_rate", "momentum", "weight_decay", "betas", "eps", "divide_by")
+def _read_recipe(recipe: str | Path | dict[str, Any]) -> tuple[Any, str]:
+    """The content of a recipe, and what error messages call it."""
+    if isinstance(recipe, dict):
+        return recipe, f"recipe {recipe.get('name', '')!r}"
+    path, origin = Path(recipe), f"{recipe}"
+    if path.suffix != ".json":
+        path = RECIPES / f"{path.name}.json"
+        if path.stem != origin or not path.is_file():
+            near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
+            raise Error(f"no recipe is called {origin!r}{near}")
+        origin = f"recipe {origin!r}"
+    return read_json(path, recipe), origin
 
 
-def _float(value):
-    """Numbers as both frameworks take them, who want no whole ones."""
+def _float(value: Any) -> float | list[float]:
+    """A number, or a list of them, as floats: the frameworks do not take whole numbers everywhere."""
     return [float(number) for number in value] if isinstance(value, list) else float(value)
 
 
-def changed(recipe, changes):
-    """The recipe with changes such as "optimizer.learning_rate=0.01": a dotted key, and a value in JSON or a text.
+def changed(recipe: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
+    """The recipe with changes such as "optimizer.learning_rate=0.01": a dotted key, and a value in JSON or a plain string.
 
-    Where the name of an optimiser or a schedule changes, the keys that the new one does not have go. "epochs" takes the place
-    of "steps", and the other way. Raises `Error` for what is no change; `load` checks the result.
+    If the name of an optimiser or a schedule changes, the keys that the new one does not have are removed. "epochs" replaces
+    "steps", and vice versa. Raises `Error` for what is not a change; `load_recipe` checks the result.
     """
-    recipe = copy.deepcopy(recipe)
+    result = copy.deepcopy(dict(recipe))
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals or not key:
-            raise Error(f"--set {change}: expected key=value, as optimizer.learning_rate=0.01")
+            raise Error(f"--set {change}: expected key=value, for example optimizer.learning_rate=0.01")
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = text
         *outer, last = key.split(".")
-        if len(outer) > 1 or (outer and not isinstance(recipe.setdefault(outer[0], {}), dict)):
+        if len(outer) > 1 or (outer and not isinstance(result.setdefault(outer[0], {}), dict)):
             raise Error(f"--set {change}: a recipe has no such key")
-        (recipe[outer[0]] if outer else recipe)[last] = value
+        (result[outer[0]] if outer else result)[last] = value
         kinds = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(outer[0] if outer else "", {})
         if last == "name" and isinstance(value, str) and value in kinds:
             known = ["name", *" ".join(kinds[value]).split()]
-            recipe[outer[0]] = {k: v for k, v in recipe[outer[0]].items() if k in known}
+            result[outer[0]] = {k: v for k, v in result[outer[0]].items() if k in known}
         if key in ("epochs", "steps"):
-            recipe.pop({"epochs": "steps", "steps": "epochs"}[key], None)
-    return recipe
+            result.pop({"epochs": "steps", "steps": "epochs"}[key], None)
+    return result
 
 
-def _check(recipe):
+def _check_recipe(recipe: dict[str, Any]) -> None:
     check_keys(recipe, REQUIRED, OPTIONAL, VALUES)
     if ("epochs" in recipe) == ("steps" in recipe):
         raise Error("expected either the key 'epochs' or the key 'steps'")
@@ -177,24 +181,27 @@ def _check(recipe):
         name = options.pop("name")
         if not isinstance(name, str) or name not in kinds:
             raise Error(f"{part}: 'name' is {json.dumps(name)}{nearest(name, kinds)}; expected {', '.join(kinds)}")
-        _part(part, options, *kinds[name])
+        _check_part(part, options, *kinds[name])
     if recipe["optimizer"].get("nesterov") and not recipe["optimizer"].get("momentum"):
         raise Error("optimizer: 'nesterov' is true, which needs a 'momentum' above 0")
-    _part("augmentation", recipe["augmentation"], "", AUGMENTATIONS)
+    _check_part("augmentation", recipe["augmentation"], "", AUGMENTATIONS)
     warmup, units = recipe["schedule"].get("warmup", 0), recipe.get("epochs") or recipe["steps"]
     if warmup >= units and warmup:
         raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
 
 
-def _part(name, options, needed, optional):
+def _check_part(name: str, options: dict[str, Any], needed: str, optional: str) -> None:
     try:
         check_keys(options, needed, optional, VALUES)
     except Error as error:
         raise Error(f"{name}: {error}") from None
 
 
-def network(recipe):
-    """The spec of the network that the recipe trains: with its classes and its preprocessing. Raises `Error`."""
+def network(recipe: Recipe) -> Spec:
+    """The spec of the network that the recipe trains, with the recipe's classes and preprocessing.
+
+    Raises `Error` if there is no such network, or it does not end in a vector of logits.
+    """
     spec = networks.load(recipe["network"])
     count = class_count(recipe)
     if count:
@@ -208,14 +215,17 @@ def network(recipe):
     return spec
 
 
-def class_count(recipe):
-    """How many classes the recipe has, or None where it leaves that to the network."""
+def class_count(recipe: Recipe) -> int | None:
+    """How many classes the recipe has, or None if it leaves that to the network."""
     classes = recipe.get("classes")
     return len(classes) if isinstance(classes, list) else classes
 
 
-def frozen(recipe, spec):
-    """The names of the layers and blocks of the chain that the recipe keeps as they are; `Error` where there is no such."""
+def frozen(recipe: Recipe, spec: Spec) -> list[str]:
+    """The names of the layers and blocks of the chain that the recipe freezes.
+
+    Raises `Error` if the network has no such layer, or none is left to train.
+    """
     chain = [layer["name"] for layer in spec["layers"]]
     if recipe["freeze"] == [BACKBONE]:
         last = classifier(spec)["name"]
@@ -230,31 +240,31 @@ def frozen(recipe, spec):
     return recipe["freeze"]
 
 
-def trained(frozen, spec):
-    """{name: shape} of the weights that a run moves: not the running statistics, nor those of frozen layers."""
-    kept = tuple(f"{name}." for name in frozen)
-    found = shapes.weights(shapes.layers(spec))
-    return {name: shape for name, shape in found.items() if ".running_" not in name and not name.startswith(kept)}
+def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:
+    """{name: shape} of the weights that a run trains: neither running statistics nor the weights of frozen layers."""
+    prefixes = tuple(f"{name}." for name in frozen)
+    arrays = shapes.weights(shapes.layers(spec))
+    return {name: shape for name, shape in arrays.items() if ".running_" not in name and not name.startswith(prefixes)}
 
 
-def length(recipe, steps_per_epoch):
-    """The steps of the whole run."""
+def length(recipe: Recipe, steps_per_epoch: int) -> int:
+    """The number of steps of the whole run."""
     return recipe["steps"] if "steps" in recipe else recipe["epochs"] * steps_per_epoch
 
 
-def learning_rate(recipe, step, steps_per_epoch):
-    """The learning rate of a step, which count from 0.
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step; steps count from 0.
 
     After t units, epochs or steps, of n, with a warm-up of w:
 
     - "constant": the optimiser's own rate;
     - "step": divided by d after every `every` units, as PyTorch's StepLR;
     - "multi_step": divided by d at each of the milestones, as MultiStepLR;
-    - "cosine": rate (1 + cos(pi (t - w) / (n - w))) / 2, as CosineAnnealingLR behind the warm-up;
+    - "cosine": rate (1 + cos(pi (t - w) / (n - w))) / 2, as CosineAnnealingLR after the warm-up;
     - in a warm-up of any of them: rate (t + 1) / w, as LinearLR (Goyal et al. 2017, arXiv:1706.02677, section 2.2).
     """
     rate, schedule = recipe["optimizer"]["learning_rate"], recipe["schedule"]
-    units, whole_run = (step, recipe["steps"]) if "steps" in recipe else (step // steps_per_epoch, recipe["epochs"])
+    units, all_units = (step, recipe["steps"]) if "steps" in recipe else (step // steps_per_epoch, recipe["epochs"])
     warmup = schedule.get("warmup", 0)
     if units < warmup:
         return rate * (units + 1) / warmup
@@ -263,5 +273,5 @@ def learning_rate(recipe, step, steps_per_epoch):
     if schedule["name"] == "multi_step":
         return rate * (1 / schedule["divide_by"]) ** sum(units >= milestone for milestone in schedule["milestones"])
     if schedule["name"] == "cosine":
-        return rate * (1 + math.cos(math.pi * (units - warmup) / (whole_run - warmup))) / 2
+        return rate * (1 + math.cos(math.pi * (units - warmup) / (all_units - warmup))) / 2
     return rate

@@ -2,15 +2,18 @@
 
 Shapes are (channels, height, width), or (features,) after `flatten`. Weights have PyTorch's names and layouts.
 Multiply-accumulates are those of convolutions and linear layers, for one image. A receptive field is the side, in pixels
-of the input, of the square that one output position sees; a stride is the pixels between two neighbouring positions.
+of the input, of the square that one output position sees; a stride is the distance, in pixels of the input, between two
+neighbouring positions.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from .checks import Error
-from .spec import unroll
+from .spec import Layer, Spec, unroll
+
+Shape = tuple[int, ...]
 
 
 class Row(NamedTuple):
@@ -18,8 +21,8 @@ class Row(NamedTuple):
 
     name: str
     type: str
-    shape: tuple[int, ...]  # of its output
-    weights: dict[str, tuple[int, ...]]  # by full name, running statistics included
+    shape: Shape  # of its output
+    weights: dict[str, Shape]  # by full name, running statistics included
     macs: int
     field: float  # receptive field, counted from the network's input; infinite after a global pool
     stride: int  # counted from the network's input
@@ -28,275 +31,317 @@ class Row(NamedTuple):
     eps: float | None = None  # of a batch norm
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of trainable parameters."""
         return sum(math.prod(s) for name, s in self.weights.items() if not name.rpartition(".")[2].startswith("running_"))
 
 
-def layers(spec, size=None):
-    """A `Row` for every layer of the chain, for images of `size` (height, width; the spec's own when None).
+def layers(spec: Spec, size: Sequence[int] | None = None) -> list[Row]:
+    """A `Row` for every layer of the chain, for images of `size`: (height, width), or None for the spec's own.
 
-    Raises `Error` where two layers do not fit or the image is too small.
+    Raises `Error` if two layers do not fit or the image is too small.
     """
     channels, *own_size = spec["input"]
     row = Row("the input", "input", (channels, *(size or own_size)), {}, 0, 1, 1, ())
     rows = []
     for layer in unroll(spec):
         try:
-            if layer.type in _BLOCKS:
-                row = _block(row, layer)
-            else:
-                row = _leaf(row, layer.name, layer.type, layer.sizes, layer.options)
+            row = _block(row, layer) if layer.type in _BLOCKS else _leaf(row, layer)
         except Error as error:
             raise Error(f"layer {layer.name!r}: {error}") from None
         rows.append(row)
     return rows
 
 
-def leaves(rows):
-    """The elementary layers of all rows, those inside blocks included."""
+def leaves(rows: Iterable[Row]) -> list[Row]:
+    """The elementary layers of all rows, including those inside blocks."""
     return [leaf for row in rows for leaf in row.parts or (row,)]
 
 
-def parameters(rows):
+def parameters(rows: Iterable[Row]) -> int:
     """The number of trainable parameters of all rows."""
     return sum(row.parameters for row in rows)
 
 
-def weights(rows):
+def weights(rows: Iterable[Row]) -> dict[str, Shape]:
     """{name: shape} of every array of the network's state."""
     return {name: shape for row in rows for name, shape in row.weights.items()}
 
 
-def _leaf(before, name, kind, sizes, options):
-    shape, field, stride, macs, dilations = before.shape, before.field, before.stride, 0, ()
-    if kind not in ("relu", "scaled_tanh", "dropout") and len(shape) != (1 if kind == "linear" else 3):
-        wanted = "a vector, as flatten gives it" if kind == "linear" else "a map of channels, height and width"
-        raise Error(f"it takes {wanted}, but {before.name} gives {text(shape)}")
-    if sizes and sizes[0] != shape[0]:
-        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {text(shape)}")
-    if kind in ("conv", "gate", "max_pool", "avg_pool"):
-        pools = kind in ("max_pool", "avg_pool")
-        kernel, dilation, groups = options["kernel"], options.get("dilation", 1), options.get("groups", 1)
-        step = options.get("stride", kernel if pools else 1)
-        padding = options.get("padding", 0)
-        if padding == "same" and options.get("ceil"):
-            raise Error("'ceil' with a padding of \"same\", which rounds up already: use one of them")
-        if step > 1 and dilation > 1:
-            raise Error("a convolution with both a stride and a dilation, which Keras on TensorFlow refuses: use one of them")
-        if pools and padding != "same" and padding > kernel // 2:
-            raise Error(f"'padding' is {padding}, expected at most half of the kernel, {kernel // 2}")
-        extent = dilation * (kernel - 1) + 1
-        if padding == "same":
-            size = [-(-n // step) for n in shape[1:]]
-        else:
-            size = [_windows(n, extent, step, padding, options.get("ceil")) for n in shape[1:]]
-        if min(size) < 1:
-            window = f"{extent}x{extent}"
-            raise Error(f"the image is too small: {before.name} gives {text(shape)}, a window of {window} does not fit")
-        field += (extent - 1) * stride
-        stride *= step
-        shape = (shape[0] if pools else sizes[1], *size)
-        if not pools:
-            macs = math.prod(shape) * sizes[0] // groups * kernel**2
-            dilations = (dilation,) * (kernel > 1)
-    elif kind == "adaptive_avg_pool":
-        # As much as one position sees where the windows are equal, and about as much where they are not.
-        window = [-(-n // options["size"]) for n in shape[1:]]
-        field += (max(window) - 1) * stride
-        stride *= max(1, *(n // options["size"] for n in shape[1:]))
-        shape = (shape[0], options["size"], options["size"])
-    elif kind == "global_avg_pool":
-        shape, field = (shape[0], 1, 1), math.inf
-    elif kind == "flatten":
-        shape = (math.prod(shape),)
-    elif kind == "linear":
-        shape, field, macs = (sizes[1],), math.inf, sizes[0] * sizes[1]
-    found = {f"{name}.{key}": dims for key, dims in _weights(kind, sizes, options).items()}
+def _leaf(before: Row, layer: Layer) -> Row:
+    """The row of an elementary layer that takes the output of `before`."""
+    name, kind, sizes, options = layer
+    _check_input(before, kind, sizes)
+    own_weights = {f"{name}.{key}": shape for key, shape in _weights(kind, sizes, options).items()}
     eps = options.get("eps", 1e-5) if kind == "batch_norm" else None
-    return Row(name, kind, shape, found, macs, field, stride, dilations, eps=eps)
+    row = Row(name, kind, before.shape, own_weights, 0, before.field, before.stride, (), eps=eps)
+    match kind:
+        case "conv" | "gate":
+            return _convolution(row, before, sizes, **options)
+        case "max_pool" | "avg_pool":
+            return _pool(row, before, **options)
+        case "adaptive_avg_pool":
+            return _adaptive_pool(row, options["size"])
+        case "global_avg_pool":
+            return row._replace(shape=(before.shape[0], 1, 1), field=math.inf)
+        case "flatten":
+            return row._replace(shape=(math.prod(before.shape),))
+        case "linear":
+            return row._replace(shape=(sizes[1],), field=math.inf, macs=sizes[0] * sizes[1])
+    return row
 
 
-def _windows(pixels, extent, step, padding, ceil):
-    """How many windows fit; with `ceil` one more where pixels are left over, if it does not begin behind the last."""
-    windows, left = divmod(pixels + 2 * padding - extent, step)
-    more = ceil and left > 0 and (windows + 1) * step < pixels + padding
+def _check_input(before: Row, kind: str, sizes: Sequence[int]) -> None:
+    """Raise `Error` unless a type of layer takes the output of `before`, and "in" is its channels or features."""
+    if kind not in ("relu", "scaled_tanh", "dropout") and len(before.shape) != (1 if kind == "linear" else 3):
+        expected = "a vector, as flatten gives it" if kind == "linear" else "a map of channels, height and width"
+        raise Error(f"it takes {expected}, but {before.name} gives {text(before.shape)}")
+    if sizes and sizes[0] != before.shape[0]:
+        raise Error(f"'in' is {sizes[0]}, but {before.name} gives {text(before.shape)}")
+
+
+def _convolution(
+    row: Row, before: Row, sizes: Sequence[int], kernel: int, stride: int = 1, padding: int | str = 0, dilation: int = 1,
+    bias: bool = True, groups: int = 1,
+) -> Row:  # fmt: skip
+    if stride > 1 and dilation > 1:
+        raise Error("a convolution with both a stride and a dilation, which Keras on TensorFlow refuses: use one of them")
+    row = _windowed(row, before, kernel, stride, padding, dilation)
+    in_channels, out_channels = sizes
+    shape = (out_channels, *row.shape[1:])
+    macs = math.prod(shape) * in_channels // groups * kernel**2
+    return row._replace(shape=shape, macs=macs, dilations=(dilation,) if kernel > 1 else ())
+
+
+def _pool(row: Row, before: Row, kernel: int, stride: int | None = None, padding: int | str = 0, ceil: bool = False) -> Row:
+    if padding == "same" and ceil:
+        raise Error("'ceil' with a padding of \"same\", which rounds up already: use one of them")
+    if isinstance(padding, int) and padding > kernel // 2:
+        raise Error(f"'padding' is {padding}, expected at most half of the kernel, {kernel // 2}")
+    return _windowed(row, before, kernel, stride or kernel, padding, ceil=ceil)
+
+
+def _windowed(
+    row: Row, before: Row, kernel: int, stride: int, padding: int | str, dilation: int = 1, ceil: bool = False
+) -> Row:
+    """The row with the size, field and stride of a layer that moves a window over the map of `before`; channels stay."""
+    channels, *size = before.shape
+    extent = dilation * (kernel - 1) + 1
+    if isinstance(padding, int):
+        size = [_windows(n, extent, stride, padding, ceil) for n in size]
+    else:  # "same"
+        size = [-(-n // stride) for n in size]
+    if min(size) < 1:
+        given, window = text(before.shape), f"{extent}x{extent}"
+        raise Error(f"the image is too small: {before.name} gives {given}, a window of {window} does not fit")
+    field = before.field + (extent - 1) * before.stride
+    return row._replace(shape=(channels, *size), field=field, stride=before.stride * stride)
+
+
+def _windows(pixels: int, extent: int, stride: int, padding: int, ceil: bool) -> int:
+    """How many windows fit; with `ceil`, one more if pixels are left over and it begins before the padding at the end."""
+    windows, left = divmod(pixels + 2 * padding - extent, stride)
+    more = ceil and left > 0 and (windows + 1) * stride < pixels + padding
     return windows + 1 + bool(more)
 
 
-def _weights(kind, sizes, options):
+def _adaptive_pool(row: Row, side: int) -> Row:
+    """Field and stride are exact if the windows are equal, and approximate if they are not."""
+    channels, *size = row.shape
+    window = max(-(-n // side) for n in size)
+    field = row.field + (window - 1) * row.stride
+    return row._replace(shape=(channels, side, side), field=field, stride=row.stride * max(1, *(n // side for n in size)))
+
+
+def _weights(kind: str, sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Shape]:
+    """{attribute: shape} of the arrays of an elementary layer."""
     if kind == "batch_norm":
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (sizes[0],))
     if kind not in ("conv", "gate", "linear"):
         return {}
     kernel = () if kind == "linear" else (options["kernel"],) * 2
-    found = {"weight": (sizes[1], sizes[0] // options.get("groups", 1), *kernel)}
+    arrays: dict[str, Shape] = {"weight": (sizes[1], sizes[0] // options.get("groups", 1), *kernel)}
     if options.get("bias", True):
-        found["bias"] = (sizes[1],)
-    return found
+        arrays["bias"] = (sizes[1],)
+    return arrays
 
 
-def _block(before, layer):
-    """A block: branches that start from the same input and meet in a sum, those of an Inception module side by side."""
+def _block(before: Row, layer: Layer) -> Row:
+    """The row of a block: its branches start from the same input and are summed, or concatenated in an Inception module."""
     branches = []
     for parts in _BLOCKS[layer.type](*layer.sizes, **layer.options):
-        rows = [before]
-        for name, *part in parts:
-            rows.append(_leaf(rows[-1], f"{layer.name}.{name}", *part))
-        branches.append(rows[1:])
+        branch = [before]
+        for part in parts:
+            branch.append(_leaf(branch[-1], part._replace(name=f"{layer.name}.{part.name}")))
+        branches.append(branch[1:])
     if layer.options.get("shortcut") == "unused":  # it has weights, but nothing runs through it
         branches[1] = [row._replace(macs=0, field=0) for row in branches[1]]
-    parts = tuple(row for rows in branches for row in rows)
+    rows = tuple(row for branch in branches for row in branch)
     last, channels = branches[0][-1], layer.sizes[1]
     if layer.type.startswith("inception"):
-        given = sum(rows[-1].shape[0] for rows in branches)
-        if given != channels:
-            raise Error(f"'out' is {channels}, but the branches have {given} channels together")
+        total = sum(branch[-1].shape[0] for branch in branches)
+        if total != channels:
+            raise Error(f"'out' is {channels}, but the branches have {total} channels together")
     return Row(
         layer.name,
         layer.type,
         (channels, *last.shape[1:]),
-        weights(parts),
-        sum(row.macs for row in parts),
-        max(rows[-1].field for rows in branches if rows),
+        weights(rows),
+        sum(row.macs for row in rows),
+        max(branch[-1].field for branch in branches if branch),
         last.stride,
-        tuple(sorted({dilation for row in parts for dilation in row.dilations})),
-        parts,
+        tuple(sorted({dilation for row in rows for dilation in row.dilations})),
+        rows,
     )
 
 
-def _conv(number, in_channels, out_channels, kernel, o, stride=1, dilation=1, groups=1):
-    """The parts of a block's convolution number n, and of the batch norm behind it."""
-    padding = o.get("padding", dilation * (kernel - 1) // 2)
-    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "bias": o.get("bias", False)}
+# The functions below give the branches of a block, each the list of its layers, from the options of the block in the spec.
+_Branches = Sequence[Sequence[Layer]]
+
+
+def _conv(
+    number: int | str,
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    block: dict[str, Any],
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> list[Layer]:
+    """A block's n-th convolution and its batch norm, if `block`, the options, has them."""
+    padding = block.get("padding", dilation * (kernel - 1) // 2)
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "bias": block.get("bias", False)}
     options["groups"] = groups
-    parts = [(f"conv{number}", "conv", [in_channels, out_channels], options)]
-    if o.get("norm", True):
-        parts.append((f"bn{number}", "batch_norm", [out_channels], {"eps": o["eps"]} if "eps" in o else {}))
+    parts = [Layer(f"conv{number}", "conv", [in_channels, out_channels], options)]
+    if block.get("norm", True):
+        parts.append(Layer(f"bn{number}", "batch_norm", [out_channels], {"eps": block["eps"]} if "eps" in block else {}))
     return parts
 
 
-def _shortcut(in_channels, out_channels, o):
-    kind, stride = o.get("shortcut", "projection"), o.get("stride", 1)
+def _shortcut(in_channels: int, out_channels: int, block: dict[str, Any]) -> list[Layer]:
+    kind, stride = block.get("shortcut", "projection"), block.get("stride", 1)
     if kind == "pad" and in_channels > out_channels:
         raise Error(f"a shortcut without weights only adds channels, but 'in' is {in_channels} and 'out' {out_channels}")
     if kind in ("none", "pad") or (stride == 1 and in_channels == out_channels):
         return []
     kernel = 3 if kind == "projection3x3" else 1
-    conv, *norm = _conv("", in_channels, out_channels, kernel, o | {"bias": kind == "conv" or o.get("bias", False)}, stride)
-    return [("downsample.0", *conv[1:])] + [("downsample.1", *part[1:]) for part in norm if kind != "conv"]
+    block = block | {"bias": kind == "conv" or block.get("bias", False)}
+    conv, *norm = _conv("", in_channels, out_channels, kernel, block, stride)
+    parts = [conv] if kind == "conv" else [conv, *norm]
+    return [part._replace(name=f"downsample.{number}") for number, part in enumerate(parts)]
 
 
-def _basic(in_channels, out_channels, **o):
-    dilation = o.get("dilation", 1)
-    main = _conv(1, in_channels, out_channels, 3, o, o.get("stride", 1), o.get("first_dilation", dilation))
-    main += _conv(2, out_channels, out_channels, 3, o, 1, dilation)
-    return main, _shortcut(in_channels, out_channels, o)
+def _basic(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    dilation = block.get("dilation", 1)
+    main = _conv(1, in_channels, out_channels, 3, block, block.get("stride", 1), block.get("first_dilation", dilation))
+    main += _conv(2, out_channels, out_channels, 3, block, 1, dilation)
+    return main, _shortcut(in_channels, out_channels, block)
 
 
-def _bottleneck(in_channels, out_channels, **o):
-    width, stride, dilation = _width(out_channels, o), o.get("stride", 1), o.get("dilation", 1)
-    groups = o.get("groups", 1)
+def _bottleneck(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    width, stride, dilation = _width(out_channels, block), block.get("stride", 1), block.get("dilation", 1)
+    groups = block.get("groups", 1)
     if width % groups:
         raise Error(f"'groups' is {groups}, expected a divisor of the width inside, {width}")
-    first, second = (stride, 1) if o.get("stride_at") == "conv1" else (1, stride)
-    main = _conv(1, in_channels, width, 1, o, first)
-    main += _conv(2, width, width, 3, o, second, o.get("first_dilation", dilation), groups)
-    main += _conv(3, width, out_channels, 1, o)
-    return main, _shortcut(in_channels, out_channels, o)
+    first, second = (stride, 1) if block.get("stride_at") == "conv1" else (1, stride)
+    main = _conv(1, in_channels, width, 1, block, first)
+    main += _conv(2, width, width, 3, block, second, block.get("first_dilation", dilation), groups)
+    main += _conv(3, width, out_channels, 1, block)
+    return main, _shortcut(in_channels, out_channels, block)
 
 
-def _width(out_channels, o):
-    if out_channels % 4 and "width" not in o:
+def _width(out_channels: int, block: dict[str, Any]) -> int:
+    if out_channels % 4 and "width" not in block:
         raise Error(f"'out' is {out_channels}, expected a multiple of 4: a bottleneck is a quarter as wide inside")
-    return o.get("width", out_channels // 4)
+    return block.get("width", out_channels // 4)
 
 
-def _preact(in_channels, convolutions, o):
-    """Batch norm before each convolution, (out channels, kernel, stride); the first may be without.
+def _preact(in_channels: int, convolutions: Sequence[tuple[int, int, int]], block: dict[str, Any]) -> list[Layer]:
+    """Convolutions, (out channels, kernel, stride), each with a batch norm before it unless `first_activation` is false.
 
-    Without `norm`, so are the others, and the convolutions in front of them have a bias.
+    Without `norm`, only the first has a batch norm, and the convolutions that had one after them have a bias.
     """
-    main, norm = [], o.get("norm", True)
+    main, norm = [], block.get("norm", True)
     for number, (out_channels, kernel, stride) in enumerate(convolutions, start=1):
-        if norm if number > 1 else o.get("first_activation", True):
-            main.append((f"bn{number}", "batch_norm", [in_channels], {}))
+        if norm if number > 1 else block.get("first_activation", True):
+            main.append(Layer(f"bn{number}", "batch_norm", [in_channels], {}))
         bias = not norm and number < len(convolutions)
         main += _conv(number, in_channels, out_channels, kernel, {"norm": False, "bias": bias}, stride)
         in_channels = out_channels
     return main
 
 
-def _preact_basic(in_channels, out_channels, **o):
-    convolutions = [(out_channels, 3, o.get("stride", 1)), (out_channels, 3, 1)]
-    return _preact(in_channels, convolutions, o), _shortcut(in_channels, out_channels, o | {"norm": False})
+def _preact_basic(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    convolutions = [(out_channels, 3, block.get("stride", 1)), (out_channels, 3, 1)]
+    return _preact(in_channels, convolutions, block), _shortcut(in_channels, out_channels, block | {"norm": False})
 
 
-def _preact_bottleneck(in_channels, out_channels, **o):
-    width = _width(out_channels, o)
-    convolutions = [(width, 1, o.get("stride", 1)), (width, 3, 1), (out_channels, 1, 1)]
-    return _preact(in_channels, convolutions, o), _shortcut(in_channels, out_channels, o | {"norm": False})
+def _preact_bottleneck(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    width = _width(out_channels, block)
+    convolutions = [(width, 1, block.get("stride", 1)), (width, 3, 1), (out_channels, 1, 1)]
+    return _preact(in_channels, convolutions, block), _shortcut(in_channels, out_channels, block | {"norm": False})
 
 
-def _residual_unit(in_channels, out_channels, **o):
-    kind, stride = o.get("shortcut", "pad"), o.get("stride", 1)
-    norm = o.get("norm", True)
-    last_norm = norm or o.get("activation") == "bn_after_addition"
+def _residual_unit(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    kind, stride = block.get("shortcut", "pad"), block.get("stride", 1)
+    norm = block.get("norm", True)
+    last_norm = norm or block.get("activation") == "bn_after_addition"
     main = _conv(1, in_channels, out_channels, 3, {"norm": norm, "bias": not norm}, stride)
     main += _conv(2, out_channels, out_channels, 3, {"norm": last_norm, "bias": not last_norm})
-    conv = [in_channels, out_channels], {"kernel": 1, "stride": stride}
+    conv: tuple[list[int], dict[str, Any]] = [in_channels, out_channels], {"kernel": 1, "stride": stride}
     if kind == "conv":
-        return main, [("downsample", "conv", *conv)]
-    around = {
-        "dropout": [("dropout", "dropout", [], {})],
-        "exclusive_gate": [("gate", "gate", *conv)],
-        "shortcut_gate": [("gate", "gate", *conv)],
+        return main, [Layer("downsample", "conv", *conv)]
+    shortcut = {
+        "dropout": [Layer("dropout", "dropout", [], {})],
+        "exclusive_gate": [Layer("gate", "gate", *conv)],
+        "shortcut_gate": [Layer("gate", "gate", *conv)],
     }
-    return main, around.get(kind, []) + _shortcut(in_channels, out_channels, {"shortcut": "pad", "stride": stride})
+    return main, shortcut.get(kind, []) + _shortcut(in_channels, out_channels, {"shortcut": "pad", "stride": stride})
 
 
-def _conv_norm_relu(in_channels, out_channels, **o):
-    kernel = o.pop("kernel")
+def _conv_norm_relu(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    kernel = block.pop("kernel")
     if kernel % 2 == 0:
-        raise Error(f"'kernel' is {kernel}, expected an odd number, so that it has a middle")
-    conv, *norm = _conv("", in_channels, out_channels, kernel, o, o.get("stride", 1))
-    return [[("conv", *conv[1:]), *(("bn", *part[1:]) for part in norm)]]
+        raise Error(f"'kernel' is {kernel}, expected an odd number, so that it has a centre")
+    parts = _conv("", in_channels, out_channels, kernel, block, block.get("stride", 1))
+    return [parts]
 
 
-def _units(*units, **o):
-    """The parts of convolutions, (name, in, out, kernel), each with its batch norm and ReLU, one behind the other."""
+def _units(*units: tuple[str, int, int, int], **block: Any) -> list[Layer]:
+    """The layers of a sequence of convolutions, (name, in, out, kernel), each with its batch norm."""
     parts = []
     for name, in_channels, out_channels, kernel in units:
-        (unit,) = _conv_norm_relu(in_channels, out_channels, kernel=kernel, **o)
-        parts += [(f"{name}.{part}", *rest) for part, *rest in unit]
+        (unit,) = _conv_norm_relu(in_channels, out_channels, kernel=kernel, **block)
+        parts += [part._replace(name=f"{name}.{part.name}") for part in unit]
     return parts
 
 
-def _inception(in_channels, out_channels, branches, kernel=5, **o):
+def _inception(in_channels: int, out_channels: int, branches: list[list[int]], kernel: int = 5, **block: Any) -> _Branches:
     (one,), (reduce3, three), (reduce5, five), (projection,) = branches
-    pool = "branch4.0", "max_pool", [], {"kernel": 3, "stride": 1, "padding": 1}
+    pool = Layer("branch4.0", "max_pool", [], {"kernel": 3, "stride": 1, "padding": 1})
     return (
-        _units(("branch1", in_channels, one, 1), **o),
-        _units(("branch2.0", in_channels, reduce3, 1), ("branch2.1", reduce3, three, 3), **o),
-        _units(("branch3.0", in_channels, reduce5, 1), ("branch3.1", reduce5, five, kernel), **o),
-        [pool, *_units(("branch4.1", in_channels, projection, 1), **o)],
+        _units(("branch1", in_channels, one, 1), **block),
+        _units(("branch2.0", in_channels, reduce3, 1), ("branch2.1", reduce3, three, 3), **block),
+        _units(("branch3.0", in_channels, reduce5, 1), ("branch3.1", reduce5, five, kernel), **block),
+        [pool, *_units(("branch4.1", in_channels, projection, 1), **block)],
     )
 
 
-def _inception_a(in_channels, out_channels, **o):
-    o["eps"] = 1e-3
+def _inception_a(in_channels: int, out_channels: int, **block: Any) -> _Branches:
+    block["eps"] = 1e-3
     if out_channels <= 224:
         raise Error(f"'out' is {out_channels}, expected above 224, which the branches without a pool have")
-    pool = "pool", "avg_pool", [], {"kernel": 3, "stride": 1, "padding": 1}
+    pool = Layer("pool", "avg_pool", [], {"kernel": 3, "stride": 1, "padding": 1})
     return (
-        _units(("branch1x1", in_channels, 64, 1), **o),
-        _units(("branch5x5_1", in_channels, 48, 1), ("branch5x5_2", 48, 64, 5), **o),
-        _units(("branch3x3dbl_1", in_channels, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3), **o),
-        [pool, *_units(("branch_pool", in_channels, out_channels - 224, 1), **o)],
+        _units(("branch1x1", in_channels, 64, 1), **block),
+        _units(("branch5x5_1", in_channels, 48, 1), ("branch5x5_2", 48, 64, 5), **block),
+        _units(("branch3x3dbl_1", in_channels, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3), **block),
+        [pool, *_units(("branch_pool", in_channels, out_channels - 224, 1), **block)],
     )
 
 
-_BLOCKS = {
+_BLOCKS: dict[str, Callable[..., _Branches]] = {
     "basic": _basic,
     "bottleneck": _bottleneck,
     "preact_basic": _preact_basic,
@@ -309,5 +354,5 @@ _BLOCKS = {
 
 
 def text(shape: Sequence[int]) -> str:
-    """A shape for people: 3x224x224; "scalar" where it has no axes."""
+    """A shape for people: 3x224x224; "scalar" if it has no axes."""
     return "x".join(map(str, shape)) or "scalar"

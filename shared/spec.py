@@ -1,6 +1,6 @@
-"""The form of a network spec: which types of layers there are, and which keys they take.
+"""The form of a network spec: the types of layers, and the keys that each takes.
 
-A spec is a dictionary as in `specs/*.json`: a chain of layers and blocks, one a line. Shapes are (channels, height, width).
+A spec is a dictionary as in `specs/*.json`: a chain of layers and blocks, one per line. Shapes are (channels, height, width).
 """
 
 import json
@@ -96,7 +96,7 @@ VALUES = {
     "activation": one_of("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation"),
     "branches": Value(
         lambda v: type(v) is list and [type(b) is list and len(b) for b in v] == [1, 2, 2, 1] and all(map(are_counts, v)),
-        "four branches and their channels, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
+        "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
         {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "array", "items": {"type": "integer", "minimum": 1}}},
     ),
 }
@@ -116,18 +116,18 @@ SPEC_VALUES = {
         lambda v: type(v) is dict, "an object with channels, scale, mean and std", {"$ref": "#/$defs/preprocessing"}
     ),
     "classes": one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
-    "weights": TEXT._replace(words="a text: who publishes weights, and their name for the network"),
+    "weights": TEXT._replace(words="a string: who publishes the weights, and their name for the network"),
     "layers": Value(lambda v: type(v) is list and v, "a list of layers, at least one", {"$ref": "#/$defs/layers"}),
 }
 
 
 def values_of(kind: str) -> dict[str, Value]:
-    """What the values of the keys of a type of layer must be: `VALUES`, and the type's own shortcuts."""
+    """What the values of the keys of a type of layer must be: `VALUES` with the type's own shortcuts."""
     return VALUES | {"shortcut": one_of(*SHORTCUTS[kind])} if kind in SHORTCUTS else VALUES
 
 
 def check_layers(spec: Any) -> None:
-    """Raise `Error` unless a spec has the keys of one, and its layers those of theirs; `shapes.layers` checks that they fit."""
+    """Raise `Error` unless a spec and its layers have the keys that they must; `shapes.layers` checks that layers fit."""
     if not isinstance(spec, dict):
         raise Error('a spec is a JSON object with "name", "input" and "layers"')
     check_keys(spec, REQUIRED, OPTIONAL, SPEC_VALUES)
@@ -159,11 +159,11 @@ def _check_layer(layer: dict[str, Any]) -> None:
 
 
 def _check_name(layer: dict[str, Any], earlier: list[str]) -> None:
-    # A name becomes an attribute, hence the words; `features.0` is a member of a group and groups count up from 0.
+    # A name becomes an attribute, so it must be a word; `features.0` is a member of a group, and groups count up from 0.
     name = layer["name"]
     match = re.fullmatch(r"([A-Za-z]\w*)(?:\.(\d+))?", name) if isinstance(name, str) else None
     if not match:
-        raise Error("a name is a word, or a word, a dot and a number in a group such as features.0, features.1")
+        raise Error("a name is a word, or in a group a word, a dot and a number: features.0, features.1")
     group, number = match.groups()
     if name in earlier:
         raise Error("an earlier layer has the same name")
@@ -179,7 +179,7 @@ def _check_name(layer: dict[str, Any], earlier: list[str]) -> None:
 
 
 def unroll(spec: Spec) -> list[Layer]:
-    """The chain as a list of `Layer`: blocks with `repeat` one by one, the first of them with the stride."""
+    """The chain as a list of `Layer`: a block with `repeat` becomes that many, of which the first has the stride."""
     chain = []
     for entry in spec["layers"]:
         options = dict(entry)
@@ -195,7 +195,7 @@ def unroll(spec: Spec) -> list[Layer]:
 
 
 def classifier(spec: Spec) -> dict[str, Any]:
-    """The last layer with weights, a linear one or a convolution. Raises `Error` if the last one is neither."""
+    """The last layer with an "out" in the spec. Raises `Error` unless it is a linear layer or a convolution."""
     last = next((layer for layer in reversed(spec["layers"]) if "out" in layer), None)
     if not last or last["type"] not in ("linear", "conv"):
         raise Error(f"{spec['name']} does not end in a linear layer or a convolution, so it has no classifier")

@@ -1,8 +1,8 @@
-"""The networks in PyTorch."""
+"""The networks in PyTorch, and the engine that runs them."""
 
 from shared import coexist
 
-coexist.prepare("tensorflow")
+coexist.isolate_triton("tensorflow")
 
 from . import checkpoints, datasets, export  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402

@@ -1,21 +1,22 @@
-"""Residual blocks. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
+"""Residual blocks. A twin: the same text as in the other package, except for the words listed in CONTRIBUTING.md."""
 
 from torch import nn
 
-from .layers import BatchNorm, Chain, Conv, Identity, PadChannels, relu
+from .layers import BatchNorm, Chain, Conv, Identity, PadChannels, Padding, Tensor, relu
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: He et al. 2015 (arXiv:1512.03385), figure 5 left.
 
     `dilation` holds for both convolutions, `first_dilation` for the first alone: dilated residual networks, Yu et al. 2017
-    (arXiv:1705.09914), section 2. `padding` is None for as much on each side, or "same". `shortcut` is explained below.
+    (arXiv:1705.09914), section 2. `padding` is "same", or None for equal sides. `shortcut`: see `downsample`.
     """
 
     def __init__(
-        self, in_channels, out_channels, stride=1, padding=None, dilation=1, first_dilation=None,
-        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection",
-    ):  # fmt: skip
+        self, in_channels: int, out_channels: int, stride: int = 1, padding: Padding | None = None, dilation: int = 1,
+        first_dilation: int | None = None, bias: bool = False, norm: bool = True, eps: float = 1e-5, momentum: float = 0.1,
+        shortcut: str = "projection",
+    ) -> None:  # fmt: skip
         super().__init__()
         first_dilation = first_dilation or dilation
         self.conv1 = conv(in_channels, out_channels, 3, stride, padding, first_dilation, bias)
@@ -26,7 +27,7 @@ class BasicBlock(nn.Module):
         if shortcut != "none":
             self.downsample = downsample(in_channels, out_channels, stride, shortcut, padding, bias, norm, eps, momentum)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.residual:
@@ -38,15 +39,16 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, and a shortcut: He et al. 2015, figure 5 right.
 
     The stride is at the 3x3 convolution, as in torchvision's ResNets ("version 1.5"); the paper has it at the first 1x1
-    convolution, `stride_at="conv1"`. Dilation holds for the 3x3 convolution, `first_dilation` in its place if given.
-    `width`, the channels inside, may be another: wide ResNets, Zagoruyko and Komodakis 2016 (arXiv:1605.07146). `groups` divide
-    the 3x3 convolution: ResNeXt, Xie et al. 2017 (arXiv:1611.05431).
+    convolution, `stride_at="conv1"`. `first_dilation`, if given, replaces `dilation`, that of the 3x3 convolution.
+    `width` sets the channels inside: wide ResNets, Zagoruyko and Komodakis 2016 (arXiv:1605.07146). `groups` divide the 3x3
+    convolution: ResNeXt, Xie et al. 2017 (arXiv:1611.05431).
     """
 
     def __init__(
-        self, in_channels, out_channels, stride=1, padding=None, dilation=1, first_dilation=None,
-        bias=False, norm=True, eps=1e-5, momentum=0.1, shortcut="projection", stride_at="conv2", width=None, groups=1,
-    ):  # fmt: skip
+        self, in_channels: int, out_channels: int, stride: int = 1, padding: Padding | None = None, dilation: int = 1,
+        first_dilation: int | None = None, bias: bool = False, norm: bool = True, eps: float = 1e-5, momentum: float = 0.1,
+        shortcut: str = "projection", stride_at: str = "conv2", width: int | None = None, groups: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         width = width or out_channels // 4
         first, second = (stride, 1) if stride_at == "conv1" else (1, stride)
@@ -60,7 +62,7 @@ class Bottleneck(nn.Module):
         if shortcut != "none":
             self.downsample = downsample(in_channels, out_channels, stride, shortcut, padding, bias, norm, eps, momentum)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = relu(self.bn1(self.conv1(x)))
         y = relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -69,20 +71,25 @@ class Bottleneck(nn.Module):
         return relu(y)
 
 
-def conv(in_channels, out_channels, kernel, stride=1, padding=None, dilation=1, bias=False, groups=1):
-    """A convolution that keeps the size of the map but for its stride; `padding` is None (as much on each side) or "same"."""
-    if padding is None:
-        padding = dilation * (kernel - 1) // 2
-    return Conv(in_channels, out_channels, kernel, stride, padding, dilation, bias, groups)
+def conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: Padding | None = None, dilation: int = 1,
+    bias: bool = False, groups: int = 1,
+) -> Conv:  # fmt: skip
+    """A convolution that changes the size of the map only by its stride; `padding` is "same", or None for equal sides."""
+    pixels = dilation * (kernel - 1) // 2
+    return Conv(in_channels, out_channels, kernel, stride, pixels if padding is None else padding, dilation, bias, groups)
 
 
-def downsample(in_channels, out_channels, stride, shortcut, padding=None, bias=False, norm=True, eps=1e-5, momentum=0.1):
-    """The way around a block: the identity where the shape stays, else by the kind of shortcut:
+def downsample(
+    in_channels: int, out_channels: int, stride: int, shortcut: str, padding: Padding | None = None, bias: bool = False,
+    norm: bool = True, eps: float = 1e-5, momentum: float = 0.1,
+) -> nn.Module:  # fmt: skip
+    """The shortcut of a block: the identity if the shape stays, otherwise according to `shortcut`:
 
     - "projection": 1x1 convolution and batch norm (He et al. 2015, section 3.3, option B); "projection3x3" with 3x3;
     - "conv": 1x1 convolution with bias, no batch norm;
     - "pad": no weights, see `PadChannels` (option A);
-    - "unused": the weights of a projection, which the block does not run: the authors' DRN-C-58 has such ones.
+    - "unused": the weights of a projection that the block does not run, as in the authors' DRN-C-58.
     """
     if stride == 1 and in_channels == out_channels:
         return Identity()

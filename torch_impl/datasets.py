@@ -1,4 +1,6 @@
-"""Data sets through torchvision's downloaders, which check what they fetch."""
+"""Data sets through torchvision's downloaders, which verify what they fetch."""
+
+from pathlib import Path
 
 import numpy as np
 
@@ -7,18 +9,21 @@ import shared
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's
 
 
-def download(name, folder):
-    """Images (count, height, width, channels) and labels for training, then for testing; fetched if not in `folder`."""
-    from torchvision import datasets  # which takes a second to import
+def download(name: str, folder: str | Path) -> list[np.ndarray]:
+    """[images, labels, images, labels] for training and for testing, fetched unless they are in `folder`.
 
-    arrays = []
+    Images are bytes (count, height, width, channels). Raises `shared.Error` if the data set cannot be downloaded.
+    """
+    from torchvision import datasets  # here, since it takes a second to import
+
+    arrays: list[np.ndarray] = []
     for train in (True, False):
         try:
             part = getattr(datasets, CLASSES[name])(folder, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise shared.Error(
                 f"{name} could not be downloaded into {folder}: {error}. "
-                f"Without a network, put {name}.npz into a folder and name the folder in TWINS_DATA"
+                f"Without a network connection, put {name}.npz into a folder and set TWINS_DATA to that folder"
             ) from None
         images = np.asarray(part.data)
         arrays += [images if images.ndim == 4 else images[..., None], np.asarray(part.targets, np.int64)]

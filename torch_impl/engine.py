@@ -1,50 +1,57 @@
-"""What the comparison and the training loop drive: a PyTorch network with its optimiser, in NumPy arrays.
+"""The engine that comparison and training drive: a PyTorch network with its optimiser, in NumPy arrays.
 
-Images come as (batch, channels, height, width), labels as whole numbers; weights and gradients have PyTorch's names.
+Images are (batch, channels, height, width), labels whole numbers; weights and gradients have PyTorch's names and layouts.
 """
 
 import contextlib
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import distributed
+from torch import Tensor, distributed, nn
 
 import shared
 from shared import recipes, weights
 from shared.dropout import masks
+from shared.recipes import Recipe
+from shared.spec import Spec
+from shared.weights import State
 
 from .layers import BatchNorm, Conv, Dropout
-from .network import build
+from .network import Network, build
 from .weights import load, state
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Engine:
-    """A network, and in training its optimiser, on the device where the network is.
+    """A network, and in training its optimiser, on the device that the network is on.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` is of what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
+    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
     `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
-    statistics and normalises by them. Of several processes that torchrun has started, each takes one of the `shares` of
-    every batch.
+    statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
+    batch.
     """
 
     framework = "PyTorch"
 
-    def __init__(self, net, optimizer=None, seed=0, mixed=False, compiled=False):
+    def __init__(
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False
+    ) -> None:
         self.net, self.seed, self.mixed = net, seed, mixed
         self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
         self.frozen = [m for m in net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
-        self.passes = 0  # in training mode, which dropout counts
+        self.passes = 0  # in training mode: each has dropout masks of its own
         self.rank = 0  # of `processes`
         self.processes = self.shares = 1
         self._net = torch.compile(net) if compiled else net
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
-        self.slots, self.optimizer = weights.slots(optimizer), None
+        self.slots = weights.slots(optimizer)
+        self.optimizer: Any = None
         if optimizer:
             options = {key: value for key, value in optimizer.items() if key not in ("name", "learning_rate")}
             self.optimizer = OPTIMIZERS[optimizer["name"]](self.weights.values(), optimizer["learning_rate"], **options)
@@ -54,8 +61,8 @@ class Engine:
                 unused = any(layer.get("shortcut") == "unused" for layer in net.spec["layers"])
                 self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
 
-    def step(self, images, labels, learning_rate=None):
-        """One training step; returns the mean cross-entropy before it, and how many of the images were classified right."""
+    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float | None = None) -> tuple[float, int]:
+        """One training step: (mean cross-entropy before it, number of correctly classified images)."""
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -63,40 +70,40 @@ class Engine:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        right = int((logits.argmax(1).cpu().numpy() == self._share(labels)).sum())
+        correct = int((logits.argmax(1).cpu().numpy() == self._share(labels)).sum())
         if self.shares == 1:
-            return loss.item(), right
-        self._average()
-        total = self.total(np.array([loss.item(), right]))
+            return loss.item(), correct
+        self._average_statistics()
+        total = self.total(np.array([loss.item(), correct]))
         return float(total[0]) / self.shares, int(total[1])
 
-    def loss(self, images, labels):
-        """The mean cross-entropy in training mode, in which running statistics move."""
+    def loss(self, images: np.ndarray, labels: np.ndarray) -> float:
+        """The mean cross-entropy in training mode, which updates the running statistics."""
         with torch.no_grad():
             return self._loss(images, labels)[0].item()
 
-    def predict(self, images):
-        """Logits in evaluation mode."""
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Logits in evaluation mode, (batch, classes)."""
         self.net.eval()
         with torch.no_grad(), self._autocast():
             return _numpy(self.net(self._tensor(images)))
 
-    def class_maps(self, images):
-        """(batch, classes, height, width) in evaluation mode."""
+    def class_maps(self, images: np.ndarray) -> np.ndarray:
+        """(batch, classes, height, width) in evaluation mode. Raises `shared.Error` if the network has no class maps."""
         self.net.eval()
         with torch.no_grad(), self._autocast():
             return _numpy(self.net.class_maps(self._tensor(images)))
 
-    def activations(self, images):
-        """{layer name: output} in evaluation mode, as PyTorch gives it."""
+    def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """{layer name: output} in evaluation mode, with PyTorch's axes."""
         self.net.eval()
         with torch.no_grad(), self._autocast():
             return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
 
-    def gradients(self, images, labels):
-        """{name: gradient} of the loss in training mode, and the image's as "input". Takes no step.
+    def gradients(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """{name: gradient} of the loss in training mode, with that of the images as "input". Takes no step.
 
-        As in every pass in training mode, the running statistics of batch norms move.
+        As every pass in training mode does, it updates the running statistics of batch norms.
         """
         images = self._tensor(images).requires_grad_()
         self.net.zero_grad()
@@ -104,17 +111,20 @@ class Engine:
         tensors = {"input": images, **self.weights}
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
 
-    def state(self):
-        """The weights and, in training, what the optimiser keeps besides, as `shared.weights.slots` names it."""
+    def state(self) -> State:
+        """The weights and, in training, the optimiser's arrays, named as by `shared.weights.slots`."""
         arrays = state(self.net)
         for slot in self.slots:
             for name, weight in self.weights.items():
-                known = self.optimizer.state.get(weight, {}).get(slot)  # nothing before the first step, or without a gradient
-                arrays[f"optimizer.{slot}.{name}"] = _numpy(torch.zeros_like(weight) if known is None else known.clone())
+                array = self.optimizer.state.get(weight, {}).get(slot)  # None before the first step, and without a gradient
+                arrays[f"optimizer.{slot}.{name}"] = _numpy(torch.zeros_like(weight) if array is None else array.clone())
         return arrays
 
-    def load(self, arrays, steps=0):
-        """Take up a run where `state` gave these arrays, after as many steps; without an optimiser's, that begins anew."""
+    def load(self, arrays: State, steps: int = 0) -> None:
+        """Resume after `steps` steps, when `state` gave these arrays; an optimiser whose arrays are missing starts afresh.
+
+        Raises `shared.Error` if the weights do not fit the network.
+        """
         load(self.net, {name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
         self.passes = steps
         if self.optimizer:
@@ -123,11 +133,11 @@ class Engine:
             names = [slot for slot in self.slots if f"optimizer.{slot}.{name}" in arrays]
             slots = {slot: torch.from_numpy(np.array(arrays[f"optimizer.{slot}.{name}"])).to(weight) for slot in names}
             if slots:
-                counted = {"step": torch.tensor(float(steps))} if "exp_avg" in slots else {}
-                self.optimizer.state[weight] = counted | slots
+                counter = {"step": torch.tensor(float(steps))} if "exp_avg" in slots else {}
+                self.optimizer.state[weight] = counter | slots
 
-    def total(self, array):
-        """The sum of an array over all processes."""
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """The sum of an array over all processes, float64 if there are several."""
         if self.shares == 1:
             return array
         tensor = torch.from_numpy(np.array(array, np.float64)).to(next(self.net.parameters()).device)
@@ -135,12 +145,12 @@ class Engine:
         return tensor.cpu().numpy()
 
     @staticmethod
-    def channels_first(output):
-        """A map, as the network gives it, as (batch, channels, height, width)."""
+    def channels_first(output: np.ndarray) -> np.ndarray:
+        """An output of the network as (batch, channels, height, width), if it is a map."""
         return output
 
-    def _loss(self, images, labels):
-        """The loss, and the logits, of this process's share of a batch."""
+    def _loss(self, images: "np.ndarray | Tensor", labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The loss and the logits of this process's share of a batch, in training mode."""
         self.net.train()
         for layer in self.frozen:
             layer.eval()
@@ -158,11 +168,12 @@ class Engine:
         logits = logits.to(images.dtype)
         return F.cross_entropy(logits, torch.from_numpy(self._share(labels)).to(images.device)), logits
 
-    def _share(self, batch):
+    def _share(self, batch: Any) -> Any:
+        """The part of a batch that this process takes."""
         return batch[self.rank :: self.shares] if self.shares > 1 else batch
 
-    def _average(self):
-        """Make the running statistics the mean of all processes', as Keras does with several devices."""
+    def _average_statistics(self) -> None:
+        """Replace the running statistics by their mean over all processes, as Keras does with several devices."""
         buffers = [buffer for name, buffer in self.net.named_buffers() if ".running_" in name]
         if buffers:
             vector = torch.cat([buffer.flatten() for buffer in buffers])
@@ -170,44 +181,46 @@ class Engine:
             for buffer, mean in zip(buffers, vector.split([buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(mean.view_as(buffer) / self.shares)
 
-    def _autocast(self):
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         device = next(self.net.parameters()).device.type
         return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
-    def _tensor(self, images):
+    def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
+        """An array in the network's precision and on its device."""
         return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
 
 
-def trainer(spec, recipe, compiled=False):
+def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     """An engine that trains a new network by a recipe, as `shared.recipes.load_recipe` gives it, on the GPU if there is one.
 
-    In a process of several that torchrun has started, the engine is one of as many. Raises `shared.Error`.
+    In each of several processes that torchrun has started, it is the engine of that process. Raises `shared.Error` if these
+    are more than the GPUs, or there is no compiler for `compiled`.
     """
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if distributed.is_torchelastic_launched() and 0 < gpus < processes:
         raise shared.Error(f"torchrun has started {processes} processes, but there are {gpus} GPUs")
     if compiled and not gpus and not shutil.which(os.environ.get("CXX", "g++")):
-        raise shared.Error("torch.compile needs a C++ compiler: g++, or what CXX names")
+        raise shared.Error("torch.compile needs a C++ compiler: install g++, or name another in the environment variable CXX")
     if distributed.is_torchelastic_launched() and not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.frozen(recipe, spec):
         net.get_submodule(name).requires_grad_(False)
-    if precision != "float64" and (gpus or not any(map(_narrow, net.modules()))):
-        net.to(memory_format=torch.channels_last)  # quicker but in float64, on the CPU as on a GPU
+    if precision != "float64" and (gpus or not any(map(_crashes_channels_last, net.modules()))):
+        net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled)
 
 
-def _narrow(layer):
-    """Whether a layer is a convolution that PyTorch 2.15 on the CPU may not train with the channels last.
+def _crashes_channels_last(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution whose training with the channels last crashes PyTorch 2.15 on the CPU.
 
-    oneDNN then writes behind the gradient of a strided 1x1 kernel with few input channels (seen below 16): the process dies.
+    oneDNN then writes past the gradient of a strided 1x1 kernel with few input channels (observed below 16).
     """
     return isinstance(layer, Conv) and layer.kernel_size == (1, 1) and layer.stride > (1, 1) and layer.in_channels < 16
 
 
-def _numpy(tensor):
+def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().cpu().numpy() if tensor.dtype == torch.bfloat16 else tensor.detach().cpu().numpy()

@@ -1,13 +1,20 @@
-"""A network from its spec. A twin: the text is that of the other package, but for the words listed in CONTRIBUTING.md."""
+"""A network from its spec. A twin: the same text as in the other package, except for the words listed in CONTRIBUTING.md."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
 
 import shared
 from shared import fold, networks
+from shared.spec import Spec
 from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
+from .layers import Tensor
 from .weights import adopt, load, state
 
-TYPES = {
+TYPES: dict[str, type[nn.Module]] = {
     "conv": layers.Conv,
     "batch_norm": layers.BatchNorm,
     "local_response_norm": layers.LocalResponseNorm,
@@ -32,27 +39,27 @@ TYPES = {
 
 
 class Network(layers.Model):
-    """The chain of layers that a spec describes; a layer is the attribute of its name, a group of layers a `Chain`."""
+    """The chain of layers that a spec describes. Each is an attribute under its name; a group of layers is a `Chain`."""
 
-    def __init__(self, spec):
+    def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.name, self.spec = spec["name"], spec
-        groups = {}
+        groups: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, kind, sizes, options in shared.unroll(spec):
             groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))
         self.groups = tuple(groups)
         for group, members in groups.items():
             if hasattr(type(self), group) or hasattr(self, group):
-                raise shared.Error(f"layer {group!r}: every PyTorch network has an attribute of that name, choose another")
+                raise shared.Error(f"layer {group!r}: every PyTorch network has an attribute of that name; choose another")
             alone = members[0][0] == group
             setattr(self, group, members[0][1] if alone else layers.Chain(*(layer for _, layer in members)))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for group in self.groups:
             x = getattr(self, group)(x)
         return x
 
-    def activations(self, x):
+    def activations(self, x: Tensor) -> dict[str, Tensor]:
         """{layer name: output} of every layer of the `chain`, in order."""
         outputs = {}
         for name, layer in self.chain():
@@ -60,11 +67,11 @@ class Network(layers.Model):
             outputs[name] = layers.snapshot(x)
         return outputs
 
-    def class_maps(self, x):
-        """The classifier's answer at every position, before any pooling: (batch, classes, height, width), axes as those of x.
+    def class_maps(self, x: Tensor) -> Tensor:
+        """The classifier's output at every position, before any pooling: a map of x's axes with classes as channels.
 
-        Their mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
-        `shared.Error` where the network does not end in global pooling and one linear layer or 1x1 convolution.
+        Its mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
+        `shared.Error` unless the network ends in global pooling and one linear layer or 1x1 convolution.
         """
         before, classifier = networks.head(self.spec)
         for name, layer in self.chain():
@@ -74,28 +81,29 @@ class Network(layers.Model):
                 x = layers.at_every_position(layer, x)
         return x
 
-    def dense_class_maps(self, x):
-        """The class maps at the size of the images, by bilinear interpolation: what a segmentation head on a DRN begins from.
+    def dense_class_maps(self, x: Tensor) -> Tensor:
+        """The class maps at the size of the images, by bilinear interpolation: the starting point of segmentation with a DRN.
 
-        Positions and pixels are where their centres are (`align_corners=False`), and beyond the outermost positions the maps
-        stay as they are there.
+        Positions and pixels are located by their centres (`align_corners=False`); pixels beyond the outermost positions have
+        the values there.
         """
         return layers.upsampled(self.class_maps(x), x)
 
-    def chain(self):
-        """(name, layer) of every layer of the chain, in order; members of a group one by one, as "layer1.0"."""
+    def chain(self) -> Iterator[tuple[str, nn.Module]]:
+        """(name, layer) of every layer of the chain, in order; the members of a group one by one, such as "layer1.0"."""
         for group in self.groups:
             layer = getattr(self, group)
-            members = enumerate(layer) if isinstance(layer, layers.Chain) else [(None, layer)]
-            for number, member in members:
-                yield group if number is None else f"{group}.{number}", member
+            if isinstance(layer, layers.Chain):
+                yield from ((f"{group}.{number}", member) for number, member in enumerate(layer))
+            else:
+                yield group, layer
 
 
-def build(network, seed=0, dtype="float32"):
-    """The network of a name, of the path of a JSON file or of a spec, with the initial weights of the seed.
+def build(network: str | Path | Spec, seed: int = 0, dtype: str = "float32") -> Network:
+    """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
     `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
-    Raises `shared.Error` where the spec is wrong.
+    Raises `shared.Error` if the spec is wrong or the framework does not have the dtype.
     """
     spec = shared.load(network)
     net = layers.construct(Network, spec, dtype)
@@ -103,13 +111,13 @@ def build(network, seed=0, dtype="float32"):
     return net
 
 
-def folded(net):
-    """The network for inference alone, in the same precision: its batch norms are folded into the convolutions before them.
+def folded(net: Network) -> Network:
+    """The network for inference only, in the same precision, with batch norms folded into the convolutions before them.
 
     See `shared.fold`. Its `spec` and its state are those of an ordinary network.
     """
     spec, arrays = fold.folded(net.spec, state(net))
-    lighter = layers.construct(Network, spec, layers.dtype(net))
-    load(lighter, arrays)
-    layers.for_inference(lighter, net)
-    return lighter
+    folded_net = layers.construct(Network, spec, layers.dtype_name(net))
+    load(folded_net, arrays)
+    layers.for_inference(folded_net, net)
+    return folded_net

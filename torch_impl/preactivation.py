@@ -1,21 +1,24 @@
-"""Residual units of He et al. 2016. A twin: the text is that of the other package, but for the words in CONTRIBUTING.md."""
+"""Residual units of He et al. 2016. A twin: the same text as in the other package, except for the words in CONTRIBUTING.md."""
 
 from torch import nn
 
 from .blocks import conv, downsample
-from .layers import BatchNorm, Conv, Dropout, Identity, ReLU, relu, sigmoid
+from .layers import BatchNorm, Conv, Dropout, Identity, ReLU, Tensor, relu, sigmoid
 
 
 class PreActBasic(nn.Module):
-    """Two 3x3 convolutions, each behind a batch norm and ReLU: He et al. 2016 (arXiv:1603.05027), figure 4(e).
+    """Two 3x3 convolutions, each after a batch norm and ReLU: He et al. 2016 (arXiv:1603.05027), figure 4(e).
 
-    A projection, a 1x1 convolution without batch norm, begins behind the first ReLU (the paper's appendix). The first block
-    of a network has no batch norm and ReLU of its own, `first_activation=False`: those behind the network's first
+    A projection, a 1x1 convolution without batch norm, takes the output of the first ReLU (the paper's appendix). The first
+    block of a network has no batch norm and ReLU of its own, `first_activation=False`: those after the network's first
     convolution serve both its paths. `shortcut` is "projection" or "pad", see `blocks.downsample`. `norm=False` leaves out the
-    batch norm behind a convolution, which then has a bias: see `shared.fold`.
+    batch norm after a convolution, which then has a bias: see `shared.fold`.
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, norm=True, shortcut="projection", first_activation=True):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, norm: bool = True, shortcut: str = "projection",
+        first_activation: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.first_activation = first_activation
         self.bn1 = BatchNorm(in_channels) if first_activation else Identity()
@@ -25,21 +28,24 @@ class PreActBasic(nn.Module):
         self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
         self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = relu(self.bn1(x)) if self.first_activation else x
-        around = self.downsample(y if self.projects else x)
+        shortcut = self.downsample(y if self.projects else x)
         y = self.conv1(y)
         y = self.conv2(relu(self.bn2(y)))
-        return y + around
+        return y + shortcut
 
 
 class PreActBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, each behind a batch norm and ReLU; else as `PreActBasic`.
+    """1x1, 3x3 and 1x1 convolutions, a quarter as wide inside, each after a batch norm and ReLU; otherwise as `PreActBasic`.
 
     The stride is at the first 1x1 convolution, as in the paper's bottlenecks and the authors' code.
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, norm=True, shortcut="projection", first_activation=True):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, norm: bool = True, shortcut: str = "projection",
+        first_activation: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         width = out_channels // 4
         self.first_activation = first_activation
@@ -52,33 +58,33 @@ class PreActBottleneck(nn.Module):
         self.projects = shortcut == "projection" and (stride > 1 or in_channels != out_channels)
         self.downsample = downsample(in_channels, out_channels, stride, shortcut, norm=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = relu(self.bn1(x)) if self.first_activation else x
-        around = self.downsample(y if self.projects else x)
+        shortcut = self.downsample(y if self.projects else x)
         y = self.conv1(y)
         y = self.conv2(relu(self.bn2(y)))
         y = self.conv3(relu(self.bn3(y)))
-        return y + around
+        return y + shortcut
 
 
 class ResidualUnit(nn.Module):
-    """The basic block as He et al. 2016 take it apart, to compare what stands where.
+    """The variants of the basic block that He et al. 2016 compare: the order of its layers, and its shortcut.
 
     `activation` is the order of figure 4: "original" (a), "bn_after_addition" (b), "relu_before_addition" (c) or
     "relu_only_preactivation" (d); (e) is `PreActBasic`.
 
-    `shortcut` is of table 1 and figure 2. "pad" is the identity, see `blocks.downsample`, and "dropout" drops half of it;
-    "conv" is a 1x1 convolution in every block. A gate g(x), sigmoid of a 1x1 convolution that begins with a bias of -6, weighs
+    `shortcut` is one of table 1 and figure 2. "pad" is the identity, see `blocks.downsample`, and "dropout" drops half of it;
+    "conv" is a 1x1 convolution in every block. A gate g(x), the sigmoid of a 1x1 convolution whose bias starts at -6, scales
     the shortcut by 1 - g(x) ("shortcut_gate") and also the residual by g(x) ("exclusive_gate"). `shortcut_scale` and
-    `residual_scale` are constant weights of the two. How a gate's map shrinks where the block's does is not in the paper: its
-    convolution has the block's stride and channels here. `norm=False` leaves out the batch norms behind a convolution, which
-    then has a bias: see `shared.fold`.
+    `residual_scale` are constant factors of the two. The paper does not say how the gate follows a block that changes the
+    shape: here its convolution has the block's stride and channels. `norm=False` leaves out the batch norm after a
+    convolution, which then has a bias: see `shared.fold`.
     """
 
     def __init__(
-        self, in_channels, out_channels, stride=1, norm=True, activation="original", shortcut="pad", shortcut_scale=1,
-        residual_scale=1,
-    ):  # fmt: skip
+        self, in_channels: int, out_channels: int, stride: int = 1, norm: bool = True, activation: str = "original",
+        shortcut: str = "pad", shortcut_scale: float = 1, residual_scale: float = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation, self.shortcut_scale, self.residual_scale = activation, shortcut_scale, residual_scale
         self.relu = ReLU()
@@ -96,7 +102,7 @@ class ResidualUnit(nn.Module):
         else:
             self.downsample = downsample(in_channels, out_channels, stride, "pad")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.relu(x) if self.activation == "relu_only_preactivation" else x
         y = relu(self.bn1(self.conv1(y)))
         y = self.conv2(y)
@@ -109,12 +115,12 @@ class ResidualUnit(nn.Module):
             y = self.bn2(y)
         return relu(y) if self.activation in ("original", "bn_after_addition") else y
 
-    def add(self, x, y):
-        """The sum of the shortcut from x and of the residual y, each with its weight."""
-        around = self.downsample(self.dropout(x))
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum of the shortcut from x and of the residual y, each scaled."""
+        shortcut = self.downsample(self.dropout(x))
         if self.gate is not None:
             gate = sigmoid(self.gate(x))
-            around = (1 - gate) * around
+            shortcut = (1 - gate) * shortcut
             if self.exclusive:
                 y = gate * y
-        return self.shortcut_scale * around + self.residual_scale * y
+        return self.shortcut_scale * shortcut + self.residual_scale * y

@@ -47,7 +47,7 @@ def load_weights(source: str | Path, spec: Spec) -> State:
     """
     arrays = _read_or_fetch(source, spec)
     try:
-        fitted, _ = renaming.fitting(renaming.placeholders(arrays), spec)
+        fitted, _ = renaming.fitting_spec(renaming.placeholders(arrays), spec)
         if fitted is not spec:
             raise Error(f"has no classifier, which {spec['name']} needs; `twins convert` takes such files")
         return renaming.fit(arrays, spec)[0]
@@ -65,7 +65,7 @@ def load_backbone(source: str | Path, spec: Spec) -> State:
     last = f"{classifier(spec)['name']}.weight"
     counts = []
     for foreign_name, array in arrays.items():
-        name, word = renaming.renamed(foreign_name, own, {})
+        name, word = renaming.translated_name(foreign_name, own, {})
         if name == last and array.ndim:
             counts.append(array.shape[-1 if word else 0])
     try:
@@ -121,7 +121,7 @@ def convert(source: str | Path, destination: str | Path, network: str | None = N
 
 def _fits(arrays: State, candidates: list[Spec], kind: str) -> list[Spec]:
     """The candidates as the arrays fit them, with or without the classifier. Raises `Error` unless all become one file."""
-    fits = [renaming.fitting(renaming.placeholders(arrays), candidate) for candidate in candidates]
+    fits = [renaming.fitting_spec(renaming.placeholders(arrays), candidate) for candidate in candidates]
     if len(fits) > 1 and (kind in KERAS or any(moves != fits[0][1] for _, moves in fits)):
         listed = ", ".join(candidate["name"] for candidate in candidates)
         raise Error(f"the arrays fit several networks, {listed}; pass --network NAME to choose")
@@ -155,7 +155,7 @@ def write_weights(path: Path, kind: str, spec: Spec, state: State) -> dict[str, 
         writer.write_application(path, spec, dict(application.values()))
         return {name: (theirs, array.shape) for name, (theirs, array) in application.items()}
     writer.write_keras(path, spec, state)
-    return {name: (name, renaming.to_keras(array).shape) for name, array in state.items()}
+    return {name: (name, renaming.to_keras_layout(array).shape) for name, array in state.items()}
 
 
 def _read_or_fetch(source: str | Path, spec: Spec) -> State:

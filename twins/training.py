@@ -171,7 +171,7 @@ class _Run:
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
         losses, correct, count, seconds = self.sums
-        row = {
+        row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "learning_rate": self.rate,

@@ -57,7 +57,7 @@ def locate(
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    located: list[tuple[dict[str, Any], "Localisation | None"]] = []
+    located: list[tuple[dict[str, Any], Localisation | None]] = []
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
             if not data:
@@ -69,20 +69,26 @@ def locate(
             advance(1)
     unread = [result for result, _ in located if "error" in result]
     if data:
-        about = {"network": spec["name"], "weights": weights, "data": str(data)}
-        about |= {"frameworks": [engine.framework for engine in engines]}
-        about |= {"pictures": len(located) - len(unread), "threshold": threshold}
-        summary = locations.summarise(located, entries, threshold, known=number is not None)
-        if plot and summary:
-            title = f"{spec['name']} on {data.resolve().name}, {about['pictures']} pictures"
-            plots.draw_sweep(summary["sweep"], plot, title)
-        if as_json:
-            output.show_json(about | summary | {"images": [result for result, _ in located]})
-        elif summary:
-            _show_summary(about | summary)
-        for result in unread:
-            output.complain(result["error"])
+        summary = {"network": spec["name"], "weights": weights, "data": str(data)}
+        summary |= {"frameworks": [engine.framework for engine in engines]}
+        summary |= {"pictures": len(located) - len(unread), "threshold": threshold}
+        measured = locations.summarise(located, entries, threshold, known=number is not None)
+        if plot and measured:
+            title = f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures"
+            plots.draw_sweep(measured["sweep"], plot, title)
+        _show(summary | measured, [result for result, _ in located], as_json)
     sys.exit(2 if unread else 0)
+
+
+def _show(summary: dict[str, Any], results: list[dict[str, Any]], as_json: bool) -> None:
+    """Print how often boxes are right, and to stderr which pictures could not be read."""
+    if as_json:
+        output.show_json(summary | {"images": results})
+    elif "sweep" in summary:
+        _show_summary(summary)
+    for result in results:
+        if "error" in result:
+            output.complain(result["error"])
 
 
 def _check(
