@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -72,6 +72,11 @@ def nearest(word: object, words: Iterable[str]) -> str:
     """`, did you mean 'x'?` with the nearest of the words, or an empty string if none is near."""
     near = difflib.get_close_matches(str(word), list(words), n=1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The names, or the first three of them and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def check_keys(given: Mapping[str, Any], needed: str, optional: str, values: Mapping[str, Value]) -> None:

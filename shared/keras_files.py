@@ -17,8 +17,10 @@ import numpy as np
 
 from . import networks
 from .checks import Error
+from .formats import KERAS as KERAS_ZIP
+from .formats import kind_of
 from .spec import Spec
-from .weights import State
+from .weights import State, normalised
 
 # The names of a layer's arrays, by how many it has: four are a batch norm's.
 KERAS = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
@@ -35,16 +37,16 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
     spec = None
     content: Any = path
     try:
-        if str(path).endswith(".keras"):
+        if kind_of(path) == KERAS_ZIP:
             with zipfile.ZipFile(path) as archive:
                 model = json.loads(archive.read("config.json"))
                 content = io.BytesIO(archive.read("model.weights.h5"))
             if model.get("registered_name") == "resnet_twins>Network":
                 spec = networks.load(model["config"]["spec"])
         with h5py.File(content, "r") as file:
-            arrays = _read_arrays(file)
+            arrays = normalised(_read_arrays(file))
     except Error as error:
-        raise Error(f"{path}: {error}") from None
+        raise Error(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except Exception as error:  # what zipfile, json and h5py raise for damaged files has no common class
         raise Error(f"{path}: not a complete file of Keras's: {error}") from None
     if not arrays:
@@ -57,20 +59,41 @@ def _read_arrays(file: Any) -> State:
     datasets: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     file.visititems(lambda path, node: (groups if isinstance(node, h5py.Group) else datasets).update({path: node}))
-    arrays = {}
+    arrays: State = {}
     for path, node in groups.items():
         if path.endswith("/vars"):
             numbers = sorted(int(name) for name in node if f"{path}/{name}" in datasets)
-            layer, words = _layer(path.removesuffix("/vars"), groups)
             members = [datasets[f"{path}/{number}"] for number in numbers]
+            if members:
+                layer, words = _layer(path.removesuffix("/vars"), groups)
+                names = words.get(len(members), tuple(map(str, range(len(members)))))
+                arrays |= {f"{layer}/{word}": _array(dataset) for word, dataset in zip(names, members, strict=True)}
         elif any(key.startswith("weight_names") for key in node.attrs):
+            older = {name: datasets[f"{path}/{name}"] for name in _text_attribute(node, "weight_names")}
             layer = path.removeprefix("model_weights/")
-            members, words = [datasets[f"{path}/{name}"] for name in _text_attribute(node, "weight_names")], KERAS
-        else:
-            continue
-        for word, dataset in zip(words.get(len(members), range(len(members))), members, strict=True):
-            arrays[f"{layer}/{word}"] = _array(dataset)
+            if layer != "optimizer_weights":
+                arrays |= {name: _array(dataset) for name, dataset in _older_names(layer, older).items()}
     return arrays
+
+
+def _older_names(layer: str, members: dict[str, Any]) -> dict[str, Any]:
+    """{layer/word: dataset} of a layer in the older form, or {layer.inner layer/word: dataset} of a model in it.
+
+    Members are called "INNER/WORD:0", in Keras 1 "LAYER_W", with more before it in some versions.
+    """
+    inner: dict[str, dict[str, Any]] = {}
+    for name, dataset in members.items():
+        *parents, last = re.sub(r":\d+$", "", name).split("/")
+        inner.setdefault(parents[-1] if parents else layer, {})[last] = dataset
+    model = len(inner) > 1
+    names: dict[str, Any] = {}
+    for part, datasets in inner.items():
+        words = KERAS.get(len(datasets), tuple(datasets))
+        if set(datasets) <= set(KERAS[2] + KERAS[4]):
+            words = tuple(datasets)
+        place = f"{layer}.{part}" if model else layer
+        names |= {f"{place}/{word}": dataset for word, dataset in zip(words, datasets.values(), strict=True)}
+    return names
 
 
 def _layer(path: str, groups: dict[str, Any]) -> tuple[str, Words]:
@@ -79,14 +102,19 @@ def _layer(path: str, groups: dict[str, Any]) -> tuple[str, Words]:
     Keras files a layer under the attributes that lead to it. If none does, or a list comes earlier in the alphabet, it files
     it under its class and number in the list "layers", and the layer's name is an attribute in the file.
     """
-    top, *rest = path.removeprefix("layers/").split("/")
     if not path.startswith("layers/"):
         return path.replace("/", "."), OURS
-    name = groups[f"layers/{top}/vars"].attrs.get("name") if f"layers/{top}/vars" in groups else None
-    if name is None:
-        raise Error("its layers have no names, as in files of early versions of Keras 3: load and save it with a later one")
-    own = not re.fullmatch(r"(conv2d|dense|batch_normalization)(_\d+)?", top)
-    return ".".join([name, *rest]), OURS if own else KERAS
+    names, here, words = [], "", KERAS
+    for part in re.split(r"(?:^|/)layers/", path)[1:]:  # a model in a model has layers of its own
+        top, *rest = part.split("/")
+        here = f"{here}/layers/{top}".removeprefix("/")
+        name = groups[f"{here}/vars"].attrs.get("name") if f"{here}/vars" in groups else None
+        if name is None:
+            raise Error("its layers have no names, as in files of early versions of Keras 3: load and save it with a later one")
+        names += [name, *rest]
+        words = KERAS if re.fullmatch(r"(conv2d|dense|batch_normalization)(_\d+)?", top) else OURS
+        here = "/".join([here, *rest])
+    return ".".join(names), words
 
 
 def _text_attribute(group: Any, key: str) -> list[str]:

@@ -1,42 +1,29 @@
-"""Arrays under foreign names and in foreign layouts, fitted to a network."""
+"""Arrays under foreign names and in foreign layouts, fitted to a network.
+
+A reading says which part of the names is a prefix and which dialect the rest is in. Of all readings, the one holds by which
+most arrays have a name and a shape of the network's.
+"""
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from . import keras_files, networks, shapes, weights
+from . import dialects, keras_files, networks, shapes, weights
 from .checks import Error
+from .dialects import Source, application_names, source_of
 from .networks import headless
-from .spec import Spec
+from .spec import Spec, classifier
 from .weights import State
 
-# (what other projects call a layer, our name), as regular expressions: tried in order until a name is one of the network's.
-RENAMED = (
-    (r"^module\.", ""),  # PyTorch's DataParallel
-    (r"^linear\.", "fc."),  # CIFAR ResNets in circulation
-    # Caffe's GoogLeNet, with the names of its files or with dots in them
-    (r"^conv1[./]7x7_s2\.", "conv1."),
-    (r"^conv2[./]3x3_reduce\.", "conv2."),
-    (r"^conv2[./]3x3\.", "conv3."),
-    (r"^inception_(\d\w)[./]1x1\.", r"inception\1.branch1.conv."),
-    (r"^inception_(\d\w)[./]3x3_reduce\.", r"inception\1.branch2.0.conv."),
-    (r"^inception_(\d\w)[./]3x3\.", r"inception\1.branch2.1.conv."),
-    (r"^inception_(\d\w)[./]5x5_reduce\.", r"inception\1.branch3.0.conv."),
-    (r"^inception_(\d\w)[./]5x5\.", r"inception\1.branch3.1.conv."),
-    (r"^inception_(\d\w)[./]pool_proj\.", r"inception\1.branch4.1.conv."),
-    (r"^loss3[./]classifier\.", "fc."),
+SECOND = re.compile(  # a copy of the weights that follows the first: an average, or a teacher
+    r"(^|[._])(ema|swa|avg|average|averaged|polyak|shadow|momentum|encoder_k|teacher|target)([._]|$)"
 )
-# Arrays that our networks have no place for, and why.
-IGNORED = (
-    (r"(^|\.)num_batches_tracked$", "batch counter, which nothing reads"),
-    (r"^(module\.)?aux[12]\.|^loss[12][./]", "auxiliary classifier, used only in training"),
-    (r"^optimizer", "optimiser state"),
-)
-# Keras's word for an array of a layer: ours
-WORDS = {"kernel": "weight", "bias": "bias"} | dict(zip(keras_files.KERAS[4], keras_files.OURS[4], strict=True))
-WORDS |= {word: word for word in keras_files.OURS[4]}
+SLIM = re.compile(r"block\d/unit_\d+/bottleneck_v1/")
+_MOST_PREFIXES = 24
 
 
 class Move(NamedTuple):
@@ -49,107 +36,336 @@ class Move(NamedTuple):
     ignored: str = ""
 
 
-def fit(arrays: State, spec: Spec) -> tuple[State, list[Move]]:
-    """The arrays of a checkpoint as the state of a network, and a list of `Move`, both in the order of the network.
+class Match(NamedTuple):
+    """How the arrays of a checkpoint are those of a network."""
 
-    Raises one `Error` that lists every missing, unexpected and misshapen array.
+    spec: Spec  # of the network, or of it without its classifier
+    destinations: dict[str, str]  # {name in the file: ours}
+    ignored: dict[str, str]  # {name in the file: why}
+    notes: list[str]
+
+
+class Reading(NamedTuple):
+    """One way to read the names of a file."""
+
+    prefix: str
+    layers: dict[str, str]  # {layer in the file: ours}
+    hits: int  # how many arrays have a name and a shape of the network's
+    automatic: bool = False
+
+
+class Names:
+    """The names and shapes in a file, and the ways to read them."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = arrays
+        self.ignored = {name: reason for name in arrays if (reason := _reason_to_ignore(name))}
+        self.sources = {name: source_of(name) for name in arrays if name not in self.ignored}
+        self.shapes = {name: _shape(arrays[name].shape, source) for name, source in self.sources.items()}
+        self.layers = list(dict.fromkeys(source.layer for source in self.sources.values()))
+
+    @cached_property
+    def prefixes(self) -> list[str]:
+        """What a good part of the layers begin with, up to a dot or slash; the empty prefix first."""
+        counts: Counter[str] = Counter()
+        for layer in self.layers:
+            parts = re.split(r"(?<=[./])", layer)
+            counts.update({"".join(parts[:end]) for end in range(1, min(len(parts), 6))})
+        least = max(2, len(self.layers) // 10)
+        return ["", *(prefix for prefix, count in counts.most_common(_MOST_PREFIXES) if count >= least)]
+
+    def under(self, prefix: str) -> list[str]:
+        """The layers that begin with a prefix."""
+        return [layer for layer in self.layers if layer.startswith(prefix)]
+
+    @cached_property
+    def _translations(self) -> dict[str, list[dict[str, str]]]:
+        """{prefix: translations that are the same for all networks}."""
+        return {
+            prefix: _translations({layer: layer[len(prefix) :] for layer in self.under(prefix)}) for prefix in self.prefixes
+        }
+
+    def readings(self, rows: list[shapes.Row]) -> Iterable[Reading]:
+        """All readings, for the network that has these rows."""
+        expected = shapes.weights(rows)
+        children = list(dict.fromkeys(row.name.partition(".")[0] for row in rows if row.type != "flatten"))
+        application = {theirs: ours for ours, theirs in application_names(rows).items()}
+        for prefix, translations in self._translations.items():
+            rest = {layer: layer[len(prefix) :] for layer in self.under(prefix)}
+            ways = list(translations)
+            ways.append({layer: application.get(name, name) for layer, name in rest.items()})
+            if any(name[:1].isdigit() for name in rest.values()):
+                ways += _translations(
+                    {layer: dialects.numbered_children(name, children) for layer, name in rest.items()}, always=True
+                )
+            for way in ways:
+                yield Reading(prefix, way, self._hits(way, expected))
+            for automatic in dialects.automatic(rest.values(), rows):
+                way = {layer: automatic[name] for layer, name in rest.items() if name in automatic}
+                yield Reading(prefix, way, self._hits(way, expected), automatic=True)
+
+    def _hits(self, layers: dict[str, str], expected: Mapping[str, shapes.Shape]) -> int:
+        hits = 0
+        for name, source in self.sources.items():
+            ours = layers.get(source.layer)
+            shape = expected.get(f"{ours}.{source.word}") if ours is not None else None
+            hits += shape is not None and same_shape(self.shapes[name], shape)
+        return hits
+
+    def best(self, rows: list[shapes.Row]) -> tuple[Reading, list[Reading]]:
+        """The reading with most hits, the plainest of equals, and those that are as good with another part of the arrays."""
+        readings = list(self.readings(rows))
+        most = max(reading.hits for reading in readings)
+        equals = [reading for reading in readings if reading.hits == most]
+        first = min(equals, key=lambda reading: bool(SECOND.search(reading.prefix)))
+        others = {reading.prefix: reading for reading in equals if not set(reading.layers) & set(first.layers)}
+        if first.automatic and any(other.automatic and other.layers != first.layers for other in equals):
+            raise Error(
+                "the names are Keras's own numbering, and two orders of the layers have the same shapes: "
+                "--draft-map FILE.json writes which array would be which, and --map FILE.json reads it"
+            )
+        return first, list(others.values()) if most > 1 else []
+
+
+def _reason_to_ignore(name: str) -> str:
+    return next((reason for pattern, reason in dialects.IGNORED if re.search(pattern, name)), "")
+
+
+def _shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+    """The shape of an array in PyTorch's layout."""
+    return tuple(shape[axis] for axis in weights.TO_PYTORCH[len(shape)]) if source.keras and len(shape) in (2, 4) else shape
+
+
+def same_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether shapes are equal; a linear layer and a 1x1 convolution are the same arithmetic."""
+    if len(shape) != len(expected) and {len(shape), len(expected)} == {2, 4}:
+        return (*shape, 1, 1)[:4] == (*expected, 1, 1)[:4]
+    return tuple(shape) == tuple(expected)
+
+
+def _translations(rest: dict[str, str], always: bool = False) -> list[dict[str, str]]:
+    """The dialects of a set of names, {layer in the file: its name so far}, without those that change nothing."""
+    stages, blocks = dialects.shifts(rest.values())[0], dialects.block_shift(rest.values())
+    ways = [dict(rest)]
+    for stage, block in dict.fromkeys([(0, 0), (stages, blocks)]):
+        ways.append({layer: dialects.residual(name, stage, block) for layer, name in rest.items()})
+    if any("inception" in name for name in rest.values()):
+        ways.append({layer: dialects.googlenet(name) for layer, name in rest.items()})
+    return [way for number, way in enumerate(ways) if way not in ways[:number]]
+
+
+def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
+    """Which array of a checkpoint is which of a network, or of the network without its classifier if the file has none or a
+    foreign head.
+
+    Raises one `Error` that lists missing, unexpected and misshapen arrays.
     """
+    names = names or Names(arrays)
     rows = shapes.layers(spec)
     expected = shapes.weights(rows)
-    layers = {theirs: ours for ours, theirs in application_names(rows).items()}
-    maps = _flattened(rows)
-    state: State = {}
-    moves: list[Move] = []
-    sources: dict[str, str] = {}
-    for source, array in arrays.items():
-        name, word = translated_name(source, expected, layers)
-        reason = next((reason for pattern, reason in IGNORED if re.search(pattern, source)), "")
-        if reason and name not in expected:
-            moves.append(Move(source, array.shape, ignored=reason))
-            continue
-        if name in state:
-            raise Error(f"both {sources[name]} and {source} would be {name}")
-        if word:
-            array = _to_pytorch_layout(array, maps.get(name) if word == "kernel" else None)
-        state[name], sources[name] = array, source
-        moves.append(Move(source, arrays[source].shape, name, array.shape))
-    weights.check_state(state, expected)
+    reading, others = names.best(rows)
+    destinations, outside, unexpected = _place(names, reading, expected)
+    _place_head(names, reading.prefix, spec, expected, destinations, outside, unexpected)
+    ignored = dict(names.ignored) | {
+        name: f"outside {reading.prefix.rstrip('./')}, which holds the network" for name in outside
+    }
+    notes = _notes(names, reading, others)
+    state = {ours: np.broadcast_to(np.float32(0), names.shapes[name]) for name, ours in destinations.items()}
+    wrong = {ours for ours, array in state.items() if not same_shape(array.shape, expected[ours])}
+    if not unexpected and not wrong and len(state) == len(expected):
+        return Match(spec, destinations, ignored, notes)
+    short = headless(spec)
+    body = shapes.weights(shapes.layers(short))
+    if short is not spec and not wrong and body.keys() <= state.keys():
+        if not any(_belongs_to_body(reading.layers[names.sources[name].layer], body) for name in unexpected):
+            ignored |= dict.fromkeys(unexpected, "of another head, for which the network has no place")
+            ignored |= {name: "of a classifier that is not complete" for name, ours in destinations.items() if ours not in body}
+            return Match(short, {n: ours for n, ours in destinations.items() if ours in body}, ignored, notes)
+    raise _misfit(names, reading, state, unexpected, expected)
+
+
+def _place(names: Names, reading: Reading, expected: Container[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """({name in the file: ours}, names outside the prefix, names inside that are none of the network's)."""
+    destinations: dict[str, str] = {}
+    outside, unexpected = [], []
+    taken: dict[str, str] = {}
+    for name, source in names.sources.items():
+        layer = reading.layers.get(source.layer)
+        ours, plain = f"{layer}.{source.word}", f"{source.layer}.{source.word}"
+        if ours not in expected and plain in expected and plain not in taken:  # as --map has named it
+            destinations[name], taken[plain] = plain, name
+        elif layer is None:
+            outside.append(name)
+        elif ours not in expected:
+            unexpected.append(name)
+        elif ours in taken:
+            raise Error(f"both {taken[ours]} and {name} would be {ours}")
+        else:
+            destinations[name], taken[ours] = ours, name
+    return destinations, outside, unexpected
+
+
+def _place_head(
+    names: Names,
+    prefix: str,
+    spec: Spec,
+    expected: Mapping[str, shapes.Shape],
+    destinations: dict[str, str],
+    outside: list[str],
+    unexpected: list[str],
+) -> None:
+    """Give the classifier the one array each, outside the backbone or in it, that a known name and the shape fit."""
+    try:
+        layer = classifier(spec)["name"]
+    except Error:
+        return
+    wanted = {name for name in expected if name.startswith(f"{layer}.")} - set(destinations.values())
+    if not wanted:
+        return
+    parents = ["", *(prefix[: found.end()] for found in re.finditer(r"[./]", prefix))]
+    heads: dict[str, dict[str, str]] = {}
+    for name in (*outside, *unexpected):
+        source = names.sources[name]
+        known = any(
+            source.layer.startswith(parent) and dialects.HEAD.fullmatch(source.layer[len(parent) :].replace("/", "."))
+            for parent in parents
+        )
+        ours = f"{layer}.{source.word}"
+        if known and ours in wanted and same_shape(names.shapes[name], expected[ours]):
+            heads.setdefault(source.layer, {})[name] = ours
+    complete = [head for head in heads.values() if set(head.values()) == wanted]
+    if len(complete) == 1:
+        destinations |= complete[0]
+        outside[:] = [name for name in outside if name not in complete[0]]
+        unexpected[:] = [name for name in unexpected if name not in complete[0]]
+
+
+def _belongs_to_body(layer: str, body: Iterable[str]) -> bool:
+    """Whether a layer that the network does not have would be part of it before the classifier: layer5 beside layer4."""
+    return _stem(layer) in {_stem(name) for name in body}
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\d+", "", re.split("[./]", name)[0])
+
+
+def _notes(names: Names, reading: Reading, others: list[Reading]) -> list[str]:
+    notes = []
+    if others:
+        listed = ", ".join(other.prefix.rstrip("./") or "the rest" for other in others[:10])
+        chosen = reading.prefix.rstrip("./") or "the names without a prefix"
+        notes.append(f"Read {chosen}; --weights-key reads one of the others: {listed}.")
+    if reading.automatic:
+        notes.append("The names are Keras's own numbering: layers were matched by order and shape.")
+    if any(SLIM.search(name) for name in names.sources):
+        notes.append(
+            "tf-slim's ResNets have the stride in the last block of a stage, this network in the first: check predictions."
+        )
+    return notes
+
+
+def _misfit(names: Names, reading: Reading, state: State, unexpected: list[str], expected: dict[str, shapes.Shape]) -> Error:
+    """What does not fit, as an `Error`."""
+    if 2 * reading.hits < len(expected):
+        unexpected = list(names.sources)
+        state = {}
+    everything = state | {name: np.broadcast_to(np.float32(0), names.shapes[name]) for name in unexpected}
+    everything = {
+        name: array.reshape(expected[name]) if name in expected and same_shape(array.shape, expected[name]) else array
+        for name, array in everything.items()
+    }
+    try:
+        weights.check_state(everything, expected)
+    except Error as error:
+        text = str(error)
+        if all(dialects.is_automatic(layer) for layer in names.layers):
+            text += (
+                "\n  the names are Keras's own numbering; --draft-map FILE.json writes by order and shape which may be which"
+            )
+        return Error(text)
+    return Error("the weights do not fit the network")
+
+
+def moves_of(arrays: State, found: Match) -> list[Move]:
+    """Where every array goes, in the order of the network, and what is ignored after that."""
+    expected = shapes.weights(shapes.layers(found.spec))
     order = {name: number for number, name in enumerate(expected)}
-    moves.sort(key=lambda move: order.get(move.destination, len(order)))
-    return {name: state[name] for name in expected}, moves
+    moves = []
+    for name, array in arrays.items():
+        ours = found.destinations.get(name, "")
+        moves.append(Move(name, array.shape, ours, expected.get(ours, ()), found.ignored.get(name, "")))
+    return sorted(moves, key=lambda move: order.get(move.destination, len(order)))
+
+
+def state_of(arrays: State, found: Match) -> State:
+    """The state of the network, in PyTorch's layouts and in the order of the network."""
+    rows = shapes.layers(found.spec)
+    expected, maps = shapes.weights(rows), _flattened(rows)
+    sources = {ours: name for name, ours in found.destinations.items()}
+    state: State = {}
+    for ours, shape in expected.items():
+        name = sources[ours]
+        array = arrays[name]
+        if source_of(name).keras:
+            array = _to_pytorch_layout(array, maps.get(ours) if name.endswith(("/kernel", "/weights")) else None)
+        state[ours] = array.reshape(shape)
+    weights.check_state(state, expected)
+    return state
+
+
+def fit(arrays: State, spec: Spec) -> tuple[State, list[Move]]:
+    """The arrays of a checkpoint as the state of a whole network, and a list of `Move`, both in the order of the network.
+
+    Raises one `Error` that lists missing, unexpected and misshapen arrays.
+    """
+    found = match(arrays, spec)
+    if found.spec is not spec:
+        missing = [name for name in shapes.weights(shapes.layers(spec)) if name not in found.destinations.values()]
+        raise Error("the weights do not fit the network:\n  " + "\n  ".join(f"missing: {name}" for name in missing[:10]))
+    return state_of(arrays, found), moves_of(arrays, found)
+
+
+def classes_in(arrays: State, spec: Spec) -> int | None:
+    """The number of outputs of the classifier in a checkpoint of a network, which may have another number, or None."""
+    names = Names(arrays)
+    reading, _ = names.best(shapes.layers(headless(spec)))
+    layer = classifier(spec)["name"]
+    for name, source in names.sources.items():
+        ours = reading.layers.get(source.layer)
+        known = ours is not None and (ours == layer or dialects.HEAD.fullmatch(ours))
+        if known and source.word == "weight" and len(names.shapes[name]) in (2, 4):
+            return names.shapes[name][0]
+    return None
 
 
 def guess_networks(arrays: State) -> list[Spec]:
     """The specs of the networks that the arrays of a checkpoint fit, with or without their classifiers.
 
     For a checkpoint of `keras.applications`, only networks with its weights, if any fit: `vgg16_keras`, not `vgg16`.
-    Raises `Error` if no network fits.
+    Raises `Error` if no network fits, with the nearest: that with most names and shapes in common.
     """
-    arrays, fits, misfits = placeholders(arrays), [], []
-    for name in networks.names():
-        spec = networks.load(name)
+    names, fits, misfits = Names(arrays), [], []
+    for network in networks.names():
+        spec = networks.load(network)
         try:
-            fitting_spec(arrays, spec)
+            match(arrays, spec, names)
             fits.append(spec)
         except Error as error:
-            misfits.append((str(error).splitlines()[1:] or [str(error)], spec))
+            rows = shapes.layers(spec)
+            hits = max(reading.hits for reading in names.readings(rows))
+            misfits.append((hits, len(shapes.weights(rows)), "weights" in spec, str(error), spec))
     if not fits:
-        wrong, spec = min(misfits, key=lambda misfit: (len(misfit[0]), "weights" not in misfit[1]))  # prefer a published one
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(wrong[:3]) + more)
+        hits, count, _, text, spec = max(misfits, key=lambda misfit: (misfit[0], -misfit[1], misfit[2]))
+        if 2 * hits < max(count, len(names.sources)):
+            raise Error(
+                f"this is no network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
+                f"{len(names.sources)} arrays. Write its spec and pass --network ./mine.json, or --rename OLD=NEW, or "
+                "--map FILE.json, of which --draft-map FILE.json writes a first version"
+            )
+        lines = text.splitlines()[1:] or [text]
+        raise Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(lines))
     applications = [spec for spec in fits if is_application(spec)]
     return applications if applications and from_application(arrays) else fits
-
-
-def application_names(rows: Iterable[shapes.Row]) -> dict[str, str]:
-    """{layer: what `keras.applications` calls it} of the ResNets with bottlenecks and the VGGs.
-
-    A ResNet's shortcut is number 0 of its block. A VGG's convolutions count from 1 after every pool.
-    """
-    rows = list(rows)
-    names: dict[str, str] = {}
-    linear: list[str] = []
-    block, number = 1, 0
-    residual = any(row.parts for row in rows)
-    for row in shapes.leaves(rows):
-        inside = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.([01]))", row.name)
-        if inside:
-            stage, index, part, count, shortcut = inside.groups()
-            place = f"conv{int(stage) + 1}_block{int(index) + 1}"
-            names[row.name] = f"{place}_{count}_{part}" if part else f"{place}_0_{('conv', 'bn')[int(shortcut)]}"
-        elif row.type == "linear":
-            linear.append(row.name)
-        elif row.name in ("conv1", "bn1") and residual:
-            names[row.name] = f"conv1_{row.name[:-1]}"
-        elif row.type == "max_pool":
-            block, number = block + 1, 0
-        elif row.type == "conv" and not residual:
-            number += 1
-            names[row.name] = f"block{block}_conv{number}"
-    names |= {name: f"fc{number}" for number, name in enumerate(linear, start=1)}
-    return names | {name: "predictions" for name in linear[-1:]}
-
-
-def translated_name(source: str, expected: Container[str], layers: Mapping[str, str]) -> tuple[str, str | None]:
-    """(the network's name for an array, Keras's word for it or None if the array is not Keras's).
-
-    `expected` holds the network's names, `layers` is {foreign name: ours} of layers. A name without a translation is returned
-    as it is.
-    """
-    layer, _, last = source.rpartition("/")
-    word: str | None = None
-    if last in WORDS:
-        word = last
-        name = f"{layer}.{WORDS[word]}"
-        if name not in expected:
-            name = f"{layers.get(layer, layer)}.{WORDS[word]}"
-    else:
-        name = source
-    for pattern, replacement in RENAMED:
-        if name in expected:
-            break
-        name = re.sub(pattern, replacement, name)
-    return name if name in expected else source, word
 
 
 def _to_pytorch_layout(array: np.ndarray, flattened: shapes.Shape | None) -> np.ndarray:
@@ -175,7 +391,7 @@ def to_application(state: State, spec: Spec) -> dict[str, tuple[str, np.ndarray]
     for name, array in state.items():
         layer, _, ours = name.rpartition(".")
         words = keras_files.KERAS[4 if f"{layer}.running_mean" in state else 2]
-        word = next(word for word in words if WORDS[word] == ours)
+        word = next(word for word in words if dialects.WORDS[word] == ours)
         application[name] = f"{layers.get(layer, layer)}/{word}", to_keras_layout(array, maps.get(name))
     return application
 
@@ -190,25 +406,6 @@ def _flattened(rows: Iterable[shapes.Row]) -> dict[str, shapes.Shape]:
         elif len(row.shape) == 3:
             shape = row.shape
     return maps
-
-
-def fitting_spec(arrays: State, spec: Spec) -> tuple[Spec, list[Move]]:
-    """The spec, or that of the network without its classifier, whichever the arrays fit; and a list of `Move`.
-
-    Raises `Error`, as `fit` does for the whole network, if they fit neither.
-    """
-    try:
-        return spec, fit(arrays, spec)[1]
-    except Error as error:
-        try:
-            return headless(spec), fit(arrays, headless(spec))[1]
-        except Error:
-            raise error from None
-
-
-def placeholders(arrays: State) -> State:
-    """Arrays of the same names, shapes and types that take no memory."""
-    return {name: np.broadcast_to(np.zeros((), array.dtype), array.shape) for name, array in arrays.items()}
 
 
 def is_application(spec: Spec) -> bool:

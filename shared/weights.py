@@ -5,7 +5,9 @@ linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_
 """
 
 import json
+import re
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from . import networks, shapes
-from .checks import Error
-from .files import atomic_path
+from .checks import Error, nearest
+from .files import atomic_path, read_json
 from .spec import Spec
 
 State = dict[str, np.ndarray]
@@ -76,25 +78,46 @@ def randomised(state: State, seed: int = 0) -> State:
 
 
 def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise one `Error` that lists every array of a state that is missing, unexpected, misshapen or not floating-point.
+    """Raise one `Error` that lists the arrays of a state that are missing, unexpected, misshapen or not floating-point.
+
+    Of more than ten, it lists ten and counts the others.
 
     `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters are optional: nothing reads them.
     """
     given = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    wrong = [f"missing: {name} {shapes.text(expected[name])}" for name in expected if name not in given]
-    wrong += [f"unexpected: {name} {shapes.text(given[name])}" for name in given if name not in expected]
-    wrong += [
+    missing = [f"missing: {name} {shapes.text(expected[name])}" for name in expected if name not in given]
+    unexpected = [f"unexpected: {name} {shapes.text(given[name])}" for name in given if name not in expected]
+    integers = [
         f"not floating-point: {name} is {np.asarray(state[name]).dtype}"
         for name in expected
         if name in given and np.asarray(state[name]).dtype.kind != "f"
     ]
-    wrong += [
+    misshapen = [
         f"misshapen: {name} is {shapes.text(given[name])}, expected {shapes.text(expected[name])}"
         for name in expected
         if name in given and given[name] != tuple(expected[name])
     ]
-    if wrong:
-        raise Error("\n  ".join(["the weights do not fit the network:", *wrong]))
+    if missing or unexpected or integers or misshapen:
+        lines = shortened(missing, unexpected, integers, misshapen)
+        raise Error("\n  ".join(["the weights do not fit the network:", *lines]))
+
+
+def shortened(*lists: list[str], most: int = 10) -> list[str]:
+    """The lines of all lists, or `most` of them, as evenly from each as possible, and how many more there are of each kind.
+
+    A line begins with its kind and a colon.
+    """
+    counts = [0] * len(lists)
+    while sum(counts) < min(most, sum(map(len, lists))):
+        shortest = min((number for number in range(len(lists)) if counts[number] < len(lists[number])), key=counts.__getitem__)
+        counts[shortest] += 1
+    lines = [line for members, count in zip(lists, counts, strict=True) for line in members[:count]]
+    rest = [
+        f"{len(members) - count} more {members[0].partition(':')[0]}"
+        for members, count in zip(lists, counts, strict=True)
+        if count < len(members)
+    ]
+    return [*lines, "and " + ", ".join(rest)] if rest else lines
 
 
 def slots(optimizer: dict[str, Any] | None) -> tuple[str, ...]:
@@ -129,13 +152,11 @@ def read_about(path: str | Path) -> Any:
 
 
 def read_state(path: str | Path) -> State:
-    """The state in a safetensors file, bfloat16 as float32. Raises `Error` if it is missing, truncated or another format."""
+    """The state in a safetensors file, `normalised`. Raises `Error` if it is missing, truncated or another format."""
     path = Path(path)
     if not path.is_file():
         raise Error(f"{path}: there is no such file")
-    if path.suffix != ".safetensors":
-        raise Error(f"{path}: expected a file ending in .safetensors")
-    import ml_dtypes  # registers bfloat16 with NumPy
+    import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     try:
         state = load_file(path)
@@ -145,4 +166,66 @@ def read_state(path: str | Path) -> State:
         raise Error(
             f"{path}: its arrays are of a type that cannot be read, {error}; expected float32, float64, float16 or bfloat16"
         ) from None
-    return {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in state.items()}
+    return normalised(state)
+
+
+def read_shards(path: str | Path) -> list[Path]:
+    """The files that the index of a checkpoint in shards names, which lie beside it.
+
+    Raises `Error` if one is missing or elsewhere, or the index is none.
+    """
+    index = read_json(path)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise Error(f'{path}: expected "weight_map", an object of names and files')
+    shards = [Path(path).parent / name for name in dict.fromkeys(names.values())]
+    for shard in shards:
+        if shard.parent != Path(path).parent or shard.name in ("", ".."):
+            raise Error(f"{path}: names {str(shard)!r}, which is not in its folder")
+        if not shard.is_file():
+            raise Error(f"{path}: its shard {shard.name} is missing")
+    return shards
+
+
+def normalised(arrays: State) -> State:
+    """Arrays of any origin as this project has them: contiguous, in the machine's byte order, float64 or float32.
+
+    Every reader passes its arrays through here. Smaller floating-point numbers become float32, and so do integers, or float64
+    where float32 would round them; num_batches_tracked and its like remain integers.
+    Raises `Error` for complex numbers, objects and texts.
+    """
+    state = {}
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2") else array.dtype.kind
+        if kind not in "fiub":
+            raise Error(f"{name} holds {array.dtype.name}, expected floating-point numbers")
+        if kind == "f":
+            dtype = np.dtype(np.float64 if array.dtype.itemsize >= 8 else np.float32)
+        elif array.ndim == 0:  # a counter
+            dtype = array.dtype.newbyteorder("=")
+        else:
+            exact = kind == "b" or not array.size or np.abs(array.astype(np.float64)).max() <= 2**24
+            dtype = np.dtype(np.float32 if exact else np.float64)
+        array = array.astype(dtype, copy=False)
+        ready = array.flags.c_contiguous and array.flags.writeable
+        state[name] = array if ready else np.array(array, order="C")
+    return state
+
+
+def not_finite(state: State) -> list[str]:
+    """The names of the arrays that hold NaN or infinity."""
+    return [name for name, array in state.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+
+
+def under_key(arrays: State, key: str, places: Sequence[str] = ()) -> State:
+    """The arrays whose names have `key` before a dot, at the start or inside: `encoder_k` has "module.encoder_k.fc.bias".
+
+    `places` are other keys that there are, for the message. Raises `Error` if there is no such name.
+    """
+    chosen = {name: array for name, array in arrays.items() if re.search(rf"(^|[./]){re.escape(key)}[./]", name)}
+    if not chosen:
+        keys = [place for place in places if place] or list(dict.fromkeys(re.split("[./]", name)[0] for name in arrays))
+        listed = ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
+        raise Error(f"there is nothing under --weights-key {key}{nearest(key, keys)}; it has {listed}")
+    return chosen

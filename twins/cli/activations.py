@@ -18,6 +18,7 @@ def activations(
     layer: Annotated[str, typer.Option(help="A layer, as `twins show` names it; for a group such as layer1, its last layer.")],
     out: options.Figure,
     weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,
+    weights_key: options.WeightsKey = None,
     backend: options.BackendOption = Backend.TORCH,
 ) -> None:
     """Draw a picture, as a network sees it, beside a layer's map of highest mean activation, and measure its gridding.
@@ -35,7 +36,7 @@ def activations(
     options.check_pictures([image])
     plots.check_figure(out, source=image)
     picture, batch = predict.read_image(image, spec)
-    state = checkpoints.load_weights(weights, spec) if weights is not None else initial(spec)
+    state = checkpoints.load_weights(weights, spec, weights_key, output.remark) if weights is not None else initial(spec)
     with output.status("starting " + backends.frameworks(backend)[0]):
         (engine,) = backends.engines(backends.start(backend), spec, state)
     channel, values = gridding.strongest_map(engine, batch, name)

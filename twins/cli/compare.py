@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def compare(
     network: options.Network,
     weights: Annotated[str | None, typer.Option(help="A file with weights for both, or the word imagenet.")] = None,
+    weights_key: options.WeightsKey = None,
     image: Annotated[Path | None, typer.Option(help="A picture to compare the activations on.")] = None,
     data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: options.Size = None,
@@ -47,7 +48,7 @@ def compare(
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
     shapes.layers(spec, (size, size) if size else None)  # raises unless the network takes images of that size
-    state = checkpoints.load_weights(weights, spec) if weights else None
+    state = checkpoints.load_weights(weights, spec, weights_key, output.remark) if weights else None
     picture = images.read_picture(image) if image else None
     examples = datasets.load_data(data)
     if plot and not steps:

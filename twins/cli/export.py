@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from shared import networks, shapes
-from shared.checks import Error
+from shared.checks import Error, first_few
 from shared.spec import Spec
 
 from .. import backends
@@ -18,6 +18,7 @@ from . import options, output
 def export(
     network: options.Network,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
     folds: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions before them.")] = False,
     out: Annotated[
         list[Path] | None,
@@ -44,7 +45,7 @@ def export(
     folded_spec = fold.folded_spec(spec) if folds else spec
     out = out or [Path(f"{folded_spec['name']}.safetensors")]
     exports.check_destinations(out, (network, weights))
-    state = checkpoints.load_weights(weights, spec)
+    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     if folds:
         _show_folded(spec, folded_spec)
     with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as status:
@@ -69,5 +70,5 @@ def _show_folded(spec: Spec, folded_spec: Spec) -> None:
     if folded_spec is spec:
         output.show(f"There is nothing to fold: {spec['name']} has no batch norm directly after a convolution.")
         return
-    others = f"; {len(remaining)} stay, directly after no convolution: {output.first_few(remaining)}" if remaining else ""
+    others = f"; {len(remaining)} stay, directly after no convolution: {first_few(remaining)}" if remaining else ""
     output.show(f"{len(before) - len(remaining)} batch norms folded into the convolutions before them{others}.")

@@ -24,6 +24,7 @@ def locate(
     network: options.Network,
     images: options.Pictures = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
     target: Annotated[
         str | None,
         typer.Option("--class", help="Class to look for, by number or name. Default: the likeliest of each picture."),
@@ -52,7 +53,7 @@ def locate(
     if plot:
         plots.check_figure(plot)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
-    state = checkpoints.load_weights(weights or "", spec)
+    state = checkpoints.load_weights(weights or "", spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     if out:

@@ -14,6 +14,12 @@ from ..backends import Backend
 Network = Annotated[str, typer.Argument(help="A name, as `twins list` shows it, or the path of a spec ending in .json.")]
 Pictures = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")]
 Weights = Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, as ema."
+    ),
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]

@@ -46,6 +46,11 @@ def complain(message: str) -> None:
     errors().print(f"twins: {message}")
 
 
+def remark(note: str) -> None:
+    """Print a note to stderr, so that it is in no output that another program reads."""
+    errors().print(note)
+
+
 def errors() -> Console:
     """A console on stderr that prints text as it is."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -95,8 +100,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def first_few(names: list[str]) -> str:
-    """The names, or the first three of them and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -18,6 +18,7 @@ def predict(
     network: options.Network,
     images: options.Pictures = None,
     weights: options.Weights = None,
+    weights_key: options.WeightsKey = None,
     data: Annotated[str | None, typer.Option(help="Data to test on: digits, mnist, cifar10, … or an .npz file.")] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -45,7 +46,7 @@ def predict(
             predictions.check_classifies(spec, examples)
         except Error as error:
             raise Error(f"{data}: {error}") from None
-    state = checkpoints.load_weights(weights, spec)
+    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
