@@ -1,27 +1,50 @@
-"""Kill a run of training at random moments, go on with it each time, and compare its end with that of a run left alone.
+"""Kill a training run at random moments, resume it each time, and compare its end with that of a run left alone.
 
-Every step of the runs writes a checkpoint, so that many of the `kill -9` fall into the writing of one.
+Every step of the runs writes a checkpoint, so that many of the `kill -9` interrupt the writing of one.
 """
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+import script
 import typer
 
-from twins import runlog, training
+from shared.checks import Error
+from twins import backends, runlog, training
+from twins.backends import Backend
 
-TRAIN = "import sys; from shared import cli, training; training.SECONDS = 0; sys.argv[0] = 'twins'; cli.main()"
+TRAIN = "import sys; from twins import cli, training; training.SECONDS = 0; sys.argv[0] = 'twins'; cli.main()"
 
 
-def start(*arguments):
+def main(
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 200,
+    recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 60,
+    backend: Annotated[Backend, typer.Option(help="What to train in: torch or tf.")] = Backend.TORCH,
+    seconds: Annotated[float, typer.Option(help="Longest time from the start of a process to its kill.")] = 6.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
+) -> None:
+    """Kill and resume a run, and compare it with one left alone; exit status 1 if the two do not end in the same bits."""
+    backends.check_backend(backend, backends.ENGINES, "a run is killed and resumed in one framework")
+    arguments = (recipe, "--backend", backend, "--epochs", epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder, "whole"), Path(folder, "broken")
+        wait(start(*arguments, "--out", whole))
+        interrupted = kill(broken, arguments, kills, seconds, random.Random(seed))
+        wait(start_or_resume(broken, arguments))
+        same = report(whole, broken, f"{recipe}, {backend}", f"{kills} kills, {interrupted}")
+    sys.exit(0 if same else 1)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """A process of `twins train`, on one thread, that writes a checkpoint after every step."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, "train", *map(str, arguments)],
@@ -32,55 +55,64 @@ def start(*arguments):
     )
 
 
-def end(process):
-    error = process.communicate()[1]
+def start_or_resume(folder: Path, arguments: tuple[object, ...]) -> subprocess.Popen[str]:
+    """A process that resumes the run of a folder, or starts it there if no checkpoint has been written."""
+    return start(*arguments, "--resume" if (folder / "last.safetensors").exists() else "--out", folder)
+
+
+def wait(process: subprocess.Popen[str]) -> None:
+    """Wait for the end of a process. Raises `Error` if it fails."""
+    message = process.communicate()[1].strip()
     if process.returncode:
-        raise SystemExit(f"kills.py: the run failed: {error}")
+        raise Error(f"the run failed: {message}")
 
 
-def run(
-    kills: Annotated[int, typer.Option(help="How often.")] = 200,
-    recipe: Annotated[str, typer.Option(help="What to train.")] = "digits_residual",
-    epochs: Annotated[int, typer.Option(help="For how many epochs: enough not to be done before the last kill.")] = 60,
-    backend: Annotated[str, typer.Option(help="torch or tf.")] = "torch",
-    seconds: Annotated[float, typer.Option(help="The latest moment, from the start of a process.")] = 6.0,
-    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-):
-    """Kill, resume, compare; exit status 1 where the two ends are not the same bits."""
-    moments, written = random.Random(seed), 0
-    with tempfile.TemporaryDirectory() as folder:
-        whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        options = ("--backend", backend, "--epochs", epochs)
-        end(start(recipe, *options, "--out", whole))
-        last = broken / "last.safetensors"
-        for number in range(1, kills + 1):
-            again = ("--resume", broken) if last.exists() else ("--out", broken)
-            process = start(recipe, *options, *again)
-            try:
-                process.wait(moments.uniform(0, seconds))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-            else:
-                end(process)
-                raise SystemExit(f"kills.py: the run was done before kill {number}; more --epochs would be right")
-            written += any(broken.glob(".*")) if broken.exists() else 0
-            if number % 20 == 0:
-                step = training.read_checkpoint(broken).step if last.exists() else 0
-                print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
-        end(start(recipe, *options, "--resume", broken))
-        one, other = training.read_checkpoint(whole), training.read_checkpoint(broken)
-        logs = [runlog.read_log(folder) for folder in (whole, broken)]
-        left = [path.name for path in broken.glob(".*")]
+def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float, moments: random.Random) -> int:
+    """Start or resume a run in a folder and kill it, again and again; returns how many kills interrupted a checkpoint.
+
+    Raises `Error` if the run is complete before the last kill.
+    """
+    interrupted, last = 0, folder / "last.safetensors"
+    for number in range(1, kills + 1):
+        process = start_or_resume(folder, arguments)
+        try:
+            process.wait(moments.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        else:
+            wait(process)
+            raise Error(f"the run was complete before kill {number}; pass more --epochs")
+        interrupted += bool(temporaries(folder))
+        if number % 20 == 0:
+            step = training.read_checkpoint(folder).step if last.exists() else 0
+            print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
+    return interrupted
+
+
+def temporaries(folder: Path) -> list[str]:
+    """The half-written files in a run's folder; the lock, which stays there, is not one of them."""
+    return [path.name for path in folder.glob(".*") if path.name != training.LOCK]
+
+
+def report(whole: Path, broken: Path, run: str, kills: str) -> bool:
+    """Print whether two runs ended in the same arrays and logs, with no file left behind; returns whether they did."""
+    one, other = training.read_checkpoint(whole), training.read_checkpoint(broken)
     different = [name for name in one.arrays if not np.array_equal(one.arrays[name], other.arrays[name])]
-    same = [[{k: v for k, v in row.items() if k != "images_per_sec"} for row in rows] for rows in logs]
-    print(f"{recipe}, {backend}: {one.step} steps, {kills} kills, {written} of them while a checkpoint was being written.")
+    same_logs = untimed_log(whole) == untimed_log(broken)
+    leftovers = temporaries(broken)
+    print(f"{run}: {one.step} steps, {kills} of them while a checkpoint was being written.")
     print(f"{len(one.arrays) - len(different)} of {len(one.arrays)} arrays are the same bits; the logs are ", end="")
-    print("the same." if same[0] == same[1] else "not the same.")
-    if left:
-        print(f"left behind: {', '.join(left)}")
-    sys.exit(1 if different or left or same[0] != same[1] else 0)
+    print("the same." if same_logs else "not the same.")
+    if leftovers:
+        print(f"left behind: {', '.join(leftovers)}")
+    return not different and same_logs and not leftovers
+
+
+def untimed_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log without their speed."""
+    return [{key: value for key, value in row.items() if key != "images_per_sec"} for row in runlog.read_log(folder)]
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    script.start(main)

@@ -1,63 +1,57 @@
-"""The table of networks in the README: what each is from, its parameters, published weights, and how far the frameworks part.
+"""Print the table of networks in docs/reference/networks.md: source, parameters, published weights, parity.
 
-The last columns are the largest relative difference of any layer's output and of any gradient, in float64, with randomised
-batch norms, on white noise: rungs 2 and 3 of the ladder of parity. In brackets: of PyTorch from itself, when its weights begin
-one rounding apart.
+The last two columns are the largest relative difference of any layer's output and of any gradient, in float64, with randomised
+batch norms, on white noise: rungs 2 and 3 of the ladder of parity. In parentheses: those of PyTorch from itself, when its
+weights start one rounding apart.
 """
 
 import argparse
 import gc
-import os
 import re
-import sys
+from collections.abc import Sequence
 
 import numpy as np
+import script
 
-import shared
-from shared import coexist, shapes, weights
-from twins import compare, ladder
+from shared import networks, shapes, weights
+from shared.spec import Spec
+from twins import backends, compare, ladder
+from twins.backends import Backend, Package
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", nargs="+", metavar="NAME", help="these alone; default: all")
-    names = parser.parse_args().network or shared.names()
-    specs = [shared.load(name) for name in names]
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else PyTorch's idle threads spin, and TensorFlow waits for a core
-    with coexist.silence():
-        import torch_impl  # isort: skip
-        import keras_impl
+def main() -> None:
+    """Print the table to stdout, row by row."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--network", nargs="+", action="extend", metavar="NAME", help="only these; default: all")
+    specs = [networks.load(name) for name in parser.parse_args().network or networks.names()]
+    packages = backends.start(Backend.BOTH)
     print("| network | source | parameters | published weights | outputs | gradients |")
     print("| --- | --- | ---: | --- | ---: | ---: |")
     for spec in specs:
-        source = re.split("[:;] ", spec.get("source", ""))[0]
-        count = shapes.parameters(shapes.layers(spec))
-        differences = _differences((torch_impl, keras_impl), spec)
-        print(
-            f"| `{spec['name']}` | {source} | {count:,} | {spec.get('weights', '')} | {' | '.join(differences)} |", flush=True
-        )
+        print(f"| {' | '.join([*described(spec), *differences(packages, spec)])} |", flush=True)
 
 
-def _differences(packages, spec):
-    """The cells of the two last columns."""
+def described(spec: Spec) -> list[str]:
+    """The cells that a spec gives."""
+    source = re.split("[:;] ", spec.get("source", ""))[0]
+    count = shapes.parameters(shapes.layers(spec))
+    return [f"`{spec['name']}`", source, f"{count:,}", spec.get("weights", "")]
+
+
+def differences(packages: Sequence[Package], spec: Spec) -> list[str]:
+    """The cells of the last two columns."""
     state = weights.randomised(weights.initial(spec))
     generator = np.random.default_rng(0)
     images = generator.standard_normal((4, spec["input"][0], *compare.small_size(spec, spec["input"][1:])))
     labels = generator.integers(0, shapes.layers(spec)[-1].shape[0], 4)
-    engines = []
-    for package in packages:
-        engines.append(package.Engine(package.build(spec, dtype="float64")))
-        package.load(engines[-1].net, state)
-    found = ladder.activations(engines, images), ladder.gradients(engines, images, labels)
+    engines = backends.engines(packages, spec, state, "float64")
+    rungs = {"activations": ladder.activations(engines, images), "gradients": ladder.gradients(engines, images, labels)}
     engines.clear()
     gc.collect()  # a VGG in two frameworks takes 6 GB
-    apart = ladder.chaos(packages[0], spec, state, images, labels)
-    rungs = zip(found, ("activations", "gradients"), strict=True)
-    return [f"{ladder.largest(differences).value:.0e} ({apart[rung]:.0e})" for differences, rung in rungs]
+    chaos = ladder.chaos(packages[0], spec, state, images, labels)
+    return [f"{ladder.largest(values).value:.0e} ({chaos[rung]:.0e})" for rung, values in rungs.items()]
 
 
 if __name__ == "__main__":
-    try:
+    with script.mistakes():
         main()
-    except shared.Error as error:
-        sys.exit(f"{error}")

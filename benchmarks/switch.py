@@ -1,53 +1,65 @@
-"""Train by a recipe twice, in one framework and with a change of framework after every second epoch, and compare."""
+"""Train by a recipe twice, once in one framework and once with a change of framework every few epochs, and compare the runs."""
 
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import script
 import typer
 
 from shared import recipes
 from shared.checks import Error
 from twins import ladder, plots, training
+from twins.backends import ENGINES
+from twins.training import Checkpoint
 
 
-def twins(*arguments):
-    done = subprocess.run([sys.executable, "-m", "twins", "train", *map(str, arguments)])
-    if done.returncode:
-        raise SystemExit(done.returncode)
+def main(
+    out: Annotated[Path, typer.Argument(help="Output folder for both runs and their figure, switch.png.")],
+    recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 10,
+    every: Annotated[int, typer.Option(min=1, help="Epochs between two changes of framework.")] = 2,
+) -> None:
+    """Train twice in float64, in PyTorch alone and in PyTorch and Keras in turn, and compare the runs.
 
-
-def run(
-    out: Annotated[Path, typer.Argument(help="The folder for both runs and their picture, switch.png.")],
-    recipe: Annotated[str, typer.Option(help="What to train.")] = "digits_residual",
-    epochs: Annotated[int, typer.Option(help="For how many epochs.")] = 10,
-    every: Annotated[int, typer.Option(help="Change the framework after so many.")] = 2,
-):
-    """Exit status 1 where a bound of rung 5 is not kept: in float64."""
+    Exit status 1 if a bound of rung 5 is exceeded.
+    """
     if epochs % every or recipes.load_recipe(recipe)["schedule"]["name"] == "cosine":
         raise Error("expected --epochs that --every divides, and a schedule that does not depend on the run's length")
     whole, switched = out / "torch", out / "switched"
     options = ("--set", "precision=float64")
-    twins(recipe, *options, "--epochs", epochs, "--out", whole)
+    train(recipe, *options, "--epochs", epochs, "--out", whole)
     for number, until in enumerate(range(every, epochs + 1, every)):
-        where = ("--resume", switched) if number else ("--out", switched)
-        twins(recipe, *options, *where, "--epochs", until, "--backend", ("torch", "tf")[number % 2])
+        folder = ("--resume", switched) if number else ("--out", switched)
+        train(recipe, *options, *folder, "--epochs", until, "--backend", ENGINES[number % 2])
     one, other = training.read_checkpoint(whole), training.read_checkpoint(switched)
+    runs = {"PyTorch": one.history, "PyTorch and Keras in turn": other.history}
+    within_bounds = report(
+        one, other, f"{recipe}, float64, {one.step} steps, {epochs} epochs, another framework after every {every}"
+    )
+    plots.draw_curves(runs, out / "switch.png", one.recipe.get("title", recipe))
+    sys.exit(0 if within_bounds else 1)
+
+
+def train(*arguments: object) -> None:
+    """Run `twins train`; its failure ends this script, too."""
+    done = subprocess.run([sys.executable, "-m", "twins", "train", *map(str, arguments)])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def report(one: Checkpoint, other: Checkpoint, title: str) -> bool:
+    """Print how far two runs are apart; returns whether that is within the bounds of rung 5."""
     worst = ladder.largest(ladder.between(one.arrays, other.arrays))
     losses = [ladder.relative(a["loss"], b["loss"]) for a, b in zip(one.history, other.history, strict=True)]
-    accuracies = [[row["test_accuracy"] for row in found.history] for found in (one, other)]
-    print(f"{recipe}, float64, {one.step} steps, {epochs} epochs, another framework after every {every}:")
+    accuracies = [[row["test_accuracy"] for row in run.history] for run in (one, other)]
+    print(f"{title}:")
     print(f"losses of the epochs differ by {max(losses):.1e} at most, arrays by {worst.value:.1e} ({worst.name});")
     print(f"the test accuracies are {'the same' if accuracies[0] == accuracies[1] else 'not the same'}.")
-    runs = {"PyTorch": one.history, "PyTorch and Keras in turn": other.history}
-    plots.draw_curves(runs, out / "switch.png", one.recipe.get("title", recipe))
     bounds = ladder.BOUNDS["float64"]
-    sys.exit(1 if worst.value > bounds["weights"] or max(losses) > bounds["losses"] else 0)
+    return worst.value <= bounds["weights"] and max(losses) <= bounds["losses"]
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(run)
-    except Error as error:
-        raise SystemExit(f"switch.py: {error}") from None
+    script.start(main)

@@ -1,4 +1,4 @@
-"""The benchmark script, run as a user runs it."""
+"""The benchmarks: run.py as a user runs it, and its parts on workers that are not real."""
 
 import csv
 import json
@@ -13,13 +13,25 @@ import pytest
 import torch
 
 import shared
+from shared import shapes
+from twins import training
+from twins.backends import Backend
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import candidates
+import kills
+import origin
+import parity
+import report
+import run
+import script
+import sittings
+import startup
+import summary
+import switch
+from candidates import Dtype, Mode, Peer, Settings
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import run  # noqa: E402
-import startup  # noqa: E402
-
-from shared import shapes
 
 
 def benchmark(*options):
@@ -28,22 +40,19 @@ def benchmark(*options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_side_by_side_with_a_peer(tmp_path):
-    files = [f"--{kind}={tmp_path / f'found.{end}'}" for kind, end in (("json", "json"), ("csv", "csv"), ("plot", "png"))]
+    files = [f"--{kind}={tmp_path / f'results.{end}'}" for kind, end in (("json", "json"), ("csv", "csv"), ("plot", "png"))]
     options = ["--network", "resnet18", "--size", 32, "--batch", 2, "--processes", 2, "--rounds", 1, "--mode", "train"]
-    done = benchmark("--backend", "torch", *options, "--against", "torchvision,timm_", *files)
-    assert (done.returncode, done.stdout) == (2, "")  # before anything has begun
-
     done = benchmark("--backend", "torch", *options, "--against", "torchvision", "--recommended", *files)
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.csv", "found.json", "found.png"]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert {"date", "commit", "python", "platform", "notes"} <= set(found)
-    assert found["command"].startswith("python benchmarks/run.py --backend torch --network resnet18")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results.json", "results.png"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"date", "commit", "python", "platform", "notes"} <= set(results)
+    assert results["command"].startswith("python benchmarks/run.py --backend torch --network resnet18")
 
-    rows = found["results"]
-    candidates = ["twins", "recommended", "torchvision"]
-    assert [row["implementation"] for row in rows] == candidates
+    rows, implementations = results["results"], ["twins", "recommended", "torchvision"]
+    assert [row["implementation"] for row in rows] == implementations
     layers = shapes.layers(shared.load("resnet18"), (32, 32))
     for row in rows:
         assert (row["network"], row["mode"]) == ("resnet18", "train")
@@ -52,43 +61,50 @@ def test_side_by_side_with_a_peer(tmp_path):
         assert row["param_count"] == shapes.parameters(layers) / 1e6
         assert row[f"{row['mode']}_samples_per_sec"] == pytest.approx(2000 / row["step_time"])
         assert 0 < row["step_time"] <= row["step_time_p95"] and row["steps"] >= row["processes"] == 2
-        assert 0 < row["ceiling_fraction"] <= run.SLACK and row["first_call"] > 0 and row["peak_memory"] > 100
+        assert 0 < row["ceiling_fraction"] <= summary.SLACK and row["first_call"] > 0 and row["peak_memory"] > 100
         assert (row["format"], row["fold"]) == ("nhwc" if row["implementation"] == "recommended" else "nchw", False)
-        assert set(row["ratios"]) == (set(candidates) - {row["implementation"]} if row["implementation"] in run.OURS else set())
+        others = set(implementations) - {row["implementation"]} if row["implementation"] in candidates.OURS else set()
+        assert set(row["ratios"]) == others
         for ratio in row["ratios"].values():
             assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and len(ratio["each"]) == 2
-    table = list(csv.DictReader((tmp_path / "found.csv").open()))
+    table = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [row["implementation"] for row in table] == [row["implementation"] for row in rows]
     assert float(table[0]["times_torchvision"]) == rows[0]["ratios"]["torchvision"]["median"]
 
 
 @pytest.mark.parametrize(
-    ("backend", "framework", "options"),
+    ("backend", "frameworks", "options"),
     [
-        ("tf", "tensorflow", ["--mode", "infer", "--dtype", "bfloat16", "--recommended"]),
-        ("jax", "jax", ["--mode", "train"]),
-        ("keras-torch", "torch", ["--mode", "train"]),
+        ("torch", {"torch"}, ["--mode", "infer"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("tf", {"keras", "tensorflow"}, ["--mode", "infer", "--dtype", "bfloat16", "--recommended"]),
+                ("jax", {"keras", "jax"}, ["--mode", "train"]),
+                ("keras-torch", {"keras", "torch"}, ["--mode", "train"]),
+            )
+        ),
     ],
 )
-def test_keras(backend, framework, options):
+def test_every_backend(backend, frameworks, options):
     options = ["--network", "mnist_residual", "--batch", 4, "--processes", 1, *options, "--json", "-"]
     done = benchmark("--backend", backend, *options)
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads(done.stdout)["results"]
     assert [row["implementation"] for row in rows] == (["twins", "recommended"] if "--recommended" in options else ["twins"])
     for row in rows:
-        assert {"keras", framework} == set(row["versions"])
-        assert (row["param_count"], row["format"]) == (41514 / 1e6, "nhwc")
+        assert frameworks == set(row["versions"])
+        assert (row["param_count"], row["format"]) == (41514 / 1e6, "nchw" if backend == "torch" else "nhwc")
 
 
 def fake(answers):
-    """A worker of `run.compare` that gives such answers, or raises them; `started` are the cases, by the order of starts."""
+    """A worker that gives such answers, or raises them; `started` are the implementations, by the order of starts."""
 
     class Fake:
-        about, times, closed, started = {}, [], 0, []
+        closed, started = 0, []
 
         def __init__(self, case):
-            self.case, self.times = case, []
+            self.case, self.about, self.turns = case, {}, []
             Fake.started.append(case["implementation"])
 
         def ask(self, line):
@@ -103,19 +119,22 @@ def fake(answers):
     return Fake
 
 
-def cases(**options):
-    options = {
-        "batch": 8,
-        "format": None,
-        "compile": False,
-        "cuda_graphs": False,
-        "device": "cpu",
-    } | options
-    return run.cases_of("resnet18", "infer", (32, 32), options, ["torch"], ["float32"], ["torchvision", "timm"], False)
+def cases(batch=8):
+    """What `test_side_by_side_with_a_peer` measures, in inference."""
+    settings = Settings([Backend.TORCH], peers=[Peer.TORCHVISION, Peer.TIMM], batch=batch, size=32)
+    return candidates.cases("resnet18", Mode.INFER, settings)
+
+
+def compare(cases, processes, rounds):
+    return sittings.compare(cases, processes, rounds, lambda text: None)
+
+
+def implementations(workers):
+    return [worker.case["implementation"] for worker in workers]
 
 
 def good(case, line, start=1):
-    """What a worker answers; the candidate's own processes are numbered from 1."""
+    """What a worker answers, the first, second, ... of its candidate's processes."""
     if line == "turn":
         theirs = case["implementation"] != "twins"
         return (
@@ -128,16 +147,16 @@ def good(case, line, start=1):
 
 def test_every_sitting_has_processes_of_its_own(monkeypatch):
     worker = fake(good)
-    monkeypatch.setattr(run, "Worker", worker)
-    candidates, notes = run.compare(cases(), 3, 2, lambda text: None)
+    monkeypatch.setattr(sittings, "Worker", worker)
+    measured, notes = compare(cases(), 3, 2)
     names = ["twins", "torchvision", "timm", "ceiling"]
     assert worker.started == [*names, *names[::-1], *names]
     assert (worker.closed, notes) == (12, [])
-    assert [[w.case["implementation"] for w in workers] for workers in candidates] == [[name] * 3 for name in names]
-    assert all(len(w.times) == 2 for workers in candidates for w in workers)
-    best = run.ceilings(candidates)
-    assert best == {("torch", "float32"): {"flops": 3e9, "bytes": 1e9}}
-    twins, timm = (row for row in run.rows(candidates, best) if row["implementation"] in ("twins", "timm"))
+    assert [implementations(workers) for workers in measured] == [[name] * 3 for name in names]
+    assert all(len(w.turns) == 2 for workers in measured for w in workers)
+    ceilings = summary.ceilings(measured)
+    assert ceilings == {("torch", "float32"): {"flops": 3e9, "bytes": 1e9}}
+    twins, timm = (row for row in summary.rows(measured, ceilings) if row["implementation"] in ("twins", "timm"))
     assert twins["ratios"]["timm"] == {"median": 3, "low": 2.5, "high": 3.5, "each": [2, 3, 4]}
     assert (timm["first_call"], timm["peak_memory"], timm["steps"], timm["processes"]) == (4000, 3, 6, 3)
 
@@ -145,12 +164,12 @@ def test_every_sitting_has_processes_of_its_own(monkeypatch):
 def test_a_ratio_is_that_of_sittings():
     class Sat:
         def __init__(self, *times):
-            self.times = [{"times": [time]} for time in times]
+            self.turns = [{"times": [time]} for time in times]
 
     # Turn by turn: the machine has slowed down between them, for both
     ours, theirs = [Sat(1, 10, 100), Sat(1, 1, 1)], [Sat(2, 30, 400), Sat(7, 9, 900)]
-    assert run.ratio(ours, theirs) == {"median": 6, "low": 4.5, "high": 7.5, "each": [3, 9]}
-    assert run.ratio(ours[:1], theirs) == {"median": 3, "low": 2.5, "high": 3.5, "each": [3]}
+    assert summary.ratio(ours, theirs) == {"median": 6, "low": 4.5, "high": 7.5, "each": [3, 9]}
+    assert summary.ratio(ours[:1], theirs) == {"median": 3, "low": 2.5, "high": 3.5, "each": [3]}
 
 
 def test_the_batch_halves_until_there_is_memory(monkeypatch):
@@ -158,19 +177,19 @@ def test_the_batch_halves_until_there_is_memory(monkeypatch):
         return MemoryError() if case["implementation"] == "timm" and line == "turn" and case["batch"] > 2 else good(case, line)
 
     worker = fake(answers)
-    monkeypatch.setattr(run, "Worker", worker)
-    candidates, notes = run.compare(cases(), 1, 3, lambda text: None)
-    assert [w.case["batch"] for (w,) in candidates] == [2, 2, 2, 2]
+    monkeypatch.setattr(sittings, "Worker", worker)
+    measured, notes = compare(cases(), 1, 3)
+    assert [w.case["batch"] for (w,) in measured] == [2, 2, 2, 2]
     assert notes == [
         "resnet18, infer, torch: out of memory with a batch of 8 (4 processes at once), measured with 4",
         "resnet18, infer, torch: out of memory with a batch of 4 (4 processes at once), measured with 2",
     ]
     assert worker.closed == 12  # none is left running
-    twins, *_ = run.rows(candidates, run.ceilings(candidates))
+    twins, *_ = summary.rows(measured, summary.ceilings(measured))
     assert twins["ratios"]["timm"] == {"median": 2, "low": 2, "high": 2, "each": [2]}
-    monkeypatch.setattr(run, "Worker", fake(lambda case, line, start: MemoryError()))
-    candidates, notes = run.compare(cases(batch=1), 3, 3, lambda text: None)
-    assert (candidates, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1 (1 processes at once)"])
+    monkeypatch.setattr(sittings, "Worker", fake(lambda case, line, start: MemoryError()))
+    measured, notes = compare(cases(batch=1), 3, 3)
+    assert (measured, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1 (1 processes at once)"])
 
 
 def test_all_sittings_have_one_batch(monkeypatch):
@@ -179,51 +198,49 @@ def test_all_sittings_have_one_batch(monkeypatch):
         return MemoryError() if short else good(case, line) | ({"times": [case["batch"]]} if line == "turn" else {})
 
     worker = fake(answers)
-    monkeypatch.setattr(run, "Worker", worker)
-    candidates, notes = run.compare(cases(), 3, 2, lambda text: None)
-    assert len(candidates) == 4 and all(len(workers) == 3 for workers in candidates)
-    assert all(turn["times"] == [4] for workers in candidates for w in workers for turn in w.times)
+    monkeypatch.setattr(sittings, "Worker", worker)
+    measured, notes = compare(cases(), 3, 2)
+    assert len(measured) == 4 and all(len(workers) == 3 for workers in measured)
+    assert all(turn["times"] == [4] for workers in measured for w in workers for turn in w.turns)
     assert notes == ["resnet18, infer, torch: out of memory with a batch of 8 (2 processes at once), measured with 4"]
     assert worker.closed == len(worker.started) == 4 + 2 + 12
 
 
 def test_no_worker_is_left_running(monkeypatch):
     worker = fake(lambda case, line, start: MemoryError() if case["implementation"] == "timm" else good(case, line))
-    monkeypatch.setattr(run, "Worker", worker)
-    candidates, notes = run.compare(cases(batch=2), 3, 3, lambda text: None)
-    assert (candidates, worker.closed, len(notes)) == ([], 6, 2)  # twins, torchvision and timm, with batches of 2 and 1
+    monkeypatch.setattr(sittings, "Worker", worker)
+    measured, notes = compare(cases(batch=2), 3, 3)
+    assert (measured, worker.closed, len(notes)) == ([], 6, 2)  # twins, torchvision and timm, with batches of 2 and 1
 
 
-def test_who_fails_in_a_turn_is_left_out(monkeypatch):
+def test_a_failure_in_a_turn_leaves_the_candidate_out(monkeypatch):
     def answers(case, line, start):
         failed = line == "turn" and case["implementation"] in ("timm", "ceiling")
-        return run.Failed(f"{case['implementation']} failed: x") if failed else good(case, line)
+        return sittings.Failed(f"{case['implementation']} failed: x") if failed else good(case, line)
 
-    monkeypatch.setattr(run, "Worker", fake(answers))
-    candidates, notes = run.compare(cases(), 1, 3, lambda text: None)
-    assert [(w.case["implementation"], len(w.times)) for (w,) in candidates] == [("twins", 3), ("torchvision", 3)]
+    monkeypatch.setattr(sittings, "Worker", fake(answers))
+    measured, notes = compare(cases(), 1, 3)
+    assert [(w.case["implementation"], len(w.turns)) for (w,) in measured] == [("twins", 3), ("torchvision", 3)]
     assert notes == [f"resnet18, infer, torch: {name} failed: x" for name in ("timm", "ceiling")]
-    twins, _ = run.rows(candidates, run.ceilings(candidates))
+    twins, _ = summary.rows(measured, summary.ceilings(measured))
     assert twins["ceiling_fraction"] is None and twins["ratios"].keys() == {"torchvision"}
 
 
 @pytest.mark.parametrize("moment", ["start", "turn"])
-def test_who_fails_in_a_later_sitting_has_no_further_ones(moment, monkeypatch, capsys):
+def test_a_candidate_that_fails_in_a_later_sitting_has_no_further_ones(moment, monkeypatch, capsys):
     def answers(case, line, start):
         failed = case["implementation"] == "torchvision" and start == 2 and (line == "turn") == (moment == "turn")
-        return run.Failed("torchvision failed: x") if failed else good(case, line, start)
+        return sittings.Failed("torchvision failed: x") if failed else good(case, line, start)
 
     worker = fake(answers)
-    monkeypatch.setattr(run, "Worker", worker)
+    monkeypatch.setattr(sittings, "Worker", worker)
+    options = {"mode": Mode.INFER, "size": 32, "against": ["torchvision"], "processes": 4, "json_file": "-", "device": "cpu"}
     with pytest.raises(SystemExit):
-        run.run(
-            ["torch"], ["resnet18"], mode="infer", dtype=["float32"], size=32, against="torchvision", processes=4,
-            json_file="-", device="cpu",
-        )  # fmt: skip
-    found = json.loads(capsys.readouterr().out)
-    assert [(row["implementation"], row["processes"]) for row in found["results"]] == [("twins", 4), ("torchvision", 1)]
-    assert found["results"][0]["ratios"]["torchvision"]["each"] == [2]
-    failed, few = found["notes"]
+        run.main([Backend.TORCH], **options)
+    results = json.loads(capsys.readouterr().out)
+    assert [(row["implementation"], row["processes"]) for row in results["results"]] == [("twins", 4), ("torchvision", 1)]
+    assert results["results"][0]["ratios"]["torchvision"]["each"] == [2]
+    failed, few = results["notes"]
     assert failed.endswith("torchvision failed: x")
     assert few == "resnet18, infer, torch torchvision: measured in 1 of 4 processes"
     assert worker.closed == len(worker.started) == 3 + 3 + 2 + 2
@@ -231,42 +248,52 @@ def test_who_fails_in_a_later_sitting_has_no_further_ones(moment, monkeypatch, c
 
 def test_names_of_candidates():
     case = {"implementation": "twins", "backend": "torch", "dtype": "float32"}
-    assert run.called(case | {"implementation": "timm"}, case) == "timm"
-    assert run.called(case | {"dtype": "bfloat16"}, case) == "twins (bfloat16)"
-    assert run.called(case | {"backend": "tf", "dtype": "bfloat16"}, case) == "twins (tf, bfloat16)"
-    options = {"batch": 8, "format": None}
-    found = run.cases_of("resnet18", "train", None, options, ["torch", "tf"], ["float32", "bfloat16"], ["timm"], True)
-    torch_names = ["twins", "recommended", "timm", "ceiling"]  # in Keras, what is recommended for training is the default
-    assert [case["implementation"] for case in found] == [
-        *torch_names * 2,
-        *["twins", "ceiling"] * 2,
-    ]  # Keras trains as it does
-    assert [case["dtype"] for case in found] == ["float32"] * 4 + ["bfloat16"] * 4 + ["float32"] * 2 + ["bfloat16"] * 2
+    assert summary.name_beside(case | {"implementation": "timm"}, case) == "timm"
+    assert summary.name_beside(case | {"dtype": "bfloat16"}, case) == "twins (bfloat16)"
+    assert summary.name_beside(case | {"backend": "tf", "dtype": "bfloat16"}, case) == "twins (tf, bfloat16)"
+    dtypes = [Dtype.FLOAT32, Dtype.BFLOAT16]
+    settings = Settings([Backend.TORCH, Backend.TF], dtypes, [Peer.TIMM], recommended=True)
+    cases = candidates.cases("resnet18", Mode.TRAIN, settings)
+    torch_names = ["twins", "recommended", "timm", "ceiling"]
+    keras_names = ["twins", "ceiling"]  # what is recommended for training is the default there, and timm is for PyTorch
+    assert [case["implementation"] for case in cases] == [*torch_names * 2, *keras_names * 2]
+    assert [case["dtype"] for case in cases] == ["float32"] * 4 + ["bfloat16"] * 4 + ["float32"] * 2 + ["bfloat16"] * 2
+
+
+def test_both_backends_are_pytorch_and_tensorflow():
+    assert run.distinct_backends([Backend.BOTH]) == [Backend.TORCH, Backend.TF]
+    assert run.distinct_backends([Backend.JAX, Backend.TF, Backend.BOTH]) == [Backend.JAX, Backend.TF, Backend.TORCH]
+
+
+def test_peers_are_a_list_with_commas_or_repeated():
+    assert candidates.read_peers(["torchvision,timm", "", "twins"]) == [Peer.TORCHVISION, Peer.TIMM, Peer.TWINS]
+    assert run.complete_peers("torchvision,keras") == ["torchvision,keras.applications", "torchvision,keras_hub"]
+    assert run.complete_peers("ti") == ["timm"]
 
 
 def test_startup(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(startup, "python", lambda code: 3.0 if "torch_impl.build" in code else 2.0)
     monkeypatch.setattr(startup, "command", lambda *words: 1.0)
-    startup.main(2, tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())["milliseconds"]
-    assert found["`twins list`"] == {"median": 1, "lowest": 1, "highest": 1}
-    assert found["`torch_impl.build`"]["ratio"] == 1.5
+    startup.main(2, tmp_path / "results.json")
+    times = json.loads((tmp_path / "results.json").read_text())["milliseconds"]
+    assert times["`twins list`"] == {"median": 1, "lowest": 1, "highest": 1}
+    assert times["`torch_impl.build`"]["ratio"] == 1.5
     assert "1.50" in capsys.readouterr().out
 
 
-def test_startup_goes_on_without_who_fails(monkeypatch, tmp_path, capsys):
+def test_startup_leaves_out_what_fails(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(startup, "command", lambda *words: 1.0)
     monkeypatch.setattr(startup, "IMPORTS", {})
     monkeypatch.setattr(startup, "BUILDS", {startup.TORCHVISION: ("import no_such", "1"), "another": ("import os", "1")})
     monkeypatch.setattr(startup, "PACKAGES", ("torch", "no_such"))
-    startup.main(2, tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["milliseconds"].keys() == {"`twins list`", "`twins show resnet152`", "another"}
-    assert "ratio" not in found["milliseconds"]["another"]
-    assert found["notes"] == ["torchvision's constructor failed: ModuleNotFoundError: No module named 'no_such'"]
-    assert found["versions"] == {"torch": torch.__version__.partition("+")[0], "no_such": None}
+    startup.main(2, tmp_path / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["milliseconds"].keys() == {"`twins list`", "`twins show resnet152`", "another"}
+    assert "ratio" not in results["milliseconds"]["another"]
+    assert results["notes"] == ["torchvision's constructor failed: ModuleNotFoundError: No module named 'no_such'"]
+    assert results["versions"] == {"torch": torch.__version__.partition("+")[0], "no_such": None}
     shown = capsys.readouterr().out
-    assert "another" in shown and found["notes"][0] in shown.splitlines()
+    assert "another" in shown and results["notes"][0] in shown.splitlines()
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -275,78 +302,146 @@ def test_results_say_of_which_commit_they_are(monkeypatch, tmp_path):
         command = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *words]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "run.py"))
     git("init")
-    assert run.origin()["commit"] is None
+    assert origin.origin()["commit"] is None
     (tmp_path / "run.py").write_text("1")
     git("add", ".")
     git("commit", "-m", "x")
     git("tag", "-a", "v1", "-m", "x")
-    assert run.origin()["commit"] == git("rev-parse", "--short", "HEAD")
+    assert origin.origin()["commit"] == git("rev-parse", "--short", "HEAD")
     (tmp_path / "run.py").write_text("2")
-    assert run.origin()["commit"] == git("rev-parse", "--short", "HEAD") + "+"
+    assert origin.origin()["commit"] == git("rev-parse", "--short", "HEAD") + "+"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run.origin()["commit"] is None
+    assert origin.origin()["commit"] is None
 
 
-def test_a_peer_that_cannot_is_left_out(monkeypatch):
+def test_a_peer_without_the_network_is_left_out(monkeypatch):
     def answers(case, line, start):
         if case["implementation"] == "torchvision":
-            return run.Failed("torchvision has no resnet18")
+            return sittings.Failed("torchvision has no resnet18")
         return good(case, line) | ({"parameters": 7} if case["implementation"] == "timm" else {})
 
-    monkeypatch.setattr(run, "Worker", fake(answers))
-    candidates, notes = run.compare(cases(), 2, 1, lambda text: None)
-    assert [w.case["implementation"] for w, _ in candidates] == ["twins", "ceiling"]
+    monkeypatch.setattr(sittings, "Worker", fake(answers))
+    measured, notes = compare(cases(), 2, 1)
+    assert [w.case["implementation"] for w, _ in measured] == ["twins", "ceiling"]
     assert notes == ["torchvision has no resnet18", "timm's resnet18 has 7 parameters, not 11,689,512: another network"]
 
 
 def test_a_timer_that_does_not_wait_is_above_the_ceiling(monkeypatch, capsys):
     quick = {"times": [1e-6], "peak": 2**20}
-    monkeypatch.setattr(run, "Worker", fake(lambda case, line, start: good(case, line) | (quick if line == "turn" else {})))
+    answers = fake(lambda case, line, start: good(case, line) | (quick if line == "turn" else {}))
+    monkeypatch.setattr(sittings, "Worker", answers)
     with pytest.raises(SystemExit) as ended:
-        run.run(["torch"], ["resnet18"], mode="infer", dtype=["float32"], size=32, against="", json_file="-", device="cpu")
+        run.main([Backend.TORCH], mode=Mode.INFER, size=32, json_file="-", device="cpu")
     assert ended.value.code == 1
     (note,) = json.loads(capsys.readouterr().out)["notes"]
     assert "of what the machine can do: the measurement is wrong" in note
 
 
-def test_least_counts_what_the_machine_must_do():
-    (case, *_) = run.cases_of("lenet", "train", None, {"batch": 2, "format": None}, ["torch"], ["float32"], [], False)
+def test_the_shortest_step_is_what_the_machine_must_do():
+    (case, *_) = candidates.cases("lenet", Mode.TRAIN, Settings([Backend.TORCH], batch=2))
     layers = shapes.layers(case["spec"])
     macs = [layer.macs for layer in layers if layer.macs]
     flops = 2 * 2 * (3 * sum(macs) - macs[0])  # no gradient of the images
-    assert run.least(case, layers, {"flops": 1, "bytes": 1e9}) == flops
+    assert summary.shortest_step(case, layers, {"flops": 1, "bytes": 1e9}) == flops
     moved = 4 * (3 * shapes.parameters(layers) + 2 * np.prod(case["spec"]["input"]))
-    assert run.least(case, layers, {"flops": 1e12, "bytes": 1}) == moved
+    assert summary.shortest_step(case, layers, {"flops": 1e12, "bytes": 1}) == moved
     infer = case | {"mode": "infer", "dtype": "bfloat16"}
-    assert run.least(infer, layers, {"flops": 1, "bytes": 1e9}) == 4 * sum(macs)
+    assert summary.shortest_step(infer, layers, {"flops": 1, "bytes": 1e9}) == 4 * sum(macs)
     moved = 2 * (shapes.parameters(layers) + 2 * np.prod(case["spec"]["input"]))
-    assert run.least(infer, layers, {"flops": 1e12, "bytes": 1}) == moved
+    assert summary.shortest_step(infer, layers, {"flops": 1e12, "bytes": 1}) == moved
+
+
+def scripted(function, *arguments, monkeypatch, capsys):
+    """(status, stdout, stderr) of a script with such arguments, in this process."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        script.start(function)
+    return ended.value.code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--network", "resnet19"], "no network is called 'resnet19', did you mean 'resnet18'?"),
-        (["--size", "0"], "--size is 0, expected a whole number of at least 1"),
-        (["--processes", "0"], "--processes is 0, expected a whole number of at least 1"),
         (["--network", "mnist_residual", "--size", "4"], "mnist_residual, images of 4x4: layer 'conv1': the image is too"),
         (["--json", "nowhere/x.json"], "nowhere/x.json: there is no folder nowhere"),
-        (["--csv", "benchmarks"], "benchmarks: cannot be written"),
+        (["--csv", ROOT / "benchmarks"], f"{ROOT / 'benchmarks'}: cannot be written"),
         (["--plot", "x.gif"], "x.gif: expected a file ending in .png, .pdf, .svg"),
-        (["--dtype", "float23"], "--dtype is 'float23', did you mean 'float32'?; expected float32, tf32, bfloat16, float16"),
         (["--dtype", "tf32", "--device", "cpu"], "--dtype tf32 is for GPUs; expected float32, bfloat16 or float16 on a CPU"),
         (["--backend", "tf", "--format", "nchw"], "--format nchw is for --backend torch"),
+        (["--backend", "both", "--format", "nchw"], "--format nchw is for --backend torch"),
         (["--cuda-graphs", "--device", "cpu"], "--cuda-graphs is for --backend torch on a GPU"),
         (["--against", "keras_hub"], "--against keras_hub is for --backend tf or jax or keras-torch"),
+        (
+            ["--against", "torchvision,timm_"],
+            "--against is 'timm_', did you mean 'timm'?; expected torchvision, timm, keras.app",
+        ),
     ],
 )
-def test_a_mistake_is_one_line(options, message):
-    done = benchmark("--backend", "torch", *options)
+def test_a_mistake_is_one_line(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(sittings, "Worker", lambda case: pytest.fail("a worker was started"))
+    status, out, err = scripted(run.main, "--backend", "torch", *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"script.py: {message}") and err.count("\n") == 1
+
+
+def test_a_mistake_in_a_process_of_its_own():
+    done = benchmark("--backend", "torch", "--network", "resnet19")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"run.py: {message}")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("run.py: no network is called 'resnet19'") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "words"),
+    [
+        (run.main, ["--backend", "pytorch"], ["--backend", "torch", "tf", "jax", "keras-torch", "both"]),
+        (run.main, ["--mode", "infr"], ["--mode", "infer", "train", "both"]),
+        (run.main, ["--dtype", "float23"], ["--dtype", "float32", "tf32", "bfloat16", "float16"]),
+        (run.main, ["--format", "nhcw"], ["--format", "nchw", "nhwc"]),
+        (run.main, ["--device", "tpu"], ["--device", "cpu", "gpu"]),
+        (run.main, ["--size", "0"], ["--size", "1"]),
+        (run.main, ["--processes", "0"], ["--processes", "1"]),
+        (kills.main, ["--backend", "troch"], ["--backend", "torch", "tf"]),
+    ],
+)
+def test_a_value_that_an_option_does_not_take(function, options, words, monkeypatch, capsys):
+    options = [*([] if "--backend" in options or function != run.main else ["--backend", "torch"]), *options]
+    status, out, err = scripted(function, *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, out) == (2, "") and all(word in err for word in words)
+
+
+def test_help_names_the_values_of_options(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, _ = scripted(run.main, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    assert status == 0
+    for values in (Backend, Mode, Dtype, candidates.Format, candidates.Device, Peer):
+        assert "|".join(values) in out
+
+
+def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
+    status, out, err = scripted(kills.main, "--backend", "both", monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, out, err) == (
+        2,
+        "",
+        "script.py: --backend both: a run is killed and resumed in one framework; expected torch or tf\n",
+    )
+
+
+def test_the_lock_of_a_run_is_not_a_leftover(tmp_path):
+    (tmp_path / training.LOCK).touch()
+    (tmp_path / "last.safetensors").touch()
+    assert kills.temporaries(tmp_path) == kills.temporaries(tmp_path / "not there") == []
+    (tmp_path / ".123.last.safetensors").touch()
+    assert kills.temporaries(tmp_path) == [".123.last.safetensors"]
+
+
+def test_a_change_of_framework_that_does_not_come_out_even(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(switch, "train", lambda *arguments: pytest.fail("a run was started"))
+    options = (tmp_path, "--epochs", 5, "--every", 2)
+    status, out, err = scripted(switch.main, *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, out) == (2, "") and err.startswith("script.py: expected --epochs that --every divides")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -355,11 +450,10 @@ def test_without_a_gpu_it_says_so():
     assert (done.returncode, done.stderr, done.stdout) == (1, "", "PyTorch sees no GPU; --device cpu measures the processor\n")
 
 
-def test_the_table_of_networks():
-    command = [sys.executable, "benchmarks/parity.py", "--network", "lenet_caffe", "resnet20"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    _, _, *rows = done.stdout.splitlines()
+def test_the_table_of_networks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["parity.py", "--network", "lenet_caffe", "resnet20"])
+    parity.main()
+    _, _, *rows = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["`lenet_caffe`", "`resnet20`"]
     assert [row[2:4] for row in cells] == [
@@ -371,15 +465,14 @@ def test_the_table_of_networks():
         assert 0 < outputs <= 1e-12 and 0 < gradients <= 1e-9
 
 
-def test_the_ratios_in_the_readme_are_in_the_results():
-    section = (ROOT / "README.md").read_text().partition("## Benchmarks")[2]
-    stated = re.findall(r"\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)", section)
-    results = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")]
-    ratios = [ratio for found in results for row in found.get("results", []) for ratio in row["ratios"].values()]
-    assert len(stated) > 10 and set(stated) <= set(map(run.in_words, ratios))
+def pages():
+    """The text of the README and of the documentation."""
+    return "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
 
 
-def test_the_readme_has_every_network_in_its_table():
-    text = (ROOT / "README.md").read_text()
-    for name in shared.names():
-        assert f"| `{name}` | " in text, name
+def test_the_ratios_in_the_documentation_are_in_the_results():
+    rows = [line for line in pages().splitlines() if line.startswith("| ")]
+    stated = re.findall(r"\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)", "\n".join(rows))
+    files = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")]
+    ratios = [ratio for results in files for row in results.get("results", []) for ratio in row["ratios"].values()]
+    assert len(stated) > 10 and set(stated) <= set(map(report.in_words, ratios))

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import urllib.error
 from pathlib import Path
 
@@ -221,13 +219,10 @@ def test_resnet50_of_keras_applications_without_top(resnet50, tmp_path):
     assert_same(weights.read_state(tmp_path / "x.safetensors"), {k: a for k, a in whole.items() if not k.startswith("fc.")})
 
 
-def test_the_command_makes_a_file_that_keras_applications_loads(resnet50, tmp_path):
+def test_the_command_makes_a_file_that_keras_applications_loads(resnet50, tmp_path, twins):
     model, files = resnet50
     checkpoints.convert(files["whole"], tmp_path / "x.pth", "resnet50_keras")
-    done = subprocess.run(
-        [sys.executable, "-m", "twins", "convert", tmp_path / "x.pth", tmp_path / "x.h5"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = twins("convert", tmp_path / "x.pth", tmp_path / "x.h5")
     assert done.returncode == 0 and done.stderr == ""
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["layer1.0.downsample.1.running_var", "256", "conv2_block1_0_bn/moving_variance", "256"] in lines

@@ -62,9 +62,10 @@ def test_relu_writes_over_nothing_that_is_needed():
     assert outputs["conv1"].min() < 0 and torch.equal(outputs["relu2"], outputs["conv1"].relu())
 
 
-def test_torch_compile(net):
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_torch_compile(compiler, net):
     with torch.no_grad():
-        compiled = torch.compile(net, fullgraph=True)(torch.from_numpy(IMAGES))
+        compiled = torch.compile(net, fullgraph=True, backend=compiler)(torch.from_numpy(IMAGES))
         assert torch.allclose(compiled, net(torch.from_numpy(IMAGES)), rtol=1e-4, atol=1e-4)
 
 
@@ -167,7 +168,7 @@ def test_any_image_size():
     assert np.allclose(ours, theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.long)])
 def test_other_backends_of_keras(backend, twin, tmp_path):
     np.savez(tmp_path / "w.npz", **keras_impl.state(twin))
     np.save(tmp_path / "x.npy", NHWC)

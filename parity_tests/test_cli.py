@@ -1,11 +1,10 @@
 """The command `twins` as a user has it: what it prints, how it exits, what it says to a mistake."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,44 +12,29 @@ from PIL import Image
 
 import shared
 from shared import weights
-from twins import cli
 
 
-def twins(*arguments, folder=None):
-    return subprocess.run(
-        [sys.executable, "-m", "twins", *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=folder
-    )
-
-
-def here(*arguments, folder="."):
-    """As `twins`, in this process, which has both frameworks already."""
-    out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), contextlib.chdir(folder):
-        before, sys.argv = sys.argv, ["twins", *map(str, arguments)]
-        try:
-            cli.main()
-        except SystemExit as end:
-            return subprocess.CompletedProcess(arguments, end.code or 0, out.getvalue(), error.getvalue())
-        finally:
-            sys.argv = before
+def command(*arguments):
+    """As a user starts it."""
+    return subprocess.run([sys.executable, "-m", "twins", *arguments], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(twins, tmp_path_factory):
     plot = tmp_path_factory.mktemp("plot") / "curves.png"
     return twins("compare", "mnist_residual", "--json", "--plot", plot), plot
 
 
 def test_list():
-    done = twins("list")
+    done = command("list")
     assert done.returncode == 0 and done.stderr == ""
     for name in shared.names():
         assert name in done.stdout
-    rows = json.loads(twins("list", "--json").stdout)
+    rows = json.loads(command("list", "--json").stdout)
     assert {row["name"]: row["parameters"] for row in rows}["resnet50"] == 25_557_032
 
 
-def test_show():
+def test_show(twins):
     done = twins("show", "drn_a_18")
     assert done.returncode == 0
     line = next(line.split() for line in done.stdout.splitlines() if line.startswith("layer3.0"))
@@ -80,14 +64,14 @@ def test_compare_draws_the_curves(compared):
         assert plot.format == "PNG" and min(plot.size) > 500
 
 
-def test_compare_prints_tables():
-    done = here("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
+def test_compare_prints_tables(twins):
+    done = twins("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
     assert done.returncode == 0 and done.stderr == ""
     assert "block1   16x12x12  12x12x16" in done.stdout
     assert "Every bound of the ladder holds." in done.stdout
 
 
-def test_compare_a_network_from_outside(tmp_path):
+def test_compare_a_network_from_outside(twins, tmp_path):
     # Words that are not among the project's networks: an odd kernel, "same" padding with stride, dilation, a map of 5 classes.
     spec = {
         "name": "mine",
@@ -102,18 +86,18 @@ def test_compare_a_network_from_outside(tmp_path):
         ],
     }
     (tmp_path / "mine.json").write_text(json.dumps(spec))
-    done = here("compare", "./mine.json", "--steps", "3", "--json", folder=tmp_path)
+    done = twins("compare", "./mine.json", "--steps", "3", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [layer["name"] for layer in json.loads(done.stdout)["activations"]] == [
         "stem", "pool", "body.0", "body.1", "mean", "flat", "classes",
     ]  # fmt: skip
 
 
-def test_compare_with_weights_and_a_picture(tmp_path):
+def test_compare_with_weights_and_a_picture(twins, tmp_path):
     weights.save_state(tmp_path / "w.safetensors", weights.randomised(weights.initial("resnet20", seed=4)))
     Image.fromarray(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)).save(tmp_path / "p.png")
     options = ["--weights", tmp_path / "w.safetensors", "--image", tmp_path / "p.png", "--steps", "0", "--json"]
-    done = here("compare", "resnet20", *options)
+    done = twins("compare", "resnet20", *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["steps"] == [] and report["largest_activations"]["value"] <= 1e-12
@@ -141,7 +125,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message(mistake, tmp_path):
+def test_a_mistake_gets_one_message(mistake, twins, tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "text.txt").write_text("no picture")
     weights.save_state(tmp_path / "other.safetensors", weights.initial("mnist_residual"))
@@ -155,22 +139,22 @@ def test_a_mistake_gets_one_message(mistake, tmp_path):
 
 def test_a_typo_in_the_command_or_an_option():
     for arguments in (["sho", "resnet18"], ["show", "resnet18", "--sise", "3"], ["compare", "resnet18", "--steps", "-1"]):
-        done = twins(*arguments)
+        done = command(*arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_without_arguments_it_lists_the_commands():
-    assert all(command in twins("--help").stdout for command in ("list", "show", "compare"))
+    assert all(name in command("--help").stdout for name in ("list", "show", "compare"))
 
 
-def test_text_of_a_spec_is_no_markup(tmp_path):
+def test_text_of_a_spec_is_no_markup(twins, tmp_path):
     layers = [{"name": "flat", "type": "flatten"}]
     spec = {"name": "mine", "title": "Net [/v2] [red]x", "input": [1, 2, 2], "layers": layers}
     (tmp_path / "mine.json").write_text(json.dumps(spec))
     assert "Net [/v2] [red]x" in twins("show", tmp_path / "mine.json").stdout
 
 
-def test_an_exit_status_of_1_names_the_bound():
+def test_an_exit_status_of_1_names_the_bound(twins):
     done = twins("compare", "mnist_residual", "--steps", "4", "--learning-rate", "1e8")
     assert done.returncode == 1
     assert "Bound exceeded: losses: the loss is NaN or infinite at step 3" in done.stdout
@@ -185,8 +169,8 @@ def test_an_exit_status_of_1_names_the_bound():
         (["schema", "specs"], ["spec", "recipe"]),
     ],
 )
-def test_a_choice_that_is_none_gets_the_choices(arguments, choices):
-    done = here(*arguments)
+def test_a_choice_that_is_none_gets_the_choices(arguments, choices, twins):
+    done = twins(*arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert all(f"'{choice}'" in done.stderr for choice in choices)
 
@@ -201,7 +185,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("command", REFUSED)
 @pytest.mark.parametrize("backend", ["torch", "tf", "jax", "keras-torch", "both"])
-def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(command, backend, monkeypatch, tmp_path):
+def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(command, backend, twins, monkeypatch, tmp_path):
     arguments, refused = REFUSED[command]
 
     def started(asked):
@@ -213,19 +197,18 @@ def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(comma
     weights.save_state(tmp_path / "w.safetensors", weights.initial("resnet20" if command == "locate" else "lenet"))
     given = ["--weights", "w.safetensors"] if picture else []
     Image.new("L", (28, 28)).save(tmp_path / "p.png") if command == "predict" else None
-    done = here(command, *arguments, *picture, *given, "--backend", backend, folder=tmp_path)
+    done = twins(command, *arguments, *picture, *given, "--backend", backend, folder=tmp_path)
     expected = f"--backend {backend}: " if backend in refused else f"started {backend}"
     assert done.returncode == 2 and expected in done.stderr
     assert ("; expected torch" in done.stderr) == (backend in refused)
 
 
-def test_version():
-    assert here("--version").stdout.split()[0] == "twins"
+def test_version(twins):
+    assert twins("--version").stdout.split()[0] == "twins"
 
 
-def test_completion_knows_commands_and_choices(monkeypatch):
-    complete = {"_TWINS_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "twins predict --backend ", "COMP_CWORD": "3"}
-    complete["COMP_WORDS"] = "twins predict --backend "
-    done = subprocess.run([sys.executable, "-c", "from twins.cli import main; main()"], capture_output=True, text=True,
-                          env=os.environ | complete, timeout=60)  # fmt: skip
-    assert {"torch", "tf", "jax", "keras-torch", "both"} <= set(done.stdout.split())
+def test_completion_knows_the_choices():
+    words = {"_TWINS_COMPLETE": "complete_bash", "COMP_WORDS": "twins predict --backend ", "COMP_CWORD": "3"}
+    command = Path(sys.executable).with_name("twins")
+    done = subprocess.run([command], capture_output=True, text=True, env=os.environ | words, timeout=60)
+    assert done.stdout.split() == ["torch", "tf", "jax", "keras-torch", "both"]

@@ -41,7 +41,7 @@ class Page:
         """Run a block, after those above it that were not selected, and say what is wrong, or ""."""
         position = self.blocks.index(block)
         for earlier in self.blocks[self.done : position]:
-            if not _reason_to_skip(earlier, long=False):
+            if "long" not in earlier.marks and not _lacks_data(earlier):
                 self._run(earlier)
         self.done = position + 1
         return self._run(block)
@@ -82,12 +82,8 @@ def _check_output(what, expected, printed):
     assert difference is None, f"{what}\nnot printed: {difference}\n\nexpected:\n{text}\n\nprinted:\n{printed}"
 
 
-def _reason_to_skip(block, long):
-    if "long" in block.marks and not long:
-        return "long: run by pytest --long"
-    if "needs TWINS_DATA" in block.marks and "TWINS_DATA" not in os.environ:
-        return "TWINS_DATA is not set"
-    return ""
+def _lacks_data(block):
+    return "needs TWINS_DATA" in block.marks and "TWINS_DATA" not in os.environ
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +95,14 @@ def pages(tmp_path_factory):
             page.session.close()
 
 
-@pytest.mark.parametrize("block", RUN, ids=lambda block: block.place)
-def test_block(block, pages, request):
-    reason = _reason_to_skip(block, request.config.getoption("--long"))
-    if reason:
-        pytest.skip(reason)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=[pytest.mark.long] * ("long" in block.marks)) for block in RUN],
+    ids=lambda block: block.place,
+)
+def test_block(block, pages):
+    if _lacks_data(block):
+        pytest.skip("TWINS_DATA is not set")
     failure = pages[block.page].run(block)
     if failure:
         pytest.fail(failure, pytrace=False)

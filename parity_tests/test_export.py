@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 import torch
-from test_cli import here
 
 import keras_impl.export
 import shared
@@ -163,7 +162,7 @@ def test_a_folded_network_is_for_inference_and_of_the_same_precision(package, dt
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory, twins):
     """A network with the same random weights, folded, in each format, for images of 14x14 by `--size`; and what was said."""
     folder = tmp_path_factory.mktemp("export")
     spec = chain(START, {"type": "basic", **SMALLER, "repeat": 2}, {"type": "preact_basic", **SAME})
@@ -171,7 +170,7 @@ def exported(tmp_path_factory):
     weights.save_state(folder / "w.safetensors", weights.randomised(weights.initial(spec)))
     paths = ["a.onnx", "b", "c.keras", "d.pth", "e.safetensors"]
     outs = [word for path in paths for word in ("--out", path)]
-    return folder, here("export", "mine.json", "--weights", "w.safetensors", "--fold", "--size", "14", *outs, folder=folder)
+    return folder, twins("export", "mine.json", "--weights", "w.safetensors", "--fold", "--size", "14", *outs, folder=folder)
 
 
 def expected(folder, images):
@@ -247,17 +246,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_nothing_to_fold_is_said_and_written_all_the_same(folder):
-    done = here("export", "lenet5", "--weights", "lenet.safetensors", "--fold", folder=folder)
+def test_nothing_to_fold_is_said_and_written_all_the_same(folder, twins):
+    done = twins("export", "lenet5", "--weights", "lenet.safetensors", "--fold", folder=folder)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith("There is nothing to fold: lenet5 has no batch norm directly behind a convolution.")
     assert shared.load(folder / "lenet5.json") == shared.load("lenet5")
     assert weights.read_state(folder / "lenet5.safetensors").keys() == weights.initial("lenet5").keys()
 
 
-def test_logits_that_differ_are_told_by_the_exit_status(folder, monkeypatch):
+def test_logits_that_differ_are_told_by_the_exit_status(folder, monkeypatch, twins):
     monkeypatch.setattr(export, "BOUND", 1e-12)
-    done = here("export", "mine.json", "--weights", "w.safetensors", "--fold", folder=folder)
+    done = twins("export", "mine.json", "--weights", "w.safetensors", "--fold", folder=folder)
     assert done.returncode == 1
     assert "mine_folded.safetensors: its logits are more than 1e-12 apart" in done.stdout
 
@@ -283,30 +282,30 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_and_writes_nothing(mistake, folder):
+def test_a_mistake_gets_one_message_and_writes_nothing(mistake, folder, twins):
     before = sorted(folder.rglob("*"))
     arguments, words = MISTAKES[mistake]
-    done = here("export", *arguments, folder=folder)
+    done = twins("export", *arguments, folder=folder)
     assert done.returncode == 2 and done.stdout == "" and words in done.stderr
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_package_that_is_missing_is_told_before_anything_is_written(folder, monkeypatch):
+def test_a_package_that_is_missing_is_told_before_anything_is_written(folder, monkeypatch, twins):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    done = here("export", *MINE, "x.pth", "--out", "x.onnx", folder=folder)
+    done = twins("export", *MINE, "x.pth", "--out", "x.onnx", folder=folder)
     assert done.returncode == 2 and done.stderr == "twins: .onnx needs onnxscript: pip install onnxscript\n"
     assert not (folder / "x.pth").exists()
 
 
-def test_another_backend_of_keras_is_told_before_anything_is_written(folder, monkeypatch):
+def test_another_backend_of_keras_is_told_before_anything_is_written(folder, monkeypatch, twins):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    done = here("export", *MINE, "x.pth", "--out", "x", folder=folder)
+    done = twins("export", *MINE, "x.pth", "--out", "x", folder=folder)
     assert done.returncode == 2 and done.stderr == "twins: KERAS_BACKEND is 'jax'; a SavedModel needs tensorflow\n"
     assert not (folder / "x.pth").exists()
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x"])
-def test_a_failed_write_leaves_the_old_one(name, folder, monkeypatch):
+def test_a_failed_write_leaves_the_old_one(name, folder, monkeypatch, twins):
     def full(path, spec, state):
         path.mkdir(exist_ok=True) if name == "x" else path.write_text("half")
         raise OSError("No space left on device")
@@ -319,6 +318,6 @@ def test_a_failed_write_leaves_the_old_one(name, folder, monkeypatch):
     before = sorted(folder.rglob("*"))
     monkeypatch.setattr(torch_impl.export, "onnx", full)
     monkeypatch.setattr(keras_impl.export, "saved_model", full)
-    done = here("export", *MINE, name, folder=folder)
+    done = twins("export", *MINE, name, folder=folder)
     assert done.returncode == 2 and f"{name}: cannot be written: No space left on device" in done.stderr
     assert sorted(folder.rglob("*")) == before and old.read_text() == "old"

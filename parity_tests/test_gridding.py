@@ -14,15 +14,14 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import gridding as benchmark  # noqa: E402
-
 from shared import images, networks, weights
-from twins import backends, cli, plots
+from twins import backends, plots
 from twins import gridding as measure
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import gridding as benchmark
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 DRN = "drn_a_10_small"
 
@@ -220,20 +219,9 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def twins(files, monkeypatch, capsys):
-    """Exit status, output and errors of `twins activations`, run in this process, which has the frameworks."""
-    monkeypatch.chdir(files)
-
-    def run(arguments):
-        monkeypatch.setattr(sys, "argv", ["twins", "activations", *arguments.split()])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
-
-    return run
+def activations(twins, files):
+    """`twins activations` in that folder."""
+    return lambda arguments: twins(f"activations {arguments}", folder=files)
 
 
 def strongest(name, state, layer, path):
@@ -249,13 +237,13 @@ def strongest(name, state, layer, path):
 
 
 @pytest.mark.parametrize("given", ["--weights w.safetensors", ""])
-def test_the_command_in_either_framework(given, twins, files, monkeypatch):
+def test_the_command_in_either_framework(given, activations, files, monkeypatch):
     state = weights.read_state(files / "w.safetensors") if given else weights.initial(DRN)
     channel, values, picture = strongest(DRN, state, "layer4", files / "a.png")
     drawn, draw = [], plots.draw_panels
     monkeypatch.setattr(plots, "draw_panels", lambda panels, *rest: (drawn.append(panels), draw(panels, *rest)))
     for backend, package in PACKAGES.items():
-        status, out, err = twins(f"{DRN} a.png --layer layer4 --out {backend}.png --backend {backend} {given}")
+        status, out, err = activations(f"{DRN} a.png --layer layer4 --out {backend}.png --backend {backend} {given}")
         assert (status, err) == (0, "")
         assert out == (
             f"{DRN}{'' if given else ', untrained'}: layer4 in {package.Engine.framework}: channel {channel}, a map of 8x8, "
@@ -274,9 +262,9 @@ def test_the_command_in_either_framework(given, twins, files, monkeypatch):
         ("tiny.json", "pool", "2x3", "a map of 2x3 is smaller than the period of the grid, 4"),
     ],
 )
-def test_without_a_number_the_line_says_why(network, layer, size, why, twins):
-    status, out, err = twins(f"{network} a.png --layer {layer} --out {layer}.pdf")
-    assert (status, err) == (0, "") and Path(f"{layer}.pdf").read_bytes().startswith(b"%PDF")
+def test_without_a_number_the_line_says_why(network, layer, size, why, activations, files):
+    status, out, err = activations(f"{network} a.png --layer {layer} --out {layer}.pdf")
+    assert (status, err) == (0, "") and (files / f"{layer}.pdf").read_bytes().startswith(b"%PDF")
     beginning = rf"{Path(network).stem}, untrained: {layer} in PyTorch: channel \d+, a map of {size}, mean [-\d.e]+; "
     assert re.fullmatch(rf"{beginning}no gridding number: {why}\.\n", out)
 
@@ -304,18 +292,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monkeypatch):
+def test_a_mistake_gets_one_message_before_any_work(mistake, activations, files, monkeypatch):
     arguments, words = MISTAKES[mistake]
     before = (files / "a.png").read_bytes()
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("a framework was started"))
     out = "" if "--out" in arguments else " --out never.png"
-    status, out, err = twins(arguments.format(folder=files.name) + out)
+    status, out, err = activations(arguments.format(folder=files.name) + out)
     assert (status, out) == (2, "") and err.startswith("twins: ") and words in err and err.count("twins: ") == 1
     assert (files / "a.png").read_bytes() == before and not (files / "never.png").exists()
 
 
-def test_weights_that_give_no_numbers(twins, files):
-    status, out, err = twins(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
+def test_weights_that_give_no_numbers(activations, files):
+    status, out, err = activations(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
     assert (status, out) == (2, "") and not (files / "never.png").exists()
     assert err == "twins: PyTorch: layer 'layer4' gives non-finite numbers: these weights cannot be used\n"
 
@@ -331,18 +319,18 @@ def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
     assert [line[:3] for line in lines[1:]] == [[f"{n},", "untrained", layer] for n, layer in zip(names, layers, strict=True)]
     for name, line, (title, values) in zip(names, lines[1:3], drawn[1:], strict=False):
         share = f"{folded(values.astype('float64'), 4):.3f}"
-        told = f"gridding {share} at period 4"
+        described = f"gridding {share} at period 4"
         channel = strongest(name, weights.initial(name), line[2], files / "a.png")[0]
-        assert line[3:] == [f"{channel}", "8x8", *told.split()] and title == f"{name}, untrained, {line[2]}\n{told}"
-    told = "no gridding number: resnet10_small has no dilation above 1 up to 'layer4'"
-    assert " ".join(lines[3][4:]) == f"2x2 {told}" and drawn[3][0] == f"resnet10_small, untrained, layer4\n{told}"
+        assert line[3:] == [f"{channel}", "8x8", *described.split()] and title == f"{name}, untrained, {line[2]}\n{described}"
+    described = "no gridding number: resnet10_small has no dilation above 1 up to 'layer4'"
+    assert " ".join(lines[3][4:]) == f"2x2 {described}" and drawn[3][0] == f"resnet10_small, untrained, layer4\n{described}"
 
     given = [f"{files / 'w.safetensors'}"] * 2
     benchmark.main(files / "a.png", tmp_path / "f.png", [DRN, DRN], given, "layer3")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     channel, values, _ = strongest(DRN, weights.read_state(given[0]), "layer3", files / "a.png")
-    told = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
-    assert rows == [[DRN, "layer3", f"{channel}", "8x8", *told.split()]] * 2
+    described = f"gridding {folded(values.astype('float64'), 2):.3f} at period 2"
+    assert rows == [[DRN, "layer3", f"{channel}", "8x8", *described.split()]] * 2
 
 
 @pytest.mark.parametrize(

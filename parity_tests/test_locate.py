@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import localisation  # noqa: E402
 
 from shared import images, networks, recipes, weights
-from twins import backends, batches, boxes, checkpoints, cli, datasets, ladder, locate, scattered
+from twins import backends, batches, boxes, checkpoints, datasets, ladder, locate, scattered
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 BOUND = ladder.BOUNDS["float64"]["activations"]
@@ -187,10 +187,10 @@ def test_scores():
     good, half, none = response(r1c1=1.0, r1c2=1.0), response(r1c2=1.0), response()
     sure = np.full((4, 8), 5.0)
     maps = [[good, none - 1], [good, sure], [half, none], [none, sure]]
-    seen = [boxes.localise(np.stack(pair), WHOLE, wanted=0) for pair in maps]
+    seen = [boxes.localise(np.stack(pair), WHOLE, target=0) for pair in maps]
     found = boxes.scores(seen, [[[60, 0, 70, 10], box]] * 4, 0.2, known=True)
     assert [s.top for s in seen] == [[0, 1], [1, 0], [0, 1], [1, 0]]
-    assert boxes.localise(np.stack(maps[1]), WHOLE).wanted == 1
+    assert boxes.localise(np.stack(maps[1]), WHOLE).target == 1
     assert found == {
         "localisation_error": 0.5,  # an overlap of exactly a half is not right
         "mean_iou": (1 + 1 + 0.5 + 0) / 4,
@@ -316,17 +316,9 @@ def entries(folder, *found):
     (folder / "data" / "boxes.json").write_text(json.dumps(found))
 
 
-def twins(arguments, monkeypatch, capsys):
-    """Exit status, output and errors of the command, run in this process, which has the frameworks."""
-    monkeypatch.setattr(sys, "argv", ["twins", *arguments.split()])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, *capsys.readouterr()
-
-
-def test_pictures_of_all_kinds_and_one_that_is_none(files, monkeypatch, capsys):
+def test_pictures_of_all_kinds_and_one_that_is_none(twins, files):
     arguments = "locate small.json a.png text.png grey.png rgba.png cmyk.jpg --weights w.safetensors --backend both --out drawn"
-    status, out, err = twins(arguments, monkeypatch, capsys)
+    status, out, err = twins(arguments)
     rows = [json.loads(line) for line in out.splitlines()]
     assert status == 2 and err == "" and [row["image"] for row in rows] == arguments.split()[2:7]
     assert "text.png: not an image" in rows.pop(1)["error"]
@@ -352,18 +344,18 @@ def torch_maps(spec, path):
     return engine.class_maps(images.preprocess([images.read_picture(path)], spec))[0].astype(np.float64)
 
 
-def test_pictures_of_one_name_get_files_of_their_own(files, monkeypatch, capsys):
+def test_pictures_of_one_name_get_files_of_their_own(twins, files):
     (files / "a-2.png").write_bytes((files / "a.png").read_bytes())
     arguments = "locate small.json a-2.png a.png data/images/a.png --weights w.safetensors --out drawn"
-    status, _, _ = twins(arguments, monkeypatch, capsys)
+    status, _, _ = twins(arguments)
     assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2.png", "a-3.png", "a.png"]
 
 
-def test_boxes_of_less_than_a_pixel_are_drawn(files, monkeypatch, capsys):
+def test_boxes_of_less_than_a_pixel_are_drawn(twins, files):
     """What the network sees of such a picture has fewer pixels than its maps have positions."""
     Image.new("RGB", (5, 5), "red").save(files / "data" / "dot.png")
     entries(files, {"file": "dot.png", "boxes": [[0, 0, 0.5, 3]]})
-    status, _, err = twins("locate small.json --data data --weights w.safetensors --out drawn", monkeypatch, capsys)
+    status, _, err = twins("locate small.json --data data --weights w.safetensors --out drawn")
     assert status == 0 and err == "" and Image.open(files / "drawn" / "dot.png").size == (5, 5)
 
 
@@ -375,21 +367,21 @@ def test_where_two_engines_differ_the_first_is_told():
     assert apart.pop("same_box") is False and apart.pop("difference") > 0.1 and apart == alone
 
 
-def test_a_class_that_is_nowhere_has_no_box(files, monkeypatch, capsys):
+def test_a_class_that_is_nowhere_has_no_box(twins, files):
     state = weights.initial(small())
     state["fc.bias"][3] = -100
     weights.save_state(files / "w.safetensors", state)
-    status, out, _ = twins("locate small.json a.png --class cat --weights w.safetensors --out drawn", monkeypatch, capsys)
+    status, out, _ = twins("locate small.json a.png --class cat --weights w.safetensors --out drawn")
     row = json.loads(out)
     assert status == 0 and row["class"] == 3 and row["name"] == "cat" and row["box"] is None and row["response"] < 0
     assert (files / "drawn" / "a.png").exists()
-    status, out, _ = twins("locate small.json --data data --class 3 --weights w.safetensors --json", monkeypatch, capsys)
+    status, out, _ = twins("locate small.json --data data --class 3 --weights w.safetensors --json")
     assert status == 0 and json.loads(out)["localisation_error"] == 1 and json.loads(out)["mean_iou"] == 0
 
 
-def test_data(files, monkeypatch, capsys):
+def test_data(twins, files):
     arguments = "locate small.json --data data --weights w.safetensors --backend both"
-    status, out, err = twins(f"{arguments} --json --plot sweep.png --threshold 0.3", monkeypatch, capsys)
+    status, out, err = twins(f"{arguments} --json --plot sweep.png --threshold 0.3")
     found = json.loads(out)
     assert status == 0 and err == "" and found["pictures"] == found["same_boxes"] == 2 and found["threshold"] == 0.3
     assert found["whole_picture"]["pointing_accuracy"] == 1 and found["images"][0]["size"] == [150, 120]
@@ -399,7 +391,7 @@ def test_data(files, monkeypatch, capsys):
         boxes.iou(found["images"][1]["box"], [20, 0, 140, 119.5]),
     ]
     assert found["mean_iou"] == pytest.approx(np.mean(overlaps), abs=1e-3) and Image.open("sweep.png").size[0] > 300
-    status, out, _ = twins(f"{arguments} --class 2", monkeypatch, capsys)
+    status, out, _ = twins(f"{arguments} --class 2")
     assert (
         status == 0
         and out.startswith("small on data, 2 pictures, PyTorch and Keras\n")
@@ -408,10 +400,10 @@ def test_data(files, monkeypatch, capsys):
     assert "The same class, box and peak in both for all of them." in out
 
 
-def test_data_with_classes_and_a_picture_that_is_none(files, monkeypatch, capsys):
+def test_data_with_classes_and_a_picture_that_is_none(twins, files):
     whole = [[0, 0, 150, 120]]
     entries(files, {"file": "text.png", "boxes": whole, "class": 1}, {"file": "rgba.png", "boxes": whole, "class": "cat"})
-    status, out, err = twins("locate small.json --data data --weights w.safetensors --json", monkeypatch, capsys)
+    status, out, err = twins("locate small.json --data data --weights w.safetensors --json")
     found = json.loads(out)
     assert status == 2 and "text.png: not an image" in err and "error" in found["images"][0]
     assert found["pictures"] == 1 and found["images"][1]["class"] == 3 and "top1_classification_error" in found
@@ -439,11 +431,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_boxes_that_are_wrong(mistake, files, monkeypatch, capsys):
+def test_boxes_that_are_wrong(mistake, twins, files, monkeypatch):
     found, words = WRONG[mistake]
     (files / "data" / "boxes.json").write_text(json.dumps(found))
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
-    status, out, err = twins("locate small.json --data data --weights w.safetensors", monkeypatch, capsys)
+    status, out, err = twins("locate small.json --data data --weights w.safetensors")
     assert status == 2 and out == "" and err.startswith("twins: data/boxes.json: ") and words in err and err.count("\n") == 1
 
 
@@ -489,22 +481,22 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch, capsys):
+def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monkeypatch):
     arguments, words = MISTAKES[mistake]
     if mistake == "another class":
         entries(files, BOX | {"class": "cat"})
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
-    status, out, err = twins(f"locate {arguments}", monkeypatch, capsys)
+    status, out, err = twins(f"locate {arguments}")
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err and err.count("\n") == 1
     assert not (files / "drawn").exists()
 
 
 def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
     """Two boxes in a map, a weak one beside a strong: low thresholds are right in the first half, high ones in the second."""
-    found, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
-    sights = [boxes.localise(np.stack([found, response()]), WHOLE, 0)] * 8
+    map_of_class, one, both = response(r1c1=1.0, r1c2=0.5), [10, 10, 20, 20], [10, 10, 30, 20]
+    localisations = [boxes.localise(np.stack([map_of_class, response()]), WHOLE, 0)] * 8
     for first, second, right in ((both, one, 0.45), (one, both, 0.5)):
-        scores = localisation.measured(sights, [first] * 4 + [second] * 4)
+        scores = localisation.measured(localisations, [first] * 4 + [second] * 4)
         low = scores["threshold"] < 0.5
         assert low == (right < 0.5) and scores["localisation_error"] == 1 and scores["top1_classification_error"] == 0
         assert {error for t, error in scores["sweep"].items() if (t < 0.5) != low} == {0}
@@ -520,7 +512,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
         about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": []}
         weights.save_state(tmp_path / "last.safetensors", engine.state(), about)
         assert localisation.complete(tmp_path, recipe) is bool(step)
-    with pytest.raises(shared.Error, match="a run of another recipe or network; another folder would be right"):
+    with pytest.raises(shared.Error, match="has a run of another recipe or network; choose another folder"):
         localisation.complete(tmp_path, other)
 
 
@@ -547,10 +539,13 @@ def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
         assert Image.open(tmp_path / f"localisation-{name}.png").size[0] > 200
 
 
-@pytest.mark.parametrize("name", ["localisation", "kangaroo"])
-def test_the_readme_shows_the_results(name):
+@pytest.mark.parametrize("name, page", [("localisation", "explanation/localisation.md"), ("kangaroo", "how-to/locate.md")])
+def test_the_documentation_shows_the_results(name, page):
     folder = Path(__file__).parents[1]
-    assert (folder / "benchmarks" / "results" / f"{name}.txt").read_text() in (folder / "README.md").read_text()
+    first, *rows = (folder / "benchmarks" / "results" / f"{name}.txt").read_text().splitlines()
+    shown = (folder / "docs" / page).read_text().splitlines()
+    start = shown.index(rows[0])
+    assert shown[start : start + len(rows)] == rows
 
 
 @REAL

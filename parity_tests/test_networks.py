@@ -32,20 +32,43 @@ TORCHVISION = {
 }
 
 
+# What costs time in these, of over 20 million parameters, is their width; what could go wrong is in depth and structure, which
+# stay. So their numbers of channels are divided by this, and --long runs them at full width. resnet50 and drn_c_26, as large,
+# always run at full width. Everyone's VGGs have 64 features where they should have 4096, which are nine tenths of a VGG.
+DIVISORS = dict.fromkeys(
+    """
+    alexnet drn_a_34 drn_a_50 drn_b_26 drn_c_42 drn_c_58 drn_d_24 drn_d_38 drn_d_40 drn_d_54 drn_d_56 drn_d_105 drn_d_107
+    preact_resnet50 resnet34 resnet34_cifar100 resnet50_keras resnet50_v1 resnet101 resnet101_keras resnet152 resnet152_keras
+    wide_resnet50_2
+    """.split(),
+    4,
+)
+DIVISORS["resnext50_32x4d"] = 2  # which leaves two channels to each group
+FULL_WIDTH = " at full width"
+
+
 def narrowed(spec):
-    """The spec with 64 features where a VGG has 4096, which are nine tenths of its parameters."""
-    wide = (("in", 4096), ("out", 4096))
-    layers = [{key: 64 if (key, value) in wide else value for key, value in layer.items()} for layer in spec["layers"]]
-    spec = spec | {"layers": layers}
+    """The spec with fewer channels, as `DIVISORS` has it; images and classes stay."""
+    name, layers = spec["name"], spec["layers"]
+    channels, classes = spec["input"][0], next(layer["out"] for layer in reversed(layers) if "out" in layer)
+
+    def narrow(key, width):
+        if name.startswith("vgg"):
+            return 64 if width == 4096 and key in ("in", "out") else width
+        kept = key not in ("in", "out", "width") or (key == "in" and width == channels) or (key == "out" and width == classes)
+        return width if kept else width // DIVISORS[name]
+
+    spec = spec | {"layers": [{key: narrow(key, value) for key, value in layer.items()} for layer in layers]}
     return spec | {"parameters": shapes.parameters(shapes.layers(spec))}
 
 
 class Pair:
     """A network in both frameworks, with the same weights and randomised batch norms, and images for it."""
 
-    def __init__(self, name):
+    def __init__(self, title):
+        name = title.removesuffix(FULL_WIDTH)
         self.spec = shared.load(name)
-        if name.startswith("vgg"):
+        if name.startswith("vgg") or title in DIVISORS:
             self.spec = narrowed(self.spec)
         self.state = weights.randomised(weights.initial(self.spec))
         self.engines = []
@@ -83,10 +106,15 @@ class Pair:
             package.load(engine.net, self.state)
 
 
-@pytest.fixture(scope="module", params=shared.names())
+def at_full_width(names):
+    """The names, and for --long once more those of networks that run narrowed."""
+    return [*names, *(pytest.param(name + FULL_WIDTH, marks=pytest.mark.long) for name in names if name in DIVISORS)]
+
+
+@pytest.fixture(scope="module", params=at_full_width(shared.names()))
 def pair(request):
-    yield Pair(request.param)
-    gc.collect()
+    gc.collect()  # the network before, whose layers refer to each other
+    return Pair(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -177,16 +205,16 @@ def test_running_statistics(pair, gradients, bounds):
     assert_within(gradients[1], bounds["statistics"])
 
 
-@pytest.mark.parametrize("pair", TORCHVISION, indirect=True, scope="module")
+@pytest.mark.parametrize("pair", at_full_width(TORCHVISION), indirect=True, scope="module")
 def test_torchvision(pair, gradients):
     function, options = TORCHVISION[pair.spec["name"]]
     with torch.device("meta"):
         theirs = getattr(torchvision.models, function)(weights=None, **options)
         for name, module in theirs.named_modules():
-            if isinstance(module, torch.nn.Linear):  # which may be narrowed
-                module.weight, module.bias = (
-                    torch.nn.Parameter(torch.empty(pair.state[f"{name}.{key}"].shape)) for key in ("weight", "bias")
-                )
+            for part in dict(module.named_parameters(recurse=False)):  # which may be narrowed
+                setattr(module, part, torch.nn.Parameter(torch.empty(pair.state[f"{name}.{part}"].shape)))
+            for part in [part for part, _ in module.named_buffers(recurse=False) if part.startswith("running_")]:
+                setattr(module, part, torch.empty(pair.state[f"{name}.{part}"].shape))
     state = {name: torch.from_numpy(array) for name, array in pair.state.items()}
     counters = {name: torch.tensor(0) for name in theirs.state_dict() if name.endswith("num_batches_tracked")}
     theirs.load_state_dict(state | counters, assign=True)

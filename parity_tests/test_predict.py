@@ -16,7 +16,7 @@ import keras_impl
 import shared
 import torch_impl
 from shared import images, networks, weights
-from twins import backends, checkpoints, cli, datasets, predict
+from twins import backends, checkpoints, datasets, predict
 
 PACKAGES = {"torch": [torch_impl], "tf": [keras_impl], "both": [torch_impl, keras_impl]}
 IMAGENET = {"channels": "RGB", "scale": 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -319,18 +319,10 @@ def torch_logits(spec, state, x):
         return net(torch.from_numpy(images.preprocess(x, spec))).numpy()
 
 
-def twins(arguments, monkeypatch, capsys):
-    """Exit status, output and errors of the command, run in this process, which has the frameworks."""
-    monkeypatch.setattr(sys, "argv", ["twins", *arguments.split()])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return end.value.code, *capsys.readouterr()
-
-
 @pytest.mark.parametrize("backend", PACKAGES)
-def test_pictures(backend, files, monkeypatch, capsys):
+def test_pictures(backend, twins, files):
     options = f"--weights w.safetensors --backend {backend} --json"
-    status, out, err = twins(f"predict small.json a.png b.jpg {options}", monkeypatch, capsys)
+    status, out, err = twins(f"predict small.json a.png b.jpg {options}")
     assert status == 0 and err == ""
     found = json.loads(out)
     count = len(PACKAGES[backend])
@@ -350,9 +342,9 @@ def test_pictures(backend, files, monkeypatch, capsys):
         assert row.get("same_top", True) and row.get("difference", 0) < 1e-5
 
 
-def test_pictures_as_tables(files, monkeypatch, capsys):
+def test_pictures_as_tables(twins, files):
     arguments = "predict small.json a.png b.jpg --weights w.safetensors --backend both"
-    status, out, _ = twins(arguments, monkeypatch, capsys)
+    status, out, _ = twins(arguments)
     assert status == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0] == "a.png" and lines[1] == "class label PyTorch Keras"
@@ -360,33 +352,33 @@ def test_pictures_as_tables(files, monkeypatch, capsys):
     assert networks.class_names({"classes": "cifar10"})[int(number)] == name and ours == theirs and ours.endswith("%")
     assert lines[7].startswith("The same top classes in both; logits ") and lines[9] == "b.jpg"
     assert lines[-1].startswith("2 pictures: the same top classes for 2, logits at most ")
-    _, out, _ = twins("predict small.json a.png --weights w.safetensors", monkeypatch, capsys)
+    _, out, _ = twins("predict small.json a.png --weights w.safetensors")
     assert out.splitlines()[1].split() == ["class", "label", "PyTorch"] and "both" not in out
 
 
-def test_files_that_are_no_pictures_are_said_in_their_place(files, monkeypatch, capsys):
+def test_files_that_are_no_pictures_are_said_in_their_place(twins, files):
     arguments = "predict small.json text.png a.png cut.jpg b.jpg --weights w.safetensors"
-    status, out, err = twins(arguments, monkeypatch, capsys)
+    status, out, err = twins(arguments)
     assert status == 2 and err == ""
     places = [out.index(words) for words in ("text.png: not an image", "a.png\n", "cut.jpg: not an image", "b.jpg\n")]
     assert places == sorted(places) and out.endswith("2 of 4 files could not be read.\n")
-    status, out, _ = twins(f"{arguments} --json", monkeypatch, capsys)
+    status, out, _ = twins(f"{arguments} --json")
     assert status == 2
     assert [sorted(row) for row in json.loads(out)["images"]] == [["error", "image"], ["image", "top"]] * 2
 
 
 @pytest.mark.parametrize("backend", PACKAGES)
-def test_data(backend, files, monkeypatch, capsys):
+def test_data(backend, twins, files):
     arguments = f"predict small.json --weights w.safetensors --data mine.npz --backend {backend}"
-    status, out, err = twins(f"{arguments} --json", monkeypatch, capsys)
+    status, out, err = twins(f"{arguments} --json")
     assert status == 0 and err == ""
     found = json.loads(out)
     assert found["tested"] == 8 and found["accuracy"] == [0.75] * len(PACKAGES[backend]) and found["data"] == "mine.npz"
     assert found.get("same_predictions") == (8 if backend == "both" else None)
 
 
-def test_data_in_words(files, monkeypatch, capsys):
-    _, out, _ = twins("predict small.json --weights w.safetensors --data mine.npz --backend both", monkeypatch, capsys)
+def test_data_in_words(twins, files):
+    _, out, _ = twins("predict small.json --weights w.safetensors --data mine.npz --backend both")
     assert out == (
         "small on mine.npz, accuracy on 8 test images: PyTorch 75.00%, Keras 75.00%.\nThe same prediction for all of them.\n"
         "The data set has 6 classes, the network 10: equal numbers may mean other classes.\n"
@@ -425,14 +417,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_message_before_any_work(mistake, files, monkeypatch, capsys):
+def test_a_mistake_gets_one_message_before_any_work(mistake, twins, files, monkeypatch):
     conv = {"name": "conv", "type": "conv", "in": 3, "out": 10, "kernel": 1, "stride": 2}
     (files / "drn.json").write_text(json.dumps({"name": "drn", "input": [3, 16, 20], "layers": [conv]}))
     flat = {"name": "flat", "type": "flatten"}
     (files / "four.json").write_text(json.dumps({"name": "four", "input": [4, 1, 1], "layers": [flat]}))
     arguments, words = MISTAKES[mistake]
     monkeypatch.setattr(backends, "start", lambda backend: pytest.fail("the frameworks were started"))
-    status, out, err = twins(f"predict {arguments}", monkeypatch, capsys)
+    status, out, err = twins(f"predict {arguments}")
     assert status == 2 and out == "" and err.startswith("twins: ") and words in err
 
 

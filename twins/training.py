@@ -171,7 +171,7 @@ class _Run:
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
         losses, correct, count, seconds = self.sums
-        row = {
+        row: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "learning_rate": self.rate,
@@ -216,8 +216,8 @@ def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
 
 def _diverged(what: str, folder: Path) -> Error:
     path = folder / FILES[0]
-    kept = f"{path} is of step {weights.read_about(path)['step']}" if path.exists() else "there is no checkpoint"
-    return Error(f"{what}: the run has ended, {kept}. Try a smaller learning rate, or a warm-up")
+    last = f"{path} is of step {weights.read_about(path)['step']}" if path.exists() else "there is no checkpoint"
+    return Error(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
 
 
 def _append(path: Path, line: str) -> None:

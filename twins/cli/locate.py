@@ -24,7 +24,7 @@ def locate(
     network: options.Network,
     images: options.Pictures = None,
     weights: options.Weights = None,
-    wanted: Annotated[
+    target: Annotated[
         str | None,
         typer.Option("--class", help="Class to look for, by number or name. Default: the likeliest of each picture."),
     ] = None,
@@ -48,7 +48,7 @@ def locate(
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
-    number, entries = _entries(spec, images, wanted, data)
+    number, entries = _entries(spec, images, target, data)
     if plot:
         plots.check_figure(plot)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
@@ -57,7 +57,7 @@ def locate(
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    located: list[tuple[dict[str, Any], "Localisation | None"]] = []
+    located: list[tuple[dict[str, Any], Localisation | None]] = []
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
             if not data:
@@ -69,20 +69,26 @@ def locate(
             advance(1)
     unread = [result for result, _ in located if "error" in result]
     if data:
-        about = {"network": spec["name"], "weights": weights, "data": str(data)}
-        about |= {"frameworks": [engine.framework for engine in engines]}
-        about |= {"pictures": len(located) - len(unread), "threshold": threshold}
-        summary = locations.summarise(located, entries, threshold, known=number is not None)
-        if plot and summary:
-            title = f"{spec['name']} on {data.resolve().name}, {about['pictures']} pictures"
-            plots.draw_sweep(summary["sweep"], plot, title)
-        if as_json:
-            output.show_json(about | summary | {"images": [result for result, _ in located]})
-        elif summary:
-            _show_summary(about | summary)
-        for result in unread:
-            output.complain(result["error"])
+        summary = {"network": spec["name"], "weights": weights, "data": str(data)}
+        summary |= {"frameworks": [engine.framework for engine in engines]}
+        summary |= {"pictures": len(located) - len(unread), "threshold": threshold}
+        measured = locations.summarise(located, entries, threshold, known=number is not None)
+        if plot and measured:
+            title = f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures"
+            plots.draw_sweep(measured["sweep"], plot, title)
+        _show(summary | measured, [result for result, _ in located], as_json)
     sys.exit(2 if unread else 0)
+
+
+def _show(summary: dict[str, Any], results: list[dict[str, Any]], as_json: bool) -> None:
+    """Print how often boxes are right, and to stderr which pictures could not be read."""
+    if as_json:
+        output.show_json(summary | {"images": results})
+    elif "sweep" in summary:
+        _show_summary(summary)
+    for result in results:
+        if "error" in result:
+            output.complain(result["error"])
 
 
 def _check(
@@ -102,7 +108,7 @@ def _check(
 
 
 def _entries(
-    spec: Spec, images: list[Path] | None, wanted: str | None, data: Path | None
+    spec: Spec, images: list[Path] | None, target: str | None, data: Path | None
 ) -> tuple[int | None, list[dict[str, Any]]]:
     """(number of the class that is looked for, pictures). Raises `Error` for what the network or the folder has not."""
     from .. import locate as locations
@@ -110,7 +116,7 @@ def _entries(
 
     networks.head(spec)
     predictions.check_classifies(spec)
-    number = None if wanted is None else locations.class_number(wanted, spec)
+    number = None if target is None else locations.class_number(target, spec)
     options.check_pictures(images or [])
     if not data:
         return number, [{"image": path} for path in images or []]

@@ -1,0 +1,32 @@
+"""How the scripts of this folder start.
+
+They run the installed packages; the README's first command installs those of this checkout.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import typer
+
+from shared.checks import Error
+from twins.cli import output
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """A user's mistake in the block ends the script with one message and exit status 2."""
+    try:
+        yield
+    except (Error, OSError) as error:
+        output.errors().print(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(2)
+
+
+def start(function: Callable[..., None]) -> None:
+    """Call a function with the options of the command line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(function)
+    with mistakes():
+        app()
