@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_checkpoints_within_an_epoch(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
-@pytest.mark.parametrize("backend", PACKAGES)
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.long), "tf"])
 def test_compiled(backend, tmp_path):
     runs = []
     for compiled in (False, True):
@@ -355,29 +356,25 @@ def start(*arguments, folder, launcher=("-m",), **options):
     )
 
 
-def train(*arguments, **options):
-    process = start("train", *arguments, **options)
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(twins, tmp_path_factory):
     """A folder with the recipe, and its run of 6 epochs."""
     path = tmp_path_factory.mktemp("command")
     (path / "tiny.json").write_text(json.dumps(RECIPE | {"epochs": 6, "schedule": {"name": "constant"}}))
-    status, out, error = train("tiny.json", "--out", "whole", folder=path)
+    status, out, error = twins("train", "tiny.json", "--out", "whole", folder=path)
     assert status == 0, error
     assert out.count("epoch ") == 7 and "Best test accuracy" in out and error == ""
     assert {path.name for path in (path / "whole").iterdir()} == {*training.FILES}
     return path
 
 
-def test_killed_again_and_again(folder):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_killed_again_and_again(kills, twins, folder):
     """`kill -9` at moments when it trains; a run in one piece ends with the same bits."""
-    path = folder / "killed" / "last.safetensors"
-    for kill in range(2):
-        process = start("train", *(("--resume", "killed") if kill else ("tiny.json", "--out", "killed")), folder=folder)
+    out = f"killed_{kills}"
+    path = folder / out / "last.safetensors"
+    for kill in range(kills):
+        process = start("train", *(("--resume", out) if kill else ("tiny.json", "--out", out)), folder=folder)
         before = path.stat().st_mtime_ns if kill else 0
         deadline = time.monotonic() + 120
         while not path.exists() or path.stat().st_mtime_ns == before or training.read_checkpoint(path).step == 0:
@@ -385,29 +382,41 @@ def test_killed_again_and_again(folder):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    status, _, error = train("--resume", "killed", folder=folder)
+    status, _, error = twins("train", "--resume", out, folder=folder)
     assert status == 0 or "the run is complete" in error
     whole, found = training.read_checkpoint(folder / "whole"), training.read_checkpoint(path)
     assert all(np.array_equal(found.arrays[name], array) for name, array in whole.arrays.items())
     assert without_speed(found.history) == without_speed(whole.history)
 
 
-def test_ctrl_c(folder):
-    process = start("train", "tiny.json", "--set", "epochs=100000", "--out", "stopped", folder=folder)
-    line = process.stdout.readline() + process.stdout.readline()
-    assert "epoch   1" in line
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+def test_ctrl_c(twins, folder):
+    log, over = folder / "stopped" / "log.jsonl", threading.Event()
+
+    def press():
+        while not (over.is_set() or (log.exists() and log.read_text().count("\n") > 1)):  # two epochs
+            time.sleep(0.01)
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        status, out, error = twins("train", "tiny.json", "--set", "epochs=100000", "--out", "stopped", folder=folder)
+    finally:
+        over.set()
+        presser.join()
     step = training.read_checkpoint(folder / "stopped").step
-    assert process.returncode == 130 and "Traceback" not in error
+    assert status == 130 and "epoch   1" in out and "Traceback" not in error
     assert f"interrupted after step {step:,} of 400,000; continue with: twins train --resume stopped --backend torch" in error
 
 
-def test_a_full_disk(folder):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-    status, _, error = train("tiny.json", "--out", "full", folder=folder, preexec_fn=small_files)
+def test_a_full_disk(twins, folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        status, _, error = twins("train", "tiny.json", "--out", "full", folder=folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 2 and "last.safetensors: cannot be written: " in error and "Traceback" not in error
     assert not list((folder / "full").glob("*.safetensors")) and not list((folder / "full").glob(".*"))
 
@@ -436,12 +445,12 @@ def test_a_full_disk(folder):
         (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made: tiny.json is a file"),
     ],
 )
-def test_mistakes(arguments, words, folder):
-    status, out, error = train(*arguments, folder=folder)
+def test_mistakes(arguments, words, twins, folder):
+    status, out, error = twins("train", *arguments, folder=folder)
     assert status == 2 and words in error and "Traceback" not in error and out == "", error
 
 
-def test_the_commands_own_transfer(folder):
+def test_the_commands_own_transfer(twins, folder):
     """From a run's weights to two classes, in both frameworks, by the command."""
     ends = {}
     for backend in PACKAGES:
@@ -455,7 +464,8 @@ def test_the_commands_own_transfer(folder):
             "--set",
             "batch=90",
         )
-        status, out, error = train("tiny.json", *options, "--epochs", "2", "--backend", backend, folder=folder)
+        options += ("--epochs", "2", "--backend", backend)
+        status, _, error = twins("train", "tiny.json", *options, folder=folder)
         assert status == 0, error
         ends[backend] = training.read_checkpoint(folder / "runs" / f"tiny-{backend}")
     for one, other in zip(*(without_speed(end.history) for end in ends.values()), strict=True):
@@ -468,55 +478,60 @@ def test_the_commands_own_transfer(folder):
         assert end.arrays["fc.weight"].shape == (2, 256)
 
 
-@pytest.fixture(scope="module")
-def two(folder):
-    """The checkpoints of runs on two CPU processes, and on two parts of the CPU, without batch norm and with it."""
-    without = [{**layer, "norm": False} if layer["type"] == "basic" else layer for layer in SPEC["layers"]]
-    plain = {**SPEC, "name": "plain", "layers": [layer for layer in without if layer["type"] != "batch_norm"]}
-    found = {}
-    for kind, spec in (("without", plain), ("with", SPEC)):
-        recipe = RECIPE | {"network": spec, "epochs": 2}
-        (folder / f"{kind}.json").write_text(json.dumps(recipe))
-        launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m")
-        # Without --out: the first process finds the folder for all.
-        status, out, error = train(f"{kind}.json", "--set", f"name={kind}", folder=folder, launcher=launcher)
-        assert status == 0 and out.count("epoch   1") == 1, error
-        status, _, error = train(f"{kind}.json", "--set", f"name={kind}", "--backend", "tf", "--devices", "2", folder=folder)
-        assert status == 0, error
-        found[kind] = [training.read_checkpoint(folder / "runs" / f"{kind}-{backend}") for backend in PACKAGES]
-    found["one"] = Run(folder / "one", network=plain, epochs=2).until()
-    return found
+def on_two_devices(backend, spec, folder):
+    """The checkpoint of a run on two CPU processes of PyTorch, or on two parts of the CPU in TensorFlow."""
+    (folder / f"{spec['name']}.json").write_text(json.dumps(RECIPE | {"name": spec["name"], "network": spec, "epochs": 2}))
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m") if backend == "torch" else ("-m",)
+    devices = ("--backend", "tf", "--devices", "2") if backend == "tf" else ()
+    # Without --out: the first process finds the folder for all.
+    process = start("train", f"{spec['name']}.json", *devices, folder=folder, launcher=launcher)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and out.count("epoch   1") == 1, error
+    return training.read_checkpoint(folder / "runs" / f"{spec['name']}-{backend}")
 
 
-def test_two_devices_do_what_one_does(two):
+@pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.long)])
+def test_two_devices_do_what_one_does(backend, tmp_path):
     """Without batch norm."""
-    for found in two["without"]:
-        for mine, other in zip(without_speed(two["one"].history), without_speed(found.history), strict=True):
-            for key in mine:
-                assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
-        worst = ladder.largest(ladder.between(two["one"].arrays, found.arrays))
-        assert worst.value <= BOUNDS["weights"], worst
+    layers = [{**layer, "norm": False} if layer["type"] == "basic" else layer for layer in SPEC["layers"]]
+    spec = {**SPEC, "name": "plain", "layers": [layer for layer in layers if layer["type"] != "batch_norm"]}
+    one, found = Run(tmp_path, network=spec, epochs=2).until(), on_two_devices(backend, spec, tmp_path)
+    for mine, other in zip(without_speed(one.history), without_speed(found.history), strict=True):
+        for key in mine:
+            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+    worst = ladder.largest(ladder.between(one.arrays, found.arrays))
+    assert worst.value <= BOUNDS["weights"], worst
 
 
-def test_two_devices_with_batch_norm(two, whole):
+@pytest.mark.long
+def test_two_devices_with_batch_norm(whole, tmp_path):
     """Each normalises by its own share of the batch, which is not what one device does; but both frameworks do it alike."""
-    torch_run, tf_run = two["with"]
+    torch_run, tf_run = (on_two_devices(backend, SPEC, tmp_path) for backend in PACKAGES)
     worst = ladder.largest(ladder.between(torch_run.arrays, tf_run.arrays))
     assert worst.value <= BOUNDS["weights"], worst
     assert ladder.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_is_not_for_tf(rank, folder, monkeypatch):
+def test_torchrun_is_not_for_tf(rank, twins, folder, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", f"{rank}")
-    status, _, error = train("tiny.json", "--backend", "tf", folder=folder)
+    status, _, error = twins("train", "tiny.json", "--backend", "tf", folder=folder)
     assert status == 2 and error.count("torchrun is for --backend torch") == 1 - rank  # said once
 
 
-def test_a_batch_that_devices_cannot_share(folder):
-    status, _, error = train("tiny.json", "--set", "batch=33", "--backend", "tf", "--devices", "2", folder=folder)
-    assert status == 2 and "'batch' is 33, expected a multiple of 2: each device takes an equal share" in error
+def test_a_batch_that_devices_cannot_share(tmp_path):
+    run = Run(tmp_path, batch=33)
+    run.engine.shares = 2
+    with pytest.raises(shared.Error, match="'batch' is 33, expected a multiple of 2: each device takes an equal share"):
+        next(training.run(*run.arguments))
+
+
+@pytest.mark.long
+def test_the_command_refuses_a_batch_that_devices_cannot_share(folder):
+    process = start("train", "tiny.json", "--set", "batch=33", "--backend", "tf", "--devices", "2", folder=folder)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2 and "'batch' is 33, expected a multiple of 2: each device takes an equal share" in error
 
 
 def test_two_runs_in_one_folder(tmp_path):
