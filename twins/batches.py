@@ -28,8 +28,8 @@ def check_fits(x: np.ndarray, y: np.ndarray, spec: Spec) -> None:
     """Raise `Error` unless the images have the network's channels and the labels are among its classes."""
     words, channels, classes = {1: "grey", 3: "colour"}, spec["input"][0], shapes.layers(spec)[-1].shape[0]
     if x.shape[3] != channels:
-        wanted = words.get(channels, f"images of {channels} channels")
-        raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} takes {wanted}")
+        expected = words.get(channels, f"images of {channels} channels")
+        raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} takes {expected}")
     if y.max() >= classes:
         raise Error(f"its labels go up to {y.max()}, {spec['name']} has {classes} classes, counted from 0")
 

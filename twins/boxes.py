@@ -24,7 +24,7 @@ class Localisation(NamedTuple):
     """What a network answers to one picture."""
 
     top: list[int]  # its likeliest classes, the likeliest first
-    wanted: int  # the class that is looked for
+    target: int  # the class that is looked for
     response: np.ndarray  # of that class, where it may be in a box
     peak: list[float]  # where that response is largest
     window: Window
@@ -34,15 +34,15 @@ class Localisation(NamedTuple):
         return box(self.response, self.window, threshold)
 
 
-def localise(maps: np.ndarray, window: Window, wanted: int | None = None, alone: bool = False) -> Localisation:
-    """The `Localisation` from class maps (classes, height, width) of the class `wanted`, or of the likeliest.
+def localise(maps: np.ndarray, window: Window, target: int | None = None, alone: bool = False) -> Localisation:
+    """The `Localisation` from class maps (classes, height, width) of the class `target`, or of the likeliest.
 
     Its box may hold all positions, or, with `alone`, only those of the class's `exclusive` map.
     """
     top = np.argsort(-maps.mean((1, 2)), kind="stable")[:TOP].tolist()
-    wanted = top[0] if wanted is None else wanted
-    response = (exclusive(maps) if alone else maps)[wanted].copy()  # a view would keep all maps of all pictures in memory
-    return Localisation(top, wanted, response, peak(maps[wanted], window), window)
+    target = top[0] if target is None else target
+    response = (exclusive(maps) if alone else maps)[target].copy()  # a view would keep all maps of all pictures in memory
+    return Localisation(top, target, response, peak(maps[target], window), window)
 
 
 def upsampled(response: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -125,7 +125,7 @@ def scores(
     overlaps = np.array([_overlap(one.box(threshold), boxes) for one, boxes in zip(localisations, truths, strict=True)])
     result = _scores(overlaps, [localisation.peak for localisation in localisations], truths)
     for count in (1, TOP) if known else ():
-        missed = np.array([localisation.wanted not in localisation.top[:count] for localisation in localisations])
+        missed = np.array([localisation.target not in localisation.top[:count] for localisation in localisations])
         result[f"top{count}_classification_error"] = float(np.mean(missed))
         result[f"top{count}_localisation_error"] = float(np.mean(missed | (overlaps <= OVERLAP)))
     return result

@@ -171,8 +171,10 @@ def _rungs_two_to_four(
     noise = np.random.default_rng(0).standard_normal((4, channels, *size)).astype(setup.precision)
     viewed = noise
     if image is not None:
-        wanted = spec if size == tuple(own_size) else {"input": [channels, *size]}  # another size leaves out resize and crop
-        viewed = images.preprocess([image], wanted, setup.precision)
+        shown_spec = (
+            spec if size == tuple(own_size) else {"input": [channels, *size]}
+        )  # another size leaves out resize and crop
+        viewed = images.preprocess([image], shown_spec, setup.precision)
     trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
     counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
     report = Report(

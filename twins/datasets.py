@@ -47,7 +47,7 @@ def load_data(name: str | Path = "digits") -> Data:
 
 
 def load_scattered(name: str) -> scattered.Scattered:
-    """One of the `SCATTERED` data sets, with the boxes of its test images; made anew from its digits. Raises `Error`."""
+    """One of the `SCATTERED` data sets, with the boxes of its test images; made at each call. Raises `Error`."""
     return scattered.make(load_data(name.removeprefix("scattered_")))
 
 

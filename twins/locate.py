@@ -106,12 +106,12 @@ def _entry(folder: Path, item: dict[str, Any], spec: Spec) -> Entry:
 
 
 def locate_pictures(
-    engines: Sequence[Engine], spec: Spec, entries: Iterable[Entry], wanted: int | None, threshold: float, alone: bool = False
+    engines: Sequence[Engine], spec: Spec, entries: Iterable[Entry], target: int | None, threshold: float, alone: bool = False
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | None, Localisation | None]]:
     """For each entry, as it is done: (result, picture, localisation); the result is a dictionary of
 
     - "image": the path; "size": its width and height in pixels;
-    - "class", "name", "probability": the class that was looked for: `wanted`, or the entry's "class", or the likeliest;
+    - "class", "name", "probability": the class that was looked for: `target`, or the entry's "class", or the likeliest;
     - "box", "peak", "response": its box, or None; where its response is largest, and that response;
     - of two engines, "same_box": whether both have the same class, box and peak; "difference": how far apart their class maps
       are, ||a - b|| / ||a||;
@@ -127,12 +127,12 @@ def locate_pictures(
         except Error as error:
             yield result | {"error": str(error)}, None, None
             continue
-        number = entry.get("class") if wanted is None else wanted
+        number = entry.get("class") if target is None else target
         maps = [predict.check_finite(engine, engine.class_maps(batch))[0].astype(np.float64) for engine in engines]
         each = [boxes.localise(m, images.window(picture, spec), number, alone) for m in maps]
         described = [_describe(localisation, threshold, names) for localisation in each]
         result["size"] = [picture.shape[1], picture.shape[0]]
-        result |= described[0] | {"probability": float(predict.softmax(maps[0].mean((1, 2)))[each[0].wanted])}
+        result |= described[0] | {"probability": float(predict.softmax(maps[0].mean((1, 2)))[each[0].target])}
         if len(engines) > 1:
             result["same_box"] = all(described[0][key] == described[1][key] for key in ("class", "box", "peak"))
             result["difference"] = relative(*maps)
@@ -142,8 +142,8 @@ def locate_pictures(
 def _describe(localisation: Localisation, threshold: float, names: list[str] | None) -> dict[str, Any]:
     box = localisation.box(threshold)
     return {
-        "class": localisation.wanted,
-        "name": names and names[localisation.wanted],
+        "class": localisation.target,
+        "name": names and names[localisation.target],
         "box": box and [round(side, 2) for side in box],
         "peak": [round(side, 2) for side in localisation.peak],
         "response": float(localisation.response.max()),

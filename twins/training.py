@@ -216,8 +216,8 @@ def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
 
 def _diverged(what: str, folder: Path) -> Error:
     path = folder / FILES[0]
-    kept = f"{path} is of step {weights.read_about(path)['step']}" if path.exists() else "there is no checkpoint"
-    return Error(f"{what}: the run has ended, {kept}. Try a smaller learning rate, or a warm-up")
+    last = f"{path} is of step {weights.read_about(path)['step']}" if path.exists() else "there is no checkpoint"
+    return Error(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
 
 
 def _append(path: Path, line: str) -> None:

@@ -31,8 +31,8 @@ app.command()(curves.curves)
 app.command()(schema.schema)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(asked: bool) -> None:
+    if asked:
         print(f"twins {version('resnet-twins')}")
         raise typer.Exit
 

@@ -24,7 +24,7 @@ def locate(
     network: options.Network,
     images: options.Pictures = None,
     weights: options.Weights = None,
-    wanted: Annotated[
+    target: Annotated[
         str | None,
         typer.Option("--class", help="Class to look for, by number or name. Default: the likeliest of each picture."),
     ] = None,
@@ -48,7 +48,7 @@ def locate(
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
-    number, entries = _entries(spec, images, wanted, data)
+    number, entries = _entries(spec, images, target, data)
     if plot:
         plots.check_figure(plot)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
@@ -108,7 +108,7 @@ def _check(
 
 
 def _entries(
-    spec: Spec, images: list[Path] | None, wanted: str | None, data: Path | None
+    spec: Spec, images: list[Path] | None, target: str | None, data: Path | None
 ) -> tuple[int | None, list[dict[str, Any]]]:
     """(number of the class that is looked for, pictures). Raises `Error` for what the network or the folder has not."""
     from .. import locate as locations
@@ -116,7 +116,7 @@ def _entries(
 
     networks.head(spec)
     predictions.check_classifies(spec)
-    number = None if wanted is None else locations.class_number(wanted, spec)
+    number = None if target is None else locations.class_number(target, spec)
     options.check_pictures(images or [])
     if not data:
         return number, [{"image": path} for path in images or []]
