@@ -83,16 +83,16 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
         else:
             wait(process)
             raise Error(f"the run was complete before kill {number}; pass more --epochs")
-        interrupted += bool(temporaries(folder))
+        interrupted += bool(temporaries(folder, process.pid))
         if number % 20 == 0:
             step = training.read_checkpoint(folder).step if last.exists() else 0
             print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
     return interrupted
 
 
-def temporaries(folder: Path) -> list[str]:
-    """The half-written files in a run's folder; the lock, which stays there, is not one of them."""
-    return [path.name for path in folder.glob(".*") if path.name != training.LOCK]
+def temporaries(folder: Path, process: int | None = None) -> list[str]:
+    """The half-written files in a run's folder, of any process or of one with this id: each names its own (`shared.files`)."""
+    return [path.name for path in folder.glob(".*" if process is None else f".{process}.*")]
 
 
 def report(whole: Path, broken: Path, run: str, kills: str) -> bool:

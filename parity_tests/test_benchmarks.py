@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import shared
-from shared import shapes
+from shared import files, shapes
 from twins import training
 from twins.backends import Backend
 
@@ -429,12 +430,14 @@ def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
     )
 
 
-def test_the_lock_of_a_run_is_not_a_leftover(tmp_path):
+def test_half_written_files_of_a_run(tmp_path):
     (tmp_path / training.LOCK).touch()
     (tmp_path / "last.safetensors").touch()
     assert kills.temporaries(tmp_path) == kills.temporaries(tmp_path / "not there") == []
-    (tmp_path / ".123.last.safetensors").touch()
-    assert kills.temporaries(tmp_path) == [".123.last.safetensors"]
+    with files.atomic_path(tmp_path / "last.safetensors") as temporary:
+        temporary.touch()
+        assert kills.temporaries(tmp_path) == kills.temporaries(tmp_path, os.getpid()) == [temporary.name]
+        assert kills.temporaries(tmp_path, os.getpid() + 1) == []  # left by an earlier process, whose kill has been counted
 
 
 def test_a_change_of_framework_that_does_not_come_out_even(tmp_path, monkeypatch, capsys):

@@ -320,7 +320,7 @@ def test_vgg16_of_keras_applications_without_top(tmp_path):
     report = checkpoints.convert(tmp_path / "x.weights.h5", tmp_path / "x.safetensors")
     assert report.networks == ["vgg16_keras_notop"] and len(report.notes) == 1
     other = checkpoints.convert(tmp_path / "x.weights.h5", tmp_path / "other.safetensors", "vgg16")
-    assert other.networks == ["vgg16_notop"] and "want images preprocessed as for vgg16_keras" in other.notes[1]
+    assert other.networks == ["vgg16_notop"] and "need images preprocessed as for vgg16_keras" in other.notes[1]
     assert other.moves == report.moves
     images = images_for((32, 64))
     theirs = np.moveaxis(keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1))), -1, 1)
@@ -412,7 +412,7 @@ MISTAKES = {
     "unknown network": ("x.pth", "y.keras", "resnet21", "no network is called 'resnet21', did you mean"),
     "another network": ("x.pth", "y.keras", "resnet32", "x.pth: the weights do not fit the network:\n  missing: layer1.3"),
     "another keras network": ("x.keras", "y.pth", "plain56", "x.keras: the weights do not fit the network:\n  missing: "),
-    "several networks": ("x.pth", "y.keras", None, "x.pth: the arrays fit several networks, plain20, resnet20; --network NAME"),
+    "several networks": ("x.pth", "y.keras", None, "x.pth: the arrays fit several networks, plain20, resnet20; pass --network NAME"),
     "no network": ("strange.safetensors", "y.pth", None, "fit no network; resnet20 is nearest:\n  missing: layer1.2.conv1"),
     "one array twice": ("both.safetensors", "y.pth", "resnet20", "both fc.bias and module.fc.bias would be fc.bias"),
     "a list": ("list.pth", "y.pth", None, "list.pth: has no state dict in it"),
@@ -422,7 +422,7 @@ MISTAKES = {
     "layers without names": ("old.weights.h5", "y.pth", None, "old.weights.h5: its layers have no names"),
     "nothing in it": ("empty.h5", "y.pth", None, "empty.h5: has no weights in it"),
     "not for this VGG": ("vgg.h5", "y.pth", "vgg16", "vgg.h5: the weights do not fit the network:\n  missing: features"),
-    "imagenet of nothing": ("imagenet", "y.pth", None, "imagenet: the weights of which network? --network NAME says it"),
+    "imagenet of nothing": ("imagenet", "y.pth", None, "imagenet: pass --network NAME to say which network's weights"),
     "imagenet of others": ("imagenet", "y.pth", "drn_d_22", "no weights of drn_d_22; those of fyu/drn drn-d-22 can be"),
     "imagenet of nobody": ("imagenet", "y.pth", "plain20", "publishes no weights of plain20; the spec names none"),
 }

@@ -33,20 +33,15 @@ def test_the_ground_and_the_application_start_no_framework():
     assert loaded(code) == []
 
 
-def test_torch_impl_imports_no_keras():
-    assert loaded("import torch_impl; torch_impl.Engine(torch_impl.build('mnist_residual'))") == ["torch"]
-
-
-def test_keras_impl_imports_no_torch():
-    assert loaded("import keras_impl; keras_impl.Engine(keras_impl.build('mnist_residual'))") == ["keras", "tensorflow"]
-
-
-@pytest.mark.parametrize("first, second", [("torch_impl", "keras_impl"), ("keras_impl", "torch_impl")])
-def test_both_in_one_process_in_either_order(first, second):
+@pytest.mark.parametrize(
+    "first, second, frameworks",
+    [("torch_impl", "keras_impl", ["torch"]), ("keras_impl", "torch_impl", ["keras", "tensorflow"])],
+)
+def test_one_starts_its_framework_alone_and_both_live_in_one_process_in_either_order(first, second, frameworks):
     # PyTorch's optimisers load Triton, whose LLVM and TensorFlow's used to abort the process.
-    code = f"import {first}, {second}; [p.Engine(p.build('mnist_residual')) for p in ({first}, {second})]; import triton"
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    code = "; ".join(f"import {name}; {name}.Engine({name}.build('mnist_residual'))" for name in (first, second))
+    done = python(code.replace(f"import {second};", f"{LOADED}; import {second};") + "; import triton")
+    assert (done.returncode, done.stdout.split()) == (0, frameworks), done.stderr
 
 
 def test_the_command_starts_without_numpy():

@@ -166,8 +166,8 @@ SPECS = {
     "no number": ({"mean": [0, float("nan"), 0]}, "preprocessing: 'mean' is [0, NaN, 0], expected a list of numbers"),
     "no scale": ({"scale": float("inf")}, "preprocessing: 'scale' is Infinity, expected a number above 0"),
     "no size": ({"resize": 0}, "preprocessing: 'resize' is 0, expected a whole number of at least 1"),
-    "a crop of nothing": ({"crop": 8}, "preprocessing: 'crop' needs a 'resize'"),
-    "a crop of too little": ({"resize": 7, "crop": 8}, "preprocessing: 'crop' is 8, it must not exceed 'resize', 7"),
+    "a crop of nothing": ({"crop": 8}, "preprocessing: 'crop' is 8, which needs a 'resize'"),
+    "a crop of too little": ({"resize": 7, "crop": 8}, "preprocessing: 'crop' is 8, which must not exceed 'resize', 7"),
     "a crop for another network": (
         {"resize": 8, "crop": 2},
         "preprocessing: 'crop' is 2, which the network does not take: layer 'conv': the image is too small",

@@ -9,7 +9,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: He et al. 2015 (arXiv:1512.03385), figure 5 left.
 
     `dilation` holds for both convolutions, `first_dilation` for the first alone: dilated residual networks, Yu et al. 2017
-    (arXiv:1705.09914), section 2. `padding` is "same", or None for equal sides. `shortcut`: see `downsample`.
+    (arXiv:1705.09914), section 2. `padding` is "same", or None to pad all sides equally. `shortcut`: see `downsample`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ def conv(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: Padding | None = None, dilation: int = 1,
     bias: bool = False, groups: int = 1,
 ) -> Conv:  # fmt: skip
-    """A convolution that changes the size of the map only by its stride; `padding` is "same", or None for equal sides."""
+    """A convolution that changes the size of the map only by its stride; `padding` is "same" or None, equal on all sides."""
     pixels = dilation * (kernel - 1) // 2
     return Conv(in_channels, out_channels, kernel, stride, pixels if padding is None else padding, dilation, bias, groups)
 
