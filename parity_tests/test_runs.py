@@ -432,7 +432,7 @@ def test_a_full_disk(twins, folder):
         (["mnist_residual", "--resume", "whole"], "whole: a checkpoint of a run of tiny, not of mnist_residual"),
         (["--resume", "whole", "--set", "batch=3"], "--set batch: cannot change in the middle of a run"),
         (["tiny.json", "--init", "x.pth"], "x.pth: there is no such file"),
-        (["tiny.json", "--init", "whole/network.json"], "whole/network.json: expected a file ending in .safetensors"),
+        (["tiny.json", "--init", "whole/network.json"], 'whole/network.json: JSON without "weight_map"'),
         (["tiny.json", "--set", "schedule.warmup=2", "--epochs", "2"], "'warmup' is 2, expected less than the run's length, 2"),
         (["tiny.json", "--freeze", ""], "'freeze' is"),
         (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to name a file"),

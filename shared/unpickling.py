@@ -227,7 +227,10 @@ _RULES: dict[str, Callable[..., Any]] = {
     },
     **{f"torch._utils.{name}": lambda *_, kind=kind: Tensor(None, 0, (), (), None, kind) for name, kind in UNREADABLE.items()},
 }
-_PLAIN = ("collections.OrderedDict", "numpy.ndarray", "numpy.dtype", "torch.device", "torch.serialization._get_layout")
+_PLAIN = {  # not worth a word when skipped
+    *(f"builtins.{name}" for name in "set frozenset bytearray complex slice list dict object".split()),
+    *("numpy.ndarray", "torch.device", "torch.serialization._get_layout"),
+}
 
 
 class Unpickler(pickle.Unpickler):
@@ -250,7 +253,7 @@ class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name, or a class of `Placeholder`. Nothing is imported."""
         full_name = f"{module}.{name}"
-        if full_name in ("collections.OrderedDict",):
+        if full_name == "collections.OrderedDict":
             return OrderedDict
         if full_name == "numpy.dtype":
             return NumpyDtype
@@ -265,7 +268,7 @@ class Unpickler(pickle.Unpickler):
                 kind = STORAGES.get(name.removesuffix("Storage"))
                 if kind or name == "UntypedStorage":
                     return Dtype(DTYPES[kind] if kind else None)
-        if full_name not in _PLAIN and full_name not in self.skipped:
+        if full_name.replace("__builtin__", "builtins") not in _PLAIN and full_name not in self.skipped:
             self.skipped.append(full_name)
         return type("Unknown", (Placeholder,), {"described": full_name})
 
