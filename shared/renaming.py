@@ -163,7 +163,11 @@ def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
     names = names or Names(arrays)
     rows = shapes.layers(spec)
     expected = shapes.weights(rows)
+    short = headless(spec)
+    body = shapes.weights(shapes.layers(short))
     reading, others = names.best(rows)
+    if 2 * reading.hits < min(len(expected), len(body)):  # no reading makes sense of the names: the error has them as they are
+        reading = Reading("", {layer: layer for layer in names.layers}, reading.hits)
     destinations, outside, unexpected = _place(names, reading, expected)
     _place_head(names, reading.prefix, spec, expected, destinations, outside, unexpected)
     ignored = dict(names.ignored) | {
@@ -174,14 +178,12 @@ def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
     wrong = {ours for ours, array in state.items() if not same_shape(array.shape, expected[ours])}
     if not unexpected and not wrong and len(state) == len(expected):
         return Match(spec, destinations, ignored, notes)
-    short = headless(spec)
-    body = shapes.weights(shapes.layers(short))
     if len(state) < len(expected) and not wrong and body.keys() <= state.keys():
         if not any(_belongs_to_body(reading.layers[names.sources[name].layer], body) for name in unexpected):
             ignored |= dict.fromkeys(unexpected, "of another head, for which the network has no place")
             ignored |= {name: "of a classifier that is not complete" for name, ours in destinations.items() if ours not in body}
             return Match(short, {n: ours for n, ours in destinations.items() if ours in body}, ignored, notes)
-    raise _misfit(names, reading, state, unexpected, expected)
+    raise _misfit(names, state, unexpected, expected)
 
 
 def _place(names: Names, reading: Reading, expected: Container[str]) -> tuple[dict[str, str], list[str], list[str]]:
@@ -191,10 +193,8 @@ def _place(names: Names, reading: Reading, expected: Container[str]) -> tuple[di
     taken: dict[str, str] = {}
     for name, source in names.sources.items():
         layer = reading.layers.get(source.layer)
-        ours, plain = f"{layer}.{source.word}", f"{source.layer}.{source.word}"
-        if ours not in expected and plain in expected and plain not in taken:  # as --map has named it
-            destinations[name], taken[plain] = plain, name
-        elif layer is None:
+        ours = f"{layer}.{source.word}"
+        if layer is None:
             outside.append(name)
         elif ours not in expected:
             unexpected.append(name)
@@ -202,6 +202,12 @@ def _place(names: Names, reading: Reading, expected: Container[str]) -> tuple[di
             raise Error(f"both {taken[ours]} and {name} would be {ours}")
         else:
             destinations[name], taken[ours] = ours, name
+    for rest in (outside, unexpected):  # a name of the network's stays one, as --map has given it
+        for name in list(rest):
+            plain = f"{names.sources[name].layer}.{names.sources[name].word}"
+            if plain in expected and plain not in taken:
+                destinations[name], taken[plain] = plain, name
+                rest.remove(name)
     return destinations, outside, unexpected
 
 
@@ -264,11 +270,8 @@ def _notes(names: Names, reading: Reading, others: list[Reading]) -> list[str]:
     return notes
 
 
-def _misfit(names: Names, reading: Reading, state: State, unexpected: list[str], expected: dict[str, shapes.Shape]) -> Error:
+def _misfit(names: Names, state: State, unexpected: list[str], expected: dict[str, shapes.Shape]) -> Error:
     """What does not fit, as an `Error`."""
-    if 2 * reading.hits < len(expected):
-        unexpected = list(names.sources)
-        state = {}
     everything = state | {name: np.broadcast_to(np.float32(0), names.shapes[name]) for name in unexpected}
     everything = {
         name: array.reshape(expected[name]) if name in expected and same_shape(array.shape, expected[name]) else array
