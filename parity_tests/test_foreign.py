@@ -428,7 +428,19 @@ def test_a_prefix_that_all_names_share(prefix, state):
     assert_same(renaming.fit(arrays, SMALL)[0], state)
 
 
+def test_a_second_copy_beside_plain_names(state):
+    both = state | {f"ema.{name}": array for name, array in other(state).items()}
+    found = renaming.match(both, SMALL)
+    assert_same(renaming.state_of(both, found), state)
+    assert found.notes == ["There is another copy of the weights, for --weights-key: ema."]
+    assert_same(renaming.fit(weights.under_key(both, "ema"), SMALL)[0], other(state))
+    with pytest.raises(shared.Error, match="unexpected: criterion.weight 3"):
+        renaming.match(state | {"criterion.weight": np.zeros(3)}, SMALL)
+
+
 def test_a_wrapper_inside_names(state):
+    arrays = {name.replace("layer2.", "layer2.module."): array for name, array in state.items()}
+    assert_same(renaming.fit(arrays, SMALL)[0], state)
     arrays = {name.replace("layer1.0.", "layer1._orig_mod.0._checkpoint_wrapped_module."): a for name, a in state.items()}
     assert_same(renaming.fit(arrays, SMALL)[0], state)
 

@@ -15,7 +15,7 @@ WORDS = {"kernel": "weight", "bias": "bias"} | dict(zip(keras_files.KERAS[4], ke
 WORDS |= {word: word for word in keras_files.OURS[4]}
 WORDS |= {"weights": "weight", "biases": "bias"}
 # Wrappers of PyTorch's that put a word into the middle of names
-WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module)(?=\.)")
 # Arrays that our networks have no place for, and why.
 IGNORED = (
     (r"(^|\.)num_batches_tracked$", "batch counter, which nothing reads"),

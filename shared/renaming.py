@@ -63,6 +63,10 @@ class Names:
         self.sources = {name: source_of(name) for name in arrays if name not in self.ignored}
         self.shapes = {name: _shape(arrays[name].shape, source) for name, source in self.sources.items()}
         self.layers = list(dict.fromkeys(source.layer for source in self.sources.values()))
+        self._from_keras = any(source.keras for source in self.sources.values())
+        self._by_layer: dict[str, list[tuple[str, tuple[int, ...]]]] = {layer: [] for layer in self.layers}
+        for name, source in self.sources.items():
+            self._by_layer[source.layer].append((f".{source.word}", self.shapes[name]))
 
     @cached_property
     def prefixes(self) -> list[str]:
@@ -93,7 +97,8 @@ class Names:
         for prefix, translations in self._translations.items():
             rest = {layer: layer[len(prefix) :] for layer in self.under(prefix)}
             ways = list(translations)
-            ways.append({layer: application.get(name, name) for layer, name in rest.items()})
+            if self._from_keras:
+                ways.append({layer: application.get(name, name) for layer, name in rest.items()})
             if any(name[:1].isdigit() for name in rest.values()):
                 ways += _translations(
                     {layer: dialects.numbered_children(name, children) for layer, name in rest.items()}, always=True
@@ -106,10 +111,10 @@ class Names:
 
     def _hits(self, layers: dict[str, str], expected: Mapping[str, shapes.Shape]) -> int:
         hits = 0
-        for name, source in self.sources.items():
-            ours = layers.get(source.layer)
-            shape = expected.get(f"{ours}.{source.word}") if ours is not None else None
-            hits += shape is not None and same_shape(self.shapes[name], shape)
+        for theirs, ours in layers.items():
+            for word, shape in self._by_layer[theirs]:
+                wanted = expected.get(ours + word)
+                hits += wanted is not None and (shape == wanted or same_shape(shape, wanted))
         return hits
 
     def best(self, rows: list[shapes.Row]) -> tuple[Reading, list[Reading]]:
@@ -169,11 +174,17 @@ def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
     if 2 * reading.hits < min(len(expected), len(body)):  # no reading makes sense of the names: the error has them as they are
         reading = Reading("", {layer: layer for layer in names.layers}, reading.hits)
     destinations, outside, unexpected = _place(names, reading, expected)
+    copies = [name for name in unexpected if SECOND.search(re.split("[./]", name)[0])]
+    unexpected = [name for name in unexpected if name not in copies]
     _place_head(names, reading.prefix, spec, expected, destinations, outside, unexpected)
     ignored = dict(names.ignored) | {
         name: f"outside {reading.prefix.rstrip('./')}, which holds the network" for name in outside
     }
+    ignored |= dict.fromkeys(copies, "another copy of the weights")
     notes = _notes(names, reading, others)
+    if copies:
+        keys = dict.fromkeys(re.split("[./]", name)[0] for name in copies)
+        notes.append(f"There is another copy of the weights, for --weights-key: {', '.join(keys)}.")
     state = {ours: np.broadcast_to(np.float32(0), names.shapes[name]) for name, ours in destinations.items()}
     wrong = {ours for ours, array in state.items() if not same_shape(array.shape, expected[ours])}
     if not unexpected and not wrong and len(state) == len(expected):
@@ -354,12 +365,12 @@ def guess_networks(arrays: State) -> list[Spec]:
             match(arrays, spec, names)
             fits.append(spec)
         except Error as error:
-            rows = shapes.layers(spec)
-            hits = max(reading.hits for reading in names.readings(rows))
-            misfits.append((hits, len(shapes.weights(rows)), "weights" in spec, str(error), spec))
+            misfits.append((str(error), spec))
     if not fits:
-        hits, count, _, text, spec = max(misfits, key=lambda misfit: (misfit[0], -misfit[1], misfit[2]))
-        if 2 * hits < max(count, len(names.sources)):
+        hits, count, _, text, spec = max(
+            (_common(names, spec) + ("weights" in spec, text, spec) for text, spec in misfits), key=lambda misfit: misfit[:3]
+        )
+        if 2 * hits < max(-count, len(names.sources)):
             raise Error(
                 f"this is no network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
                 f"{len(names.sources)} arrays. Write its spec and pass --network ./mine.json, or --rename OLD=NEW, or "
@@ -369,6 +380,12 @@ def guess_networks(arrays: State) -> list[Spec]:
         raise Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(lines))
     applications = [spec for spec in fits if is_application(spec)]
     return applications if applications and from_application(arrays) else fits
+
+
+def _common(names: Names, spec: Spec) -> tuple[int, int]:
+    """(how many names and shapes a file and a network have in common, the number of the network's, negative)."""
+    rows = shapes.layers(spec)
+    return max(reading.hits for reading in names.readings(rows)), -len(shapes.weights(rows))
 
 
 def _to_pytorch_layout(array: np.ndarray, flattened: shapes.Shape | None) -> np.ndarray:
