@@ -412,7 +412,7 @@ MISTAKES = {
     "unknown network": ("x.pth", "y.keras", "resnet21", "no network is called 'resnet21', did you mean"),
     "another network": ("x.pth", "y.keras", "resnet32", "x.pth: the weights do not fit the network:\n  missing: layer1.3"),
     "another keras network": ("x.keras", "y.pth", "plain56", "x.keras: the weights do not fit the network:\n  missing: "),
-    "several networks": ("x.pth", "y.keras", None, "x.pth: the arrays fit several networks, plain20, resnet20; pass --network NAME"),
+    "several networks": ("x.pth", "y.keras", None, "x.pth: the arrays fit several networks, plain20, resnet20; pass --network"),
     "no network": ("strange.safetensors", "y.pth", None, "fit no network; resnet20 is nearest:\n  missing: layer1.2.conv1"),
     "one array twice": ("both.safetensors", "y.pth", "resnet20", "both fc.bias and module.fc.bias would be fc.bias"),
     "a list": ("list.pth", "y.pth", None, "list.pth: has no state dict in it"),
