@@ -59,11 +59,15 @@ def cache_folder() -> Path:
 def _download(name: str) -> Data:
     folder = cache_folder()
     try:
+        downloader = backends.pytorch(f"downloading {name}", torchvision=True).datasets
+    except Error as error:
+        raise Error(f"{error}, or put {name}.npz into a folder and set TWINS_DATA to that folder") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Error(f"{folder}: cannot be made for downloads: {error.strerror}") from None
     with FileLock(folder / f"{name}.lock"):  # a second process waits for the download of the first
-        return Data(*backends.pytorch().datasets.download(name, folder))
+        return Data(*downloader.download(name, folder))
 
 
 def _digits() -> Data:
