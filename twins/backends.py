@@ -37,16 +37,9 @@ REQUIREMENTS = {  # of a package that may be missing: its name for people, and w
     "torchvision": ("torchvision", "'resnet-twins[torch]'"),
     "keras": ("Keras", "'resnet-twins[keras]'"),
     "tensorflow": ("TensorFlow", "'resnet-twins[keras]'"),
-    "jax": ("JAX", "jax"),
 }
 ENGINES = (Backend.TORCH, Backend.TF)  # what trains and predicts
 NO_ENGINE = "networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet"
-
-
-class Network(Protocol):
-    """What both packages build: an `nn.Module` or a `keras.Model`."""
-
-    spec: "Spec"
 
 
 class Engine(Protocol):
@@ -134,20 +127,20 @@ def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
         return importlib.import_module("torch_impl")
 
 
-def keras(backend: Backend = Backend.TF, needed_for: str = "") -> Any:
-    """`keras_impl`, on TensorFlow unless the backend says otherwise.
+def keras(needed_for: str = "") -> Any:
+    """`keras_impl`, on TensorFlow.
 
-    Raises `Error` if Keras or that framework is not installed, or Keras runs on another in this process already.
+    Raises `Error` if one of them is not installed, or Keras runs on another backend in this process already.
     """
-    name = KERAS_BACKENDS[backend]
-    check_installed(*needed(backend), needed_for=needed_for)
+    name = KERAS_BACKENDS[Backend.TF]
+    check_installed(*needed(Backend.TF), needed_for=needed_for)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["KERAS_BACKEND"] = name
     with silence():
         package = importlib.import_module("keras_impl")
     running = importlib.import_module("keras").backend.backend()
     if running != name:
-        raise Error(f"Keras runs on {running} in this process already; --backend {backend} needs {name}")
+        raise Error(f"Keras runs on {running} in this process already; --backend tf needs {name}")
     return package
 
 
@@ -173,9 +166,9 @@ def _missing(packages: Iterable[str]) -> list[str]:
 
 
 def needed(backend: Backend) -> list[str]:
-    """The packages that a backend imports."""
-    pytorch = ["torch"] if backend in (Backend.TORCH, Backend.BOTH) else []
-    return pytorch + ([] if backend == Backend.TORCH else ["keras", KERAS_BACKENDS.get(backend, "tensorflow")])
+    """The packages that a backend, one of `ENGINES` or both, imports."""
+    packages = {Backend.TORCH: ["torch"], Backend.TF: ["keras", "tensorflow"]}
+    return packages.get(backend, [*packages[Backend.TORCH], *packages[Backend.TF]])
 
 
 def engines(packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32") -> list[Engine]:

@@ -1,5 +1,6 @@
 """`twins convert`."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,8 @@ from . import output
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint of any format, or the word imagenet.")],
-    destination: Annotated[Path, typer.Argument(help="Output file; its extension selects the format.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint of any format, or the word imagenet.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="Output file; its extension selects the format.")],
     network: Annotated[
         str | None, typer.Option(help="Network that the weights belong to: a name or the path of a spec.")
     ] = None,
@@ -24,9 +25,8 @@ def convert(
     """
     from .. import checkpoints
 
-    with output.status(f"{source} to {destination}") as status:
-        if source == "imagenet":
-            status.stop()  # the download has a progress bar of its own
+    # A download has a progress bar of its own.
+    with contextlib.nullcontext() if source == "imagenet" else output.status(f"{source} to {destination}"):
         report = checkpoints.convert(source, destination, network)
     table = output.table("from", ">shape", "to", ">shape")
     moved = [move for move in report.moves if not move.ignored]

@@ -48,9 +48,9 @@ def export(
     state = checkpoints.load_weights(weights, spec)
     if folds:
         _show_folded(spec, folded_spec)
-    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as status:
+    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as say:
         backends.start(exports.needed_backend(out))
-        rows = exports.run(spec, state, folds, out, say=status.update)
+        rows = exports.run(spec, state, folds, out, say=say)
     table = output.table("file", "read back by", ">relative difference", ">largest difference")
     broken = [row for row in rows if not row.relative <= exports.BOUND]
     for row in rows:
