@@ -1,6 +1,7 @@
 """Kill a training run at random moments, resume it each time, and compare its end with that of a run left alone.
 
-Every step of the runs writes a checkpoint, so that many of the `kill -9` interrupt the writing of one.
+Every step of the runs writes a checkpoint, and a process is killed after its first one, so that a `kill -9` may well interrupt
+the writing of another.
 """
 
 import os
@@ -24,11 +25,11 @@ TRAIN = "import sys; from twins import cli, training; training.SECONDS = 0; sys.
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 200,
+    kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 100,
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
-    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 250,
     backend: Annotated[Backend, typer.Option(help="What to train in: torch or tf.")] = Backend.TORCH,
-    seconds: Annotated[float, typer.Option(help="Longest time from the start of a process to its kill.")] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Longest time from a process's first checkpoint to its kill.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
 ) -> None:
     """Kill and resume a run, and compare it with one left alone; exit status 1 if the two do not end in the same bits."""
@@ -74,7 +75,10 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
     """
     interrupted, last = 0, folder / "last.safetensors"
     for number in range(1, kills + 1):
+        before = written(last)
         process = start_or_resume(folder, arguments)
+        while process.poll() is None and written(last) == before:
+            time.sleep(0.005)
         try:
             process.wait(moments.uniform(0, seconds))
         except subprocess.TimeoutExpired:
@@ -88,6 +92,11 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
             step = training.read_checkpoint(folder).step if last.exists() else 0
             print(f"{time.strftime('%H:%M:%S')}  {number} kills, step {step}", flush=True)
     return interrupted
+
+
+def written(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def temporaries(folder: Path, process: int | None = None) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,7 +21,6 @@ import script
 import typer
 from origin import origin
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
 from shared import images, networks, recipes
@@ -83,10 +82,10 @@ def main(
     if source not in datasets.SCATTERED:
         raise Error(f"--set data={source}: expected {' or '.join(datasets.SCATTERED)}, which have boxes")
     folder.mkdir(parents=True, exist_ok=True)
-    with output.status("training") as status:
-        train_all([run for run in runs if not complete(run.folder, run.recipe)], jobs, changes or [], status)
+    with output.status("training") as say:
+        train_all([run for run in runs if not complete(run.folder, run.recipe)], jobs, changes or [], say)
         data, true_boxes = datasets.load_scattered(source)
-        experiment = examine_all(runs, data, true_boxes, status)
+        experiment = examine_all(runs, data, true_boxes, say)
     half = len(true_boxes) // 2
     canvas = boxes.whole_picture_scores([WINDOW[2:]] * (len(true_boxes) - half), [[box] for box in true_boxes[half:]])
     screen = Console(width=160, highlight=False)
@@ -125,14 +124,14 @@ def complete(folder: Path, recipe: Recipe) -> bool:
     return bool(checkpoint.history) and checkpoint.history[-1]["epoch"] == recipe["epochs"]
 
 
-def train_all(runs: Sequence[Run], jobs: int, changes: Sequence[str], status: Status) -> None:
+def train_all(runs: Sequence[Run], jobs: int, changes: Sequence[str], say: Callable[[str], None]) -> None:
     """Train, several runs at once. Raises `Error` as soon as one fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))}
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(train, run, changes, environment) for run in runs]
         try:
             for number, future in enumerate(as_completed(futures)):
-                status.update(f"training: {number} of {len(futures)} runs done")
+                say(f"training: {number} of {len(futures)} runs done")
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -152,11 +151,11 @@ def train(run: Run, changes: Sequence[str], environment: Mapping[str, str]) -> N
         raise Error(f"{network}, seed {seed}: {lines[-1]}")
 
 
-def examine_all(runs: Sequence[Run], data: Data, true_boxes: np.ndarray, status: Status) -> Experiment:
+def examine_all(runs: Sequence[Run], data: Data, true_boxes: np.ndarray, say: Callable[[str], None]) -> Experiment:
     """Measure the runs on the test images."""
     experiment = Experiment([], [], {}, {})
     for run in runs:
-        status.update(f"testing: {run.folder.name}")
+        say(f"testing: {run.folder.name}")
         checkpoint = training.read_checkpoint(run.folder)
         name = checkpoint.spec["name"]
         localisations, maps = examine(checkpoint, data)

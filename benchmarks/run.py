@@ -120,9 +120,9 @@ def check_files(json_file: str | None, csv_file: str | None, plot_file: str | No
 def measure(comparisons: list[list[Case]], processes: int, rounds: int) -> tuple[list[list[list[Worker]]], list[str]]:
     """(the workers of each comparison, by candidate; notes on what failed, each once)."""
     measured, notes = [], []
-    with output.status("") as status:
+    with output.status("") as say:
         for cases in comparisons:
-            workers, failures = compare(cases, processes, rounds, status.update)
+            workers, failures = compare(cases, processes, rounds, say)
             measured.append(workers)
             notes += failures
     return measured, list(dict.fromkeys(notes))

@@ -81,10 +81,10 @@ def measure(candidates: Mapping[str, Callable[[], float]], rounds: int) -> tuple
     """({name: a time for each round}, notes on the candidates that failed and are left out)."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     notes = []
-    with output.status("") as status:
+    with output.status("") as say:
         for number in range(rounds):
             for name in list(times):
-                status.update(f"{name.replace('`', '')}, turn {number + 1} of {rounds}")
+                say(f"{name.replace('`', '')}, turn {number + 1} of {rounds}")
                 try:
                     times[name].append(candidates[name]())
                 except subprocess.CalledProcessError as error:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,9 @@ def test_a_typo_in_the_command_or_an_option():
 
 
 def test_without_arguments_it_lists_the_commands():
-    assert all(name in command("--help").stdout for name in ("list", "show", "compare"))
+    done = command()
+    assert done.returncode == 2
+    assert all(name in done.stdout + done.stderr for name in ("list", "show", "compare"))
 
 
 def test_text_of_a_spec_is_no_markup(twins, tmp_path):
@@ -152,6 +155,11 @@ def test_text_of_a_spec_is_no_markup(twins, tmp_path):
     spec = {"name": "mine", "title": "Net [/v2] [red]x", "input": [1, 2, 2], "layers": layers}
     (tmp_path / "mine.json").write_text(json.dumps(spec))
     assert "Net [/v2] [red]x" in twins("show", tmp_path / "mine.json").stdout
+
+
+def test_a_path_is_no_markup(twins, tmp_path):
+    done = twins("convert", "a[/b].pth", "b.safetensors", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "twins: a[/b].pth: there is no such file\n")
 
 
 def test_an_exit_status_of_1_names_the_bound(twins):
@@ -204,7 +212,10 @@ def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(comma
 
 
 def test_version(twins):
-    assert twins("--version").stdout.split()[0] == "twins"
+    root = Path(__file__).parent.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert twins("--version").stdout == f"twins {version}\n"
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
 
 
 def test_completion_knows_the_choices():

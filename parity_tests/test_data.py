@@ -125,8 +125,14 @@ def test_mnist_in_the_cache_folder_is_read_by_torchvision(tmp_path, monkeypatch)
         for kind, content in zip(("images-idx3-ubyte", "labels-idx1-ubyte"), packed, strict=True):
             (folder / f"{part}-{kind}").write_bytes(content)
             (folder / f"{part}-{kind}.gz").write_bytes(gzip.compress(content))
-    found = datasets.load_data("mnist")
-    assert np.array_equal(found.x_train[..., 0], images) and np.array_equal(found.y_test, labels)
+    for _ in range(2):
+        mnist = datasets.load_data("mnist")
+        assert np.array_equal(mnist.x_train[..., 0], images) and np.array_equal(mnist.y_test, labels)
+
+        def read_only(*_):
+            raise PermissionError(30, "Read-only file system")
+
+        monkeypatch.setattr(datasets.FileLock, "acquire", read_only)  # and once more, from a cache that cannot be written
 
 
 def test_a_picture(tmp_path):

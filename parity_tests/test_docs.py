@@ -20,6 +20,7 @@ from documented import PAGES, ROOT
 
 import shared
 from shared import recipes
+from twins import training
 
 BLOCKS = [block for page in PAGES for block in documented.blocks(page)]
 RUN = [block for block in BLOCKS if block.runs]
@@ -219,6 +220,11 @@ def test_recipe_reference():
     assert not {word for part in parts for name, keys in part.items() for word in f"{name} {' '.join(keys)}".split()} - words
     assert not {*recipes.PRECISIONS} - words
     assert not {*recipes.names()} - words
+
+
+def test_files_of_a_run():
+    rows = _tables("docs/reference/files.md")["file", "contents"]
+    assert {row[0].strip("`") for row in rows} == {*training.FILES}
 
 
 def test_pages_are_in_the_contents():

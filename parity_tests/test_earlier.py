@@ -55,7 +55,8 @@ def test_a_checkpoint_loads():
     state = checkpoints.load_weights(EARLIER / "tiny.pth", spec)
     assert all(np.array_equal(state[name], array) for name, array in best().items())
     net = torch_impl.build(spec, dtype="float64")
-    net.load_state_dict(torch.load(EARLIER / "tiny.pth"), strict=False)
+    net.load_state_dict(torch.load(EARLIER / "tiny.pth"))
+    assert all(np.array_equal(array, best()[name]) for name, array in torch_impl.state(net).items())
 
 
 def test_what_a_run_folder_describes_is_read():

@@ -271,10 +271,7 @@ MISTAKES = {
     ),
     "no name": ([*MINE, "."], ".: expected a file ending in"),
     "no folder": ([*MINE, "nowhere/x.onnx"], "nowhere/x.onnx: there is no folder nowhere"),
-    "a folder for a file": (
-        [*MINE, "photos.onnx", "--out", "photos"],
-        "photos: exists and is not a SavedModel; not overwritten",
-    ),
+    "a folder for a file": ([*MINE, "photos.onnx", "--out", "photos"], "photos: exists and is not a SavedModel"),
     "a file for a folder": ([*MINE, "notes"], "notes: exists and is not a SavedModel"),
     "the weights themselves": ([*MINE, "w.safetensors"], "w.safetensors: is read and would be overwritten"),
     "the spec itself": ([*MINE, "mine.pth"], "mine.json: is read and would be overwritten"),

@@ -4,6 +4,7 @@ CONTRIBUTING.md has the same in words.
 """
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,7 @@ FORBIDDEN = {  # package: what none of its files imports, not even inside a func
     "twins": FRAMEWORKS["torch"] | FRAMEWORKS["keras"] | ABOVE,  # but for `STARTS`
 }
 STARTS = "twins.backends"  # by name, through importlib: the only one
+BY_NAME = ("import_module", "__import__")  # functions that import a module by its name
 LONGEST = 60  # lines of a function
 
 
@@ -44,8 +46,9 @@ def imports(name, tree, is_package):
                 parts = parts[: len(parts) - node.level + is_package]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "__import__"):
-            yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in BY_NAME:
+            arguments = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+            yield from (argument.value for argument in arguments if isinstance(argument, ast.Constant))
 
 
 def graph(package):
@@ -68,9 +71,43 @@ def test_nothing_is_imported_from_above_or_beside(package):
         f"{name} imports {imported}"
         for name, tree in modules(package).items()
         for imported in imports(name, tree, (ROOT / Path(*name.split(".")) / "__init__.py").exists())
-        if imported.split(".")[0] in FORBIDDEN[package] and name != STARTS
+        if imported.split(".")[0] in (ABOVE if name == STARTS else FORBIDDEN[package])
     ]
     assert climbs == []
+
+
+@pytest.mark.parametrize(
+    "line, imported",
+    [
+        ("import torch.nn", "torch.nn"),
+        ("def f(): from torch import nn", "torch.nn"),
+        ("from ..compare import run", "twins.compare.run"),
+        ("from . import output", "twins.cli.output"),
+        ("importlib.import_module('torch')", "torch"),
+        ("import_module(name='torch')", "torch"),
+        ("__import__('torch')", "torch"),
+    ],
+)
+def test_every_way_to_import_is_seen(line, imported):
+    assert imported in set(imports("twins.cli.show", ast.parse(line), False))
+
+
+def test_contributing_names_every_file():
+    """Its section on who imports whom has a bullet a package, with the names of the files."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Who imports whom")[2].partition("\n## ")[0]
+    bullets = [" ".join(bullet.split()) for bullet in text.split("\n- ")[1:]]
+    for package in ("shared", "twins"):
+        bullet = next(bullet for bullet in bullets if bullet.startswith(f"`{package}`"))
+        files = {path.stem for path in (ROOT / package).glob("[a-z]*.py")}
+        assert files == set(re.findall(r"`(\w+)`", bullet)) - {package}, package
+
+
+def test_contributing_says_who_is_at_the_bottom():
+    """Of the files that it says import nothing of ours, none does."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)`", text.partition("- `shared`:")[2].partition("import nothing of ours")[0])
+    edges = graph("shared")
+    assert named and all(not edges[f"shared.{name}"] for name in named)
 
 
 def test_only_backends_starts_a_framework():

@@ -18,7 +18,7 @@ import keras_impl
 import shared
 import torch_impl
 from shared import images, networks, recipes, weights
-from twins import batches, checkpoints, ladder, plots, runlog, training
+from twins import batches, checkpoints, ladder, plots, runlog, runs, training
 
 BOUNDS = ladder.BOUNDS["float64"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
@@ -532,6 +532,29 @@ def test_the_command_refuses_a_batch_that_devices_cannot_share(folder):
     process = start("train", "tiny.json", "--set", "batch=33", "--backend", "tf", "--devices", "2", folder=folder)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 2 and "'batch' is 33, expected a multiple of 2: each device takes an equal share" in error
+
+
+def test_a_checkpoint_that_another_process_has_left_behind(tmp_path):
+    """Read before the other process has written later ones and ended: it must not replace them."""
+    run = Run(tmp_path)
+    steps = training.run(*run.arguments)
+    while next(steps).row is None:
+        pass
+    stale = training.read_checkpoint(tmp_path)
+    list(steps)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(shared.Error, match="another process has continued this run since; resume it again"):
+        next(training.run(*Run(tmp_path).arguments[:-1], stale))
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused_before_a_framework_starts(tmp_path):
+    steps = training.run(*Run(tmp_path / "run").arguments)
+    next(steps)
+    with pytest.raises(shared.Error, match="another process is training in this folder"):
+        runs.start(None, tmp_path / "run", None, [], None, "torch")
+    steps.close()
+    assert runs.start(None, tmp_path / "run", None, [], 99, "torch").folder == tmp_path / "run"
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -32,14 +32,14 @@ class Backend(StrEnum):
 
 
 KERAS_BACKENDS = {Backend.TF: "tensorflow", Backend.JAX: "jax", Backend.KERAS_TORCH: "torch"}  # Keras's names
+REQUIREMENTS = {  # of a package that may be missing: its name for people, and what pip installs it by
+    "torch": ("PyTorch", "'resnet-twins[torch]'"),
+    "torchvision": ("torchvision", "'resnet-twins[torch]'"),
+    "keras": ("Keras", "'resnet-twins[keras]'"),
+    "tensorflow": ("TensorFlow", "'resnet-twins[keras]'"),
+}
 ENGINES = (Backend.TORCH, Backend.TF)  # what trains and predicts
 NO_ENGINE = "networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet"
-
-
-class Network(Protocol):
-    """What both packages build: an `nn.Module` or a `keras.Model`."""
-
-    spec: "Spec"
 
 
 class Engine(Protocol):
@@ -95,7 +95,16 @@ def frameworks(backend: Backend) -> list[str]:
 
 
 def start(backend: Backend) -> list[Package]:
-    """The packages of a backend, one of `ENGINES` or both, with their frameworks started. Raises `Error` without one."""
+    """The packages of a backend, one of `ENGINES` or both, with their frameworks started.
+
+    Raises `Error`, naming all that is missing, unless they are installed.
+    """
+    try:
+        check_installed(*needed(backend))
+    except Error as error:
+        other = {Backend.TORCH: Backend.TF, Backend.TF: Backend.TORCH}.get(backend)
+        hint = f", or pass --backend {other}" if other and installed(other) else ""
+        raise Error(f"{error}{hint}") from None
     packages: list[Package] = []
     if backend != Backend.TF:  # PyTorch first: it looks for a GPU, and warns if TensorFlow has looked before it
         packages.append(pytorch())
@@ -104,36 +113,62 @@ def start(backend: Backend) -> list[Package]:
     return packages
 
 
-def pytorch() -> Any:
-    """`torch_impl`. Raises `Error` if PyTorch is not installed."""
-    _check_installed("torch", "PyTorch", "torch")
+def installed(backend: Backend) -> bool:
+    """Whether `start` could start a backend."""
+    return not _missing(needed(backend))
+
+
+def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
+    """`torch_impl`. Raises `Error` if PyTorch is not installed, or torchvision if that is needed too."""
+    check_installed(*needed(Backend.TORCH), *(["torchvision"] if torchvision else []), needed_for=needed_for)
     # Set before it starts: PyTorch's idle threads would spin, and TensorFlow wait for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with silence():
         return importlib.import_module("torch_impl")
 
 
-def keras(backend: Backend = Backend.TF) -> Any:
-    """`keras_impl`, on TensorFlow unless the backend says otherwise.
+def keras(needed_for: str = "") -> Any:
+    """`keras_impl`, on TensorFlow.
 
-    Raises `Error` if Keras or that framework is not installed, or Keras runs on another in this process already.
+    Raises `Error` if one of them is not installed, or Keras runs on another backend in this process already.
     """
-    name = KERAS_BACKENDS[backend]
-    for needed, title in (("keras", "Keras"), (name, {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[name])):
-        _check_installed(needed, title, "keras")
+    name = KERAS_BACKENDS[Backend.TF]
+    check_installed(*needed(Backend.TF), needed_for=needed_for)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["KERAS_BACKEND"] = name
     with silence():
         package = importlib.import_module("keras_impl")
     running = importlib.import_module("keras").backend.backend()
     if running != name:
-        raise Error(f"Keras runs on {running} in this process already; --backend {backend} needs {name}")
+        raise Error(f"Keras runs on {running} in this process already; --backend tf needs {name}")
     return package
 
 
-def _check_installed(package: str, title: str, extra: str) -> None:
-    if not importlib.util.find_spec(package):
-        raise Error(f"{title} is not installed: pip install 'resnet-twins[{extra}]'")
+def check_installed(*packages: str, needed_for: str = "") -> None:
+    """Raise `Error`, with the command that installs them, unless all packages are installed.
+
+    The message begins with what they are `needed_for`, if that is given.
+    """
+    missing = _missing(packages)
+    if not missing:
+        return
+    titles, requirements = zip(*(REQUIREMENTS[package] for package in missing), strict=True)
+    listed = " and ".join([", ".join(titles[:-1]), titles[-1]] if titles[1:] else titles)
+    verb = "are" if titles[1:] else "is"
+    command = f"pip install {' '.join(dict.fromkeys(requirements))}"
+    if needed_for:
+        raise Error(f"{needed_for} needs {listed}, which {verb} not installed: {command}")
+    raise Error(f"{listed} {verb} not installed: {command}")
+
+
+def _missing(packages: Iterable[str]) -> list[str]:
+    return [package for package in packages if not importlib.util.find_spec(package)]
+
+
+def needed(backend: Backend) -> list[str]:
+    """The packages that a backend, one of `ENGINES` or both, imports."""
+    packages = {Backend.TORCH: ["torch"], Backend.TF: ["keras", "tensorflow"]}
+    return packages.get(backend, [*packages[Backend.TORCH], *packages[Backend.TF]])
 
 
 def engines(packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32") -> list[Engine]:

@@ -250,7 +250,7 @@ def suffix(path: str | Path) -> str:
 
 def published_weights(spec: Spec) -> State:
     """The arrays that torchvision publishes for a network. Raises `Error` if it publishes none or they cannot be fetched."""
-    return backends.pytorch().checkpoints.published(spec)
+    return backends.pytorch("imagenet", torchvision=True).checkpoints.published(spec)
 
 
 def write_weights(path: Path, kind: str, spec: Spec, state: State) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -259,9 +259,9 @@ def write_weights(path: Path, kind: str, spec: Spec, state: State) -> dict[str, 
         if kind == ".safetensors":
             weights.save_state(path, state)
         else:
-            backends.pytorch().checkpoints.write_pth(path, state)
+            backends.pytorch(f"{path}").checkpoints.write_pth(path, state)
         return {name: (name, array.shape) for name, array in state.items()}
-    writer = backends.keras().checkpoints
+    writer = backends.keras(needed_for=f"{path}").checkpoints
     if kind == ".h5":
         application = renaming.to_application(state, spec)
         writer.write_application(path, spec, dict(application.values()))

@@ -1,5 +1,6 @@
 """Data sets by name or by path, as uint8 images (count, height, width, channels) and whole-number labels."""
 
+import contextlib
 import os
 import zipfile
 import zlib
@@ -59,11 +60,20 @@ def cache_folder() -> Path:
 def _download(name: str) -> Data:
     folder = cache_folder()
     try:
+        downloader = backends.pytorch(f"downloading {name}", torchvision=True).datasets
+    except Error as error:
+        raise Error(f"{error}, or put {name}.npz into a folder and set TWINS_DATA to that folder") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Error(f"{folder}: cannot be made for downloads: {error.strerror}") from None
-    with FileLock(folder / f"{name}.lock"):  # a second process waits for the download of the first
-        return Data(*backends.pytorch().datasets.download(name, folder))
+    lock = FileLock(folder / f"{name}.lock")
+    with contextlib.suppress(OSError):  # a folder that cannot be written may have the data already
+        lock.acquire()  # a second process waits for the download of the first
+    try:
+        return Data(*downloader.download(name, folder))
+    finally:
+        lock.release()  # which does nothing if it was not acquired
 
 
 def _digits() -> Data:

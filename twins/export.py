@@ -22,21 +22,30 @@ from shared.spec import Spec
 from shared.weights import State
 
 from . import backends, checkpoints
-from .backends import Backend
+from .backends import Backend, Package
 from .ladder import BOUNDS, relative
 
-# What a path ends in, and what reads it back; without an extension it is the folder of a SavedModel.
-READERS = {".safetensors": "PyTorch", ".pth": "PyTorch", ".keras": "Keras", ".onnx": "onnxruntime", "": "TensorFlow"}
+# What a path ends in, and what reads it back; without an extension it is the folder of a SavedModel. None: the framework
+# that the logits are compared with.
+READERS: dict[str, str | None] = {
+    ".safetensors": None,
+    ".pth": None,
+    ".keras": "Keras",
+    ".onnx": "onnxruntime",
+    "": "TensorFlow",
+}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what .onnx needs
 SAVED_MODEL = {"saved_model.pb", "variables", "assets", "fingerprint.pb"}  # the content of such a folder
 BOUND = BOUNDS["float32"]["logits"]
 IMAGES = 3
+PYTORCH, KERAS = (".pth", ".onnx"), (".keras", "")  # written by that framework
 
 
 class Row(NamedTuple):
-    """A file, what read it back, and how far its logits are from those of the network in PyTorch, before folding."""
+    """A file, what read it back, and how far its logits are from those of the network in `framework`, before folding."""
 
     path: Path
+    framework: str
     reader: str
     relative: float  # ||a - b|| / ||a||
     largest: float  # of the differences of single logits
@@ -62,11 +71,21 @@ def check_destinations(paths: Sequence[Path], sources: Sequence[str | Path]) -> 
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing and any(path.suffix == ".onnx" for path in paths):
         raise Error(f".onnx needs {', '.join(missing)}: pip install 'resnet-twins[export]'")
+    for path in paths:
+        if path.suffix in PYTORCH + KERAS:
+            backend = Backend.TORCH if path.suffix in PYTORCH else Backend.TF
+            backends.check_installed(*backends.needed(backend), needed_for=f"{path}")
 
 
 def needed_backend(paths: Sequence[Path]) -> Backend:
-    """What has to be started for these paths: PyTorch alone, or both frameworks."""
-    return Backend.BOTH if any(path.suffix in (".keras", "") for path in paths) else Backend.TORCH
+    """What has to be started for these paths: PyTorch, which the logits are compared with, and what else they need.
+
+    Where PyTorch is not installed, it is Keras alone, and the logits are compared with Keras's.
+    """
+    keras = any(path.suffix in KERAS for path in paths)
+    if backends.installed(Backend.TORCH):
+        return Backend.BOTH if keras else Backend.TORCH
+    return Backend.TF if keras or backends.installed(Backend.TF) else Backend.TORCH
 
 
 def run(
@@ -79,7 +98,9 @@ def run(
     state = {name: array.astype(np.float32) for name, array in state.items()}
     images = np.random.default_rng(0).standard_normal((IMAGES, *spec["input"]), np.float32)
     rows = []
-    expected = backends.engines([backends.pytorch()], spec, state)[0].predict(images)
+    package = backends.start(needed_backend(paths))[0]
+    engine = backends.engines([package], spec, state)[0]
+    expected = engine.predict(images)
     if folds:
         spec, state = folded(spec, state)
     for path in paths:
@@ -89,8 +110,9 @@ def run(
     for path in paths:
         say(f"reading {path}")
         with _quiet():
-            logits = _logits(path, images)
-        rows.append(Row(path, READERS[path.suffix], relative(expected, logits), float(abs(expected - logits).max())))
+            logits = _logits(path, images, package)
+        reader = READERS[path.suffix] or engine.framework
+        rows.append(Row(path, engine.framework, reader, relative(expected, logits), float(abs(expected - logits).max())))
     return rows
 
 
@@ -123,14 +145,14 @@ def _write(path: Path, spec: Spec, state: State) -> None:
             write_text(file, json.dumps(spec, indent=2) + "\n")
 
 
-def _logits(path: Path, images: np.ndarray) -> np.ndarray:
+def _logits(path: Path, images: np.ndarray, package: Package) -> np.ndarray:
     if path.suffix == ".onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return session.run(["logits"], {"images": images})[0]
-    if path.suffix in (".keras", ""):
+    if path.suffix in KERAS:
         reader = backends.keras().export
         return (reader.keras_logits if path.suffix else reader.tensorflow_logits)(path, np.moveaxis(images, 1, -1))
     spec = networks.load(path.with_suffix(".json"))
-    return backends.engines([backends.pytorch()], spec, checkpoints.load_weights(path, spec))[0].predict(images)
+    return backends.engines([package], spec, checkpoints.load_weights(path, spec))[0].predict(images)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,8 +12,10 @@ from shared.checks import Error
 from shared.files import atomic_path, check_writable
 
 from .boxes import Box, Localisation, upsampled
-from .compare import Report
 from .runlog import Row
+
+if TYPE_CHECKING:
+    from .compare import Report
 
 FORMATS = (".png", ".pdf", ".svg")
 SMALLEST = 1e-17  # where exact agreement is drawn on a logarithmic axis
@@ -70,7 +72,7 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
         canvas.suptitle(title, parse_math=False)
 
 
-def draw_comparison(report: Report, path: str | Path) -> None:
+def draw_comparison(report: "Report", path: str | Path) -> None:
     """Draw the loss curves of a comparison's training, and their difference. Raises `Error` if the file cannot be written."""
     numbers = range(1, len(report.steps) + 1)
     one, two = report.frameworks

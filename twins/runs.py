@@ -64,11 +64,14 @@ def start(
     if epochs and "steps" in recipe:
         recipe = recipes.changed(recipe, [f"steps={epochs * per_epoch}"])
     folder = _folder(out, resume, f"{recipe['name']}-{backend}", rank)
+    if not rank:
+        training.check_free(folder)
     steps = recipes.length(recipe, per_epoch)
     pretrained = checkpoints.load_backbone(recipe["init"], spec) if "init" in recipe and not resume else {}
     beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained)
     if checkpoint and checkpoint.step >= steps:
-        draw_curves(folder, checkpoint.history, beginning.title)
+        if folder.is_dir():
+            draw_curves(folder, checkpoint.history, beginning.title)
         done = -(-checkpoint.step // per_epoch)
         raise Error(f"{resume}: the run is complete, {checkpoint.step:,} steps; pass --epochs above {done} to continue")
     return beginning

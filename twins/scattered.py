@@ -79,7 +79,7 @@ def _put(
 
 
 def _clutter(canvas: np.ndarray, image: np.ndarray, generator: np.random.Generator) -> None:
-    """Draw a snippet of an image somewhere; where it meets what is there the brighter pixel shows."""
+    """Draw a snippet of an image somewhere; where they overlap, the brighter pixel wins."""
     top, left = (generator.integers(max(n - SNIPPET, 0) + 1) for n in image.shape)
     snippet = image[top : top + SNIPPET, left : left + SNIPPET]
     height, width = snippet.shape

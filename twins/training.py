@@ -102,6 +102,24 @@ def run(
                 return
 
 
+def check_free(folder: Path) -> None:
+    """Raise `Error` if another process is training in the folder, so that we fail before a framework starts."""
+    if (folder / LOCK).exists():
+        _acquired(folder).release()
+
+
+def _acquired(folder: Path) -> FileLock:
+    """The lock of a folder, acquired. Raises `Error` if another process holds it, or the folder cannot be written."""
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Error(f"{folder}: another process is training in this folder; choose another with --out") from None
+    except OSError as error:
+        raise Error(f"{folder}: cannot be written: {error.strerror}") from None
+    return lock
+
+
 class _Run:
     """A run between two steps. Of several processes, that of rank 0 writes."""
 
@@ -126,23 +144,23 @@ class _Run:
         if not self.writes:
             yield
             return
-        lock = FileLock(self.folder / LOCK, timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise Error(f"{self.folder}: another process is training in this folder; choose another with --out") from None
         except OSError as error:
             raise Error(f"{self.folder}: cannot be made: {error.strerror}") from None
+        lock = _acquired(self.folder)
         try:
             yield
         finally:
             lock.release()
 
     def begin(self) -> None:
-        """Write what describes the run, and a first checkpoint."""
+        """Write what describes the run, and a first checkpoint. Raises `Error` if a later one is there."""
         if not self.writes:
             return
+        last = self.folder / FILES[0]
+        if self.step and last.exists() and (weights.read_about(last) or {}).get("step", 0) > self.step:
+            raise Error(f"{self.folder}: another process has continued this run since; resume it again")
         for name in FILES:
             files.remove_temporaries(self.folder / name)
         files.write_text(self.folder / "network.json", json.dumps(self.spec, indent=2) + "\n")

@@ -14,7 +14,7 @@ from . import options, output
 
 def activations(
     network: options.Network,
-    image: Annotated[Path, typer.Argument(help="A picture of any size.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")],
     layer: Annotated[str, typer.Option(help="A layer, as `twins show` names it; for a group such as layer1, its last layer.")],
     out: options.Figure,
     weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,

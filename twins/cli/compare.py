@@ -55,10 +55,10 @@ def compare(
         raise Error("--plot draws the training, which --steps 0 leaves out")
     if plot:
         plots.check_figure(plot)
-    with output.status("starting PyTorch and TensorFlow") as status:
+    with output.status("starting PyTorch and TensorFlow") as say:
         report = comparison.run(
             backends.start(Backend.BOTH), spec, state, picture, examples, (size, size) if size else None, dtype.value, steps,
-            learning_rate, say=lambda text: status.update(f"{spec['name']}: {text}"),
+            learning_rate, say=lambda text: say(f"{spec['name']}: {text}"),
         )  # fmt: skip
     if report.training:
         report.training["data"] = data

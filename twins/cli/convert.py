@@ -1,5 +1,6 @@
 """`twins convert`."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint of any format, or the word imagenet.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A checkpoint of any format, or the word imagenet.")],
     destination: Annotated[
-        Path | None, typer.Argument(help="Output file; its extension selects the format.", show_default=False)
+        Path | None, typer.Argument(metavar="OUT", help="Output file; its extension selects the format.", show_default=False)
     ] = None,
     network: Annotated[
         str | None, typer.Option(help="Network that the weights belong to: a name or the path of a spec.")
@@ -48,10 +49,9 @@ def convert(
         _draft(source, draft_map, network, naming)
         return
     if destination is None:
-        raise Error("the output is missing: twins convert SOURCE OUTPUT, or --draft-map FILE.json")
-    with output.status(f"{source} to {destination}") as status:
-        if source == "imagenet":
-            status.stop()  # the download has a progress bar of its own
+        raise Error("the output is missing: twins convert IN OUT, or --draft-map FILE.json")
+    # A download has a progress bar of its own.
+    with contextlib.nullcontext() if source == "imagenet" else output.status(f"{source} to {destination}"):
         report = checkpoints.convert(source, destination, network, naming)
     table = output.table("from", ">shape", "to", ">shape")
     moved = [move for move in report.moves if not move.ignored]

@@ -29,7 +29,8 @@ def export(
     """Write a trained network for inference elsewhere, read it back there, and show how far its logits are from PyTorch's.
 
     Formats: .safetensors and .pth, with the spec beside them in .json; .keras; .onnx; and a folder for TensorFlow's SavedModel.
-    All in float32. Exit status 1 if the logits are more than 1e-4 apart.
+    All in float32. Without PyTorch, which .pth and .onnx need, the logits are compared with Keras's. Exit status 1 if they are
+    more than 1e-4 apart.
     """
     from shared import fold
 
@@ -48,15 +49,16 @@ def export(
     state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     if folds:
         _show_folded(spec, folded_spec)
-    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as status:
+    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as say:
         backends.start(exports.needed_backend(out))
-        rows = exports.run(spec, state, folds, out, say=status.update)
+        rows = exports.run(spec, state, folds, out, say=say)
     table = output.table("file", "read back by", ">relative difference", ">largest difference")
     broken = [row for row in rows if not row.relative <= exports.BOUND]
     for row in rows:
         style = "red" if row in broken else None
         table.add_row(f"{row.path}", row.reader, f"{row.relative:.1e}", f"{row.largest:.1e}", style=style)
-    output.show(table, f"The differences are from {spec['name']} in PyTorch: logits for {exports.IMAGES} random images.")
+    origin = f"{spec['name']} in {rows[0].framework}"
+    output.show(table, f"The differences are from {origin}: logits for {exports.IMAGES} random images.")
     for row in broken:
         message = f"{row.path}: its logits are more than {exports.BOUND:g} apart, relative to their norm."
         output.show(Text(message, style="red"))

@@ -11,7 +11,9 @@ from shared.checks import Error
 
 from ..backends import Backend
 
-Network = Annotated[str, typer.Argument(help="A name, as `twins list` shows it, or the path of a spec ending in .json.")]
+Network = Annotated[
+    str, typer.Argument(metavar="NETWORK", help="A name, as `twins list` shows it, or the path of a spec ending in .json.")
+]
 Pictures = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")]
 Weights = Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")]
 WeightsKey = Annotated[

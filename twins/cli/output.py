@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +37,7 @@ def show(*things: Any) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print JSON, with null for what it has no number for."""
+    """Print JSON, with null for NaN and infinity."""
     print(json.dumps(finite(value), indent=2))
 
 
@@ -56,9 +56,11 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def status(text: str) -> Status:
-    """A spinner on stderr, as a context manager."""
-    return Console(stderr=True).status(text)
+@contextlib.contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr beside a text; yields a function that changes the text."""
+    with Console(stderr=True).status(escape(text)) as spinner:
+        yield lambda text: spinner.update(escape(text))
 
 
 @contextlib.contextmanager
@@ -94,7 +96,7 @@ def count(number: float) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for what JSON has no number for."""
+    """The value with None for NaN and infinity, which JSON has not."""
     if isinstance(value, dict):
         return {key: finite(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):

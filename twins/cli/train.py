@@ -29,7 +29,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help=f"The path of a recipe ending in .json, or {', '.join(recipes.names())}. Default: digits_residual."
+            metavar="RECIPE",
+            help=f"The path of a recipe ending in .json, or {', '.join(recipes.names())}. Default: digits_residual.",
         ),
     ] = None,
     backend: options.BackendOption = Backend.TORCH,
