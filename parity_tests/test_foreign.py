@@ -397,6 +397,13 @@ def test_raw_weights_are_read_and_averaged_ones_on_demand(key, state, small, tmp
     assert_same(weights.read_state(tmp_path / "y.safetensors"), other(state))
 
 
+def test_raw_weights_come_before_averaged_ones_wherever_they_are(state, tmp_path):
+    torch.save({"ema": {"state_dict": tensors(other(state))}, "weights": tensors(state)}, tmp_path / "x")
+    arrays, notes = torch_files.read_torch(tmp_path / "x")
+    assert_same(arrays, state)
+    assert notes == ["Read weights, the raw weights; averaged ones, for --weights-key, are in ema.state_dict."]
+
+
 def test_a_key_that_is_none(state, tmp_path):
     torch.save({"model": tensors(state), "ema_a": tensors(state), "ema_b": tensors(state)}, tmp_path / "x")
     with pytest.raises(shared.Error, match="x: there is nothing under --weights-key modle, did you mean 'model'"):
@@ -798,6 +805,7 @@ def test_sparse_and_quantised_tensors_are_refused(state, tmp_path):
     for tensor, kind in (
         (torch.eye(10, 32).to_sparse(), "sparse"),
         (torch.eye(10, 32).to_sparse_csr(), "sparse"),
+        (torch.ones(10, 32, dtype=torch.complex64).conj().imag, "lazily negated or conjugated"),
         (torch.quantize_per_tensor(torch.eye(10, 32), 0.1, 0, torch.qint8), "quantised"),
     ):
         torch.save({"state_dict": tensors(state) | {"fc.weight": tensor}}, tmp_path / "x.pth")

@@ -182,16 +182,18 @@ class Array(Sealed):
         return self.content
 
 
+_LAZY = "lazily negated or conjugated"  # as the metadata of a tensor say
+
+
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    lazily_negated = len(rest) > 2 and rest[2]
     dtype = storage.dtype if isinstance(storage, Storage) else None
-    kind = "quantised" if isinstance(storage, Placeholder) else "lazily negated or conjugated" if lazily_negated else ""
+    kind = "quantised" if isinstance(storage, Placeholder) else _LAZY if rest[2:] and rest[2] else ""
     return Tensor(storage, offset, tuple(size), tuple(stride), dtype, kind)
 
 
 def _typed_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
     dtype = rest[2].dtype if isinstance(rest[2], Dtype) else None
-    return Tensor(storage, offset, tuple(size), tuple(stride), dtype)
+    return Tensor(storage, offset, tuple(size), tuple(stride), dtype, _LAZY if rest[3:] and rest[3] else "")
 
 
 def _of_subclass(rebuild: Any, *rest: Any) -> Any:

@@ -33,6 +33,9 @@ class Naming(NamedTuple):
     map: str | Path | None = None
 
 
+AS_THEY_ARE = Naming()
+
+
 class Read(NamedTuple):
     """The arrays of a file, the spec of its network if the file has one, notes for the user, and arrays that a map ignores."""
 
@@ -42,7 +45,7 @@ class Read(NamedTuple):
     ignored: State
 
 
-def read_weights(path: str | Path, naming: Naming = Naming()) -> Read:  # noqa: B008  it never changes
+def read_weights(path: str | Path, naming: Naming = AS_THEY_ARE) -> Read:
     """The arrays of a file of any kind that `formats.kind_of` knows, whatever its name ends in.
 
     Raises `Error` for a file that is missing, truncated or of another kind, and for names that do not fit it. Code in files is
@@ -132,7 +135,7 @@ def convert(
     source: str | Path,
     destination: str | Path,
     network: str | None = None,
-    naming: Naming = Naming(),  # noqa: B008
+    naming: Naming = AS_THEY_ARE,
 ) -> Report:
     """Write a checkpoint in the format that the destination's extension selects.
 
@@ -169,7 +172,7 @@ def convert(
     return Report([each.spec["name"] for each in found], moves, notes)
 
 
-def draft_map(source: str | Path, path: str | Path, network: str, naming: Naming = Naming()) -> tuple[int, int, int]:  # noqa: B008
+def draft_map(source: str | Path, path: str | Path, network: str, naming: Naming = AS_THEY_ARE) -> tuple[int, int, int]:
     """Write a first version of a map of the names in a file to a network's, as JSON: (names, uncertain ones, ignored ones).
 
     Raises `Error` if the file cannot be read, or `path` not be written.
