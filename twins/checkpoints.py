@@ -17,7 +17,7 @@ FORMATS = (".safetensors", ".pth", ".pt", ".th", ".keras", ".weights.h5", ".h5")
 KERAS = (".keras", ".weights.h5", ".h5")
 
 
-class Report(NamedTuple):
+class Conversion(NamedTuple):
     """What `convert` did: the networks that the file fits, where each array went, and notes for the user."""
 
     networks: list[str]
@@ -136,7 +136,7 @@ def convert(
     destination: str | Path,
     network: str | None = None,
     naming: Naming = AS_THEY_ARE,
-) -> Report:
+) -> Conversion:
     """Write a checkpoint in the format that the destination's extension selects.
 
     `source` is a file or "imagenet". Without a `network`, a name or the path of a spec, it is the one whose names and shapes
@@ -169,7 +169,7 @@ def convert(
     for place, move in enumerate(moves):
         name, shape = written.get(move.destination, ("", ()))
         moves[place] = move._replace(destination=name, destination_shape=shape)
-    return Report([each.spec["name"] for each in found], moves, notes)
+    return Conversion([each.spec["name"] for each in found], moves, notes)
 
 
 def draft_map(source: str | Path, path: str | Path, network: str, naming: Naming = AS_THEY_ARE) -> tuple[int, int, int]:
