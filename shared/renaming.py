@@ -43,6 +43,7 @@ class Match(NamedTuple):
     destinations: dict[str, str]  # {name in the file: ours}
     ignored: dict[str, str]  # {name in the file: why}
     notes: list[str]
+    whole: Spec  # of the network with its classifier
 
 
 class Reading(NamedTuple):
@@ -188,12 +189,12 @@ def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
     state = {ours: np.broadcast_to(np.float32(0), names.shapes[name]) for name, ours in destinations.items()}
     wrong = {ours for ours, array in state.items() if not same_shape(array.shape, expected[ours])}
     if not unexpected and not wrong and len(state) == len(expected):
-        return Match(spec, destinations, ignored, notes)
+        return Match(spec, destinations, ignored, notes, spec)
     if len(state) < len(expected) and not wrong and body.keys() <= state.keys():
         if not any(_belongs_to_body(reading.layers[names.sources[name].layer], body) for name in unexpected):
             ignored |= dict.fromkeys(unexpected, "of another head, for which the network has no place")
             ignored |= {name: "of a classifier that is not complete" for name, ours in destinations.items() if ours not in body}
-            return Match(short, {n: ours for n, ours in destinations.items() if ours in body}, ignored, notes)
+            return Match(short, {n: ours for n, ours in destinations.items() if ours in body}, ignored, notes, spec)
     raise _misfit(names, state, unexpected, expected)
 
 

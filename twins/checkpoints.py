@@ -158,8 +158,7 @@ def convert(
             raise Error(f"{fitted['name']} goes into .keras or .weights.h5; .h5 is for keras.applications' networks: {listed}")
     except Error as error:
         raise Error(f"{source}: {error}") from None
-    whole = next(candidate for candidate in candidates if fitted["name"].startswith(candidate["name"]))
-    notes = [*read.notes, *found[0].notes, *_notes(source, arrays, whole, found[0], others, bool(network))]
+    notes = [*read.notes, *found[0].notes, *_notes(source, arrays, found[0], others, bool(network))]
     moves = renaming.moves_of(arrays, found[0])
     moves += [Move(name, array.shape, ignored="as the map says") for name, array in read.ignored.items()]
     bad = weights.not_finite(state)
@@ -213,9 +212,9 @@ def _chosen(arrays: State, candidates: list[Spec], kind: str) -> tuple[list[Matc
     return fits, []
 
 
-def _notes(source: str | Path, arrays: State, spec: Spec, found: Match, others: list[str], given: bool) -> list[str]:
+def _notes(source: str | Path, arrays: State, found: Match, others: list[str], given: bool) -> list[str]:
     """What the user should know of the network that was chosen; `given` says that the user chose it."""
-    notes = []
+    notes, spec = [], found.whole
     if others:
         notes.append(
             f"The arrays also fit {', '.join(others)}; {spec['name']} is the one that is published. --network chooses."
