@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARK = re.compile(r"(?:% *|<!-- *)(not run: *[^ ].*?|(?:(?:needs TWINS_DATA|long|exit status \d+)(?:, )?)+)(?: *-->)?$")
+MARK = re.compile(r"<!-- (not run: [^ ].*?|(?:(?:needs TWINS_DATA|long|exit status \d+)(?:, )?)+) -->$")
 
 # Forking a process that has loaded both frameworks and used neither saves each command the 6 s of loading them.
 _fork = multiprocessing.get_context("forkserver")

@@ -5,9 +5,8 @@ recipe is checked, and saved there as NAME.json. After `$ COMMAND` come the line
 block directly after a Python block is what that prints. `...` stands for any text or, alone on a line, for any lines, and
 numbers have the tolerance of `documented.same_number`: times and dates are left out.
 
-A comment directly above a block, `% MARK` in docs/ and `<!-- MARK -->` in the README, says how it is run: `not run: REASON`,
-`needs TWINS_DATA` (skipped where that variable is not set), `long` (with `pytest --long` only), `exit status N`. The last three
-may stand together, with commas.
+A comment directly above a block, `<!-- MARK -->`, says how it is run: `not run: REASON`, `needs TWINS_DATA` (skipped where that
+variable is not set), `long` (with `pytest --long` only), `exit status N`. The last three may stand together, with commas.
 """
 
 import json
@@ -220,6 +219,11 @@ def test_recipe_reference():
     assert not {word for part in parts for name, keys in part.items() for word in f"{name} {' '.join(keys)}".split()} - words
     assert not {*recipes.PRECISIONS} - words
     assert not {*recipes.names()} - words
+
+
+def test_links_have_a_text():
+    """Sphinx fills in the title of a page; a code host, where the pages are read too, shows an empty link as nothing."""
+    assert [page.name for page in PAGES if re.search(r"(?<!!)\[\]\(", page.read_text(encoding="utf-8"))] == []
 
 
 def test_files_of_a_run():

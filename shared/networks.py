@@ -61,7 +61,10 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
     if path.suffix != ".json":
         path = SPECS / f"{path.name}.json"
         if path.stem != str(network) or not path.is_file():
-            raise Error(f"no network is called {str(network)!r}{nearest(network, names())}; `twins list` lists them all")
+            if Path(network).exists() or path.stem != str(network):
+                raise Error(f"{network}: the path of a spec ends in .json, and `twins list` lists the names of networks")
+            near = nearest(network, names())
+            raise Error(f"no network is called {str(network)!r}{f'{near} `twins' if near else '; `twins'} list` lists them all")
     return read_json(path, network), str(network)
 
 

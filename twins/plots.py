@@ -15,7 +15,7 @@ from .boxes import Box, Localisation, upsampled
 from .runlog import Row
 
 if TYPE_CHECKING:
-    from .compare import Report
+    from . import compare
 
 FORMATS = (".png", ".pdf", ".svg")
 SMALLEST = 1e-17  # where exact agreement is drawn on a logarithmic axis
@@ -72,7 +72,7 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
         canvas.suptitle(title, parse_math=False)
 
 
-def draw_comparison(report: "Report", path: str | Path) -> None:
+def draw_comparison(report: "compare.Report", path: str | Path) -> None:
     """Draw the loss curves of a comparison's training, and their difference. Raises `Error` if the file cannot be written."""
     numbers = range(1, len(report.steps) + 1)
     one, two = report.frameworks

@@ -17,6 +17,7 @@ app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list.list_networks)
 app.command()(show.show)

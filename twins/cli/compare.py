@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 
-    Exit status 1 if any parity tolerance is exceeded.
+    Exit status 1 if a bound of the ladder of parity is exceeded.
     """
     from shared import images
 

@@ -24,8 +24,13 @@ def table(*columns: str, title: str | None = None) -> Table:
         padding=(0, 2 if width() >= 100 else 1, 0, 0),
     )
     for column in columns:
-        folds, right = column in ("source", "title", "label"), column.startswith(">")
-        grid.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=not folds)
+        folds, right = column in ("source", "title", "label", "where"), column.startswith(">")
+        grid.add_column(
+            column.removeprefix(">"),
+            justify="right" if right else "left",
+            no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis",
+        )
     return grid
 
 

@@ -168,8 +168,10 @@ def _watch(
 
 
 def _epoch(row: dict[str, Any]) -> str:
-    return (
+    line = (
         f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
-        f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}  "
-        f"rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
+        f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}"
     )
+    if output.width() < 100:  # the log has the rest
+        return line
+    return f"{line}  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
