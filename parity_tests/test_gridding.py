@@ -305,7 +305,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, activations, files,
 def test_weights_that_give_no_numbers(activations, files):
     status, out, err = activations(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
     assert (status, out) == (2, "") and not (files / "never.png").exists()
-    assert err == "twins: PyTorch: layer 'layer4' gives non-finite numbers: these weights cannot be used\n"
+    assert err == "twins: nan.safetensors: conv1.weight has numbers that are not finite\n"
 
 
 def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):
