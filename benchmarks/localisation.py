@@ -104,8 +104,8 @@ def planned(folder: Path, network: Sequence[str], seeds: int, changes: Sequence[
     """The runs, seed by seed. Raises `Error` for a recipe that is wrong, and a network without class maps."""
     runs = []
     for seed, name in itertools.product(range(seeds), network):
-        recipe = recipes.changed(recipes.load_recipe("scattered"), [f"network={name}", f"seed={seed}", *changes])
-        recipe = recipes.load_recipe(recipe)
+        recipe = recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes])
+        recipe = recipes.load(recipe)
         spec = recipes.network(recipe)
         networks.head(spec)
         runs.append(Run(folder / f"{spec['name']}-{seed}", name, seed, recipe))

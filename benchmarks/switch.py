@@ -25,7 +25,7 @@ def main(
 
     Exit status 1 if a bound of rung 5 is exceeded.
     """
-    if epochs % every or recipes.load_recipe(recipe)["schedule"]["name"] == "cosine":
+    if epochs % every or recipes.load(recipe)["schedule"]["name"] == "cosine":
         raise Error("expected --epochs that --every divides, and a schedule that does not depend on the run's length")
     whole, switched = out / "torch", out / "switched"
     options = ("--set", "precision=float64")

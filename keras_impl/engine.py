@@ -189,7 +189,7 @@ class Engine:
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | None = None) -> Engine:
-    """An engine that trains a new network by a recipe, as `shared.recipes.load_recipe` gives it, on the GPU if there is one.
+    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
     With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs.
     """

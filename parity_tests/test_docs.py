@@ -73,7 +73,7 @@ class Page:
         if "layers" in value or "optimizer" in value:
             path = self.folder / f"{value['name']}.json"
             path.write_text(block.text, encoding="utf-8")
-            (shared.load if "layers" in value else recipes.load_recipe)(path)
+            (shared.load if "layers" in value else recipes.load)(path)
 
 
 def _check_output(what, expected, printed):

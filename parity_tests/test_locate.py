@@ -503,8 +503,8 @@ def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
 
 
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
-    recipe = recipes.load_recipe(recipes.changed(recipes.load_recipe("scattered"), ["network=resnet10_small", "steps=1"]))
-    other = recipes.load_recipe(recipes.changed(recipe, ["seed=1"]))
+    recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1"]))
+    other = recipes.load(recipes.changed(recipe, ["seed=1"]))
     spec = recipes.network(recipe)
     assert localisation.complete(tmp_path, recipe) is False
     for step in (0, 1):
@@ -520,8 +520,8 @@ def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
     """A run that is done is not made again, and looked at on few images."""
     made = scattered.make(datasets.load_data(), train=8, test=12)
     monkeypatch.setattr(scattered, "make", lambda digits: made)
-    recipe = recipes.load_recipe(
-        recipes.changed(recipes.load_recipe("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
+    recipe = recipes.load(
+        recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1", "data=scattered_digits"])
     )
     spec = recipes.network(recipe)
     (tmp_path / "resnet10_small-0").mkdir()

@@ -21,12 +21,12 @@ PLAIN = {
 
 
 def changed(*changes, recipe=PLAIN):
-    return recipes.load_recipe(recipes.changed(recipe, changes))
+    return recipes.load(recipes.changed(recipe, changes))
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe(name):
-    recipe = recipes.load_recipe(name)
+    recipe = recipes.load(name)
     assert recipe["name"] == name and recipe["source"] and recipe["title"]
     network = recipes.network(recipe)
     assert network["preprocessing"] and len(shapes.layers(network)[-1].shape) == 1
@@ -38,16 +38,16 @@ def test_the_recipes_of_the_sources():
     assert {"mnist_residual", "cifar10_resnet", "cifar100_resnet18", "cifar100_resnet34", "digits_residual"} < {
         *recipes.names()
     }
-    paper = recipes.load_recipe("cifar10_resnet20")
+    paper = recipes.load("cifar10_resnet20")
     assert [recipes.learning_rate(paper, step, 390) for step in (0, 31999, 32000, 47999, 48000, 63999)] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )
     for other in ("resnet56", "plain20", "plain56"):
-        theirs = recipes.load_recipe(f"cifar10_{other}")
+        theirs = recipes.load(f"cifar10_{other}")
         assert {k: v for k, v in theirs.items() if k not in ("name", "title", "network")} == {
             k: v for k, v in paper.items() if k not in ("name", "title", "network")
         }
-    listing = recipes.load_recipe("cifar10_resnet")
+    listing = recipes.load("cifar10_resnet")
     assert [recipes.learning_rate(listing, 500 * epoch, 500) for epoch in (19, 20, 79)] == pytest.approx(
         [1e-3, 1e-3 / 3, 1e-3 / 27]
     )
@@ -104,6 +104,11 @@ def test_milestones_count_from_the_start_of_a_warm_up():
     assert [recipes.learning_rate(recipe, step, 1) for step in range(7)] == [0.5, 1, 1, 1, 1, 0.1, 0.1]
 
 
+def test_a_warm_up_of_an_epoch_rises_from_step_to_step():
+    recipe = {"epochs": 3, "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "constant", "warmup": 1}}
+    assert [recipes.learning_rate(recipe, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
 def test_changes():
     assert changed("optimizer.learning_rate=0.01")["optimizer"] == {"name": "sgd", "learning_rate": 0.01}
     assert changed("precision=float64")["precision"] == "float64"
@@ -113,7 +118,7 @@ def test_changes():
     old = changed("optimizer.momentum=0.9", "optimizer.weight_decay=0.1")
     new = changed("optimizer.name=adam", recipe=old)
     assert new["optimizer"] == {"name": "adam", "learning_rate": 0.1, "weight_decay": 0.1}
-    assert recipes.load_recipe(PLAIN | {"optimizer": {"name": "adam", "learning_rate": 1, "betas": [0, 0]}})["optimizer"] == {
+    assert recipes.load(PLAIN | {"optimizer": {"name": "adam", "learning_rate": 1, "betas": [0, 0]}})["optimizer"] == {
         "name": "adam", "learning_rate": 1.0, "betas": [0.0, 0.0]
     }  # fmt: skip
     assert all(type(number) is float for number in changed("optimizer.learning_rate=1")["optimizer"].values() if number == 1)
@@ -157,29 +162,29 @@ def test_changes():
 )
 def test_changes_that_are_wrong(changes, words):
     with pytest.raises(shared.Error) as error:
-        changed(*changes, recipe=recipes.load_recipe(PLAIN))
+        changed(*changes, recipe=recipes.load(PLAIN))
     assert words in str(error.value)
 
 
 def test_a_recipe_of_another_kind(tmp_path):
     with pytest.raises(shared.Error, match="no recipe is called 'digit_residual', did you mean 'digits_residual'?"):
-        recipes.load_recipe("digit_residual")
+        recipes.load("digit_residual")
     with pytest.raises(shared.Error, match="x.json: there is no such file"):
-        recipes.load_recipe(tmp_path / "x.json")
+        recipes.load(tmp_path / "x.json")
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**PLAIN, "steps": 4}))
     with pytest.raises(shared.Error, match="mine.json: expected either the key 'epochs' or the key 'steps'"):
-        recipes.load_recipe(path)
+        recipes.load(path)
     path.write_text("[]")
     with pytest.raises(shared.Error, match="a recipe is a JSON object"):
-        recipes.load_recipe(path)
+        recipes.load(path)
     path.write_text('{"name": "mine", "network": "lenet"}')
     with pytest.raises(shared.Error, match="the keys 'data', 'batch', 'optimizer' are missing"):
-        recipes.load_recipe(path)
+        recipes.load(path)
     path.write_text(json.dumps(PLAIN))
-    assert recipes.load_recipe(path)["schedule"] == {"name": "constant"}
+    assert recipes.load(path)["schedule"] == {"name": "constant"}
     with pytest.raises(shared.Error, match="ends in a map"):
-        recipes.load_recipe(
+        recipes.load(
             {**PLAIN, "network": {"name": "map", "input": [1, 8, 8], "layers": [{"name": "relu", "type": "relu"}]}}
         )
 

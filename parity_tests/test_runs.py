@@ -52,7 +52,7 @@ class Run:
     """A run in a folder, from its start or from a checkpoint."""
 
     def __init__(self, folder, backend="torch", resume=None, engine=None, recipe=RECIPE, **changes):
-        self.folder, self.recipe = folder, recipes.load_recipe(recipe | changes)
+        self.folder, self.recipe = folder, recipes.load(recipe | changes)
         checkpoint = training.read_checkpoint(resume) if resume else None
         spec, examples = training.prepare(self.recipe)
         self.engine = engine or PACKAGES[backend].trainer(spec, self.recipe)
@@ -88,7 +88,7 @@ def test_a_run(whole, tmp_path):
 
 
 def test_a_batch():
-    recipe = recipes.load_recipe(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
+    recipe = recipes.load(RECIPE | {"seed": 3, "augmentation": {"pad": 2, "flip": True}})
     spec, examples = training.prepare(recipe)
     x, labels = batches.batch(recipe, spec, examples, 6)
     indices = batches.indices(len(examples.x_train), 300, 6, 3)
@@ -179,7 +179,7 @@ def test_compiled(backend, tmp_path):
     runs = []
     for compiled in (False, True):
         small = {**SPEC, "layers": [layer for layer in SPEC["layers"] if layer["name"] != "layer1"]}
-        recipe = recipes.load_recipe(RECIPE | {"network": small})
+        recipe = recipes.load(RECIPE | {"network": small})
         engine = PACKAGES[backend].trainer(small, recipe, compiled)
         is_compiled = hasattr(engine._net, "_orig_mod") if backend == "torch" else bool(engine._step._jit_compile)
         assert is_compiled == compiled

@@ -74,4 +74,4 @@ def test_a_recipe_that_the_checks_refuse(change):
     recipe = json.loads((recipes.RECIPES / "digits_residual.json").read_text())
     assert RECIPES.is_valid(recipe) and not RECIPES.is_valid(recipe | change)
     with pytest.raises(Error):
-        recipes.load_recipe(recipe | change)
+        recipes.load(recipe | change)

@@ -177,7 +177,7 @@ def test_the_fast_path_is_the_same_run():
 @pytest.mark.parametrize("name, last", [("drn_b_18_small", False), ("resnet10_small", True)])
 def test_channels_are_last_but_where_pytorch_corrupts_memory(name, last):
     """A strided 1x1 convolution with few channels, trained on the CPU with the channels last, ends the process."""
-    recipe = recipes.load_recipe(recipes.changed(recipes.load_recipe("scattered"), [f"network={name}"]))
+    recipe = recipes.load(recipes.changed(recipes.load("scattered"), [f"network={name}"]))
     net = torch_impl.trainer(recipes.network(recipe), recipe).net
     weight = next(weight for name, weight in net.named_parameters() if name.endswith("conv2.weight"))
     assert weight.is_contiguous(memory_format=torch.channels_last) == last

@@ -8,9 +8,8 @@ from typing import Any
 from . import shapes
 from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
 from .files import read_json
-from .spec import CLASSES, Layer, Spec, check_layers, classifier, unroll
+from .spec import CLASSES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
-SPECS = Path(__file__).parent / "specs"
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
 PREPROCESSING = {

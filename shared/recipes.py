@@ -104,7 +104,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.json"))
 
 
-def load_recipe(recipe: str | Path | dict[str, Any]) -> Recipe:
+def load(recipe: str | Path | dict[str, Any]) -> Recipe:
     """The checked recipe of a name, of the path of a file ending in `.json`, or of a dictionary, with `DEFAULTS` filled in.
 
     Raises `Error`, with file and key, if it is none of these or does not describe a run.
@@ -146,7 +146,7 @@ def changed(recipe: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
     """The recipe with changes such as "optimizer.learning_rate=0.01": a dotted key, and a value in JSON or a plain string.
 
     If the name of an optimiser or a schedule changes, the keys that the new one does not have are removed. "epochs" replaces
-    "steps", and vice versa. Raises `Error` for what is not a change; `load_recipe` checks the result.
+    "steps", and vice versa. Raises `Error` for what is not a change; `load` checks the result.
     """
     result = copy.deepcopy(dict(recipe))
     for change in changes:
@@ -261,13 +261,14 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     - "step": divided by d after every `every` units, as PyTorch's StepLR;
     - "multi_step": divided by d at each of the milestones, as MultiStepLR;
     - "cosine": rate (1 + cos(pi (t - w) / (n - w))) / 2, as CosineAnnealingLR after the warm-up;
-    - in a warm-up of any of them: rate (t + 1) / w, as LinearLR (Goyal et al. 2017, arXiv:1706.02677, section 2.2).
+    - in a warm-up of any of them: rate (s + 1) / m at step s of its m steps, as LinearLR (Goyal et al. 2017,
+      arXiv:1706.02677, section 2.2), so that it rises from step to step also if it counts in epochs.
     """
     rate, schedule = recipe["optimizer"]["learning_rate"], recipe["schedule"]
     units, all_units = (step, recipe["steps"]) if "steps" in recipe else (step // steps_per_epoch, recipe["epochs"])
     warmup = schedule.get("warmup", 0)
     if units < warmup:
-        return rate * (units + 1) / warmup
+        return rate * (step + 1) / (warmup * (1 if "steps" in recipe else steps_per_epoch))
     if schedule["name"] == "step":
         return rate * (1 / schedule["divide_by"]) ** (units // schedule["every"])
     if schedule["name"] == "multi_step":

@@ -24,7 +24,7 @@ from .checks import (
     whole,
 )
 
-CLASSES = Path(__file__).parent / "classes"
+SPECS, CLASSES = (Path(__file__).parent / name for name in ("specs", "classes"))
 
 Spec = dict[str, Any]  # a checked spec
 

@@ -191,7 +191,7 @@ class Engine:
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
-    """An engine that trains a new network by a recipe, as `shared.recipes.load_recipe` gives it, on the GPU if there is one.
+    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
     In each of several processes that torchrun has started, it is the engine of that process. Raises `shared.Error` if these
     are more than the GPUs, or there is no compiler for `compiled`.

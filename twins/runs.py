@@ -93,14 +93,14 @@ def draw_curves(folder: Path, history: list[runlog.Row], title: str) -> None:
 def _recipe(
     name: str | None, resume: Path | None, checkpoint: Checkpoint | None, changes: list[str], epochs: int | None
 ) -> Recipe:
-    if checkpoint and name is not None and recipes.load_recipe(name)["name"] != checkpoint.recipe["name"]:
+    if checkpoint and name is not None and recipes.load(name)["name"] != checkpoint.recipe["name"]:
         raise Error(f"{resume}: a checkpoint of a run of {checkpoint.recipe['name']}, not of {name}")
-    before = checkpoint.recipe if checkpoint else recipes.load_recipe(DEFAULT if name is None else name)
+    before = checkpoint.recipe if checkpoint else recipes.load(DEFAULT if name is None else name)
     if epochs and "epochs" in recipes.changed(before, changes):
         changes = [*changes, f"epochs={epochs}"]
     if checkpoint:
         return training.resumed(checkpoint, changes)
-    recipe = recipes.load_recipe(recipes.changed(before, changes))
+    recipe = recipes.load(recipes.changed(before, changes))
     if recipe["freeze"] and "init" not in recipe:
         raise Error(f"{recipe['name']}: 'freeze' keeps weights as they are, so --init has to name a file of them")
     return recipe

@@ -290,7 +290,7 @@ def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:
     before = checkpoint.recipe
     recipe = recipes.changed(before, changes)
     # The checkpoint has the network: the file of that name may have changed.
-    recipe = recipes.load_recipe(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
+    recipe = recipes.load(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
     free = ("epochs", "steps", "schedule", "precision", "optimizer")
     for key in before | recipe:
         if key not in free and before.get(key) != recipe.get(key):
