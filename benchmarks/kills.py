@@ -1,7 +1,7 @@
 """Kill a training run at random moments, resume it each time, and compare its end with that of a run left alone.
 
-Every step of the runs writes a checkpoint, and a process is killed after its first one, so that a `kill -9` may well interrupt
-the writing of another.
+Every step of the runs writes a checkpoint, and a process is killed after its first one, so that a `kill -9` can interrupt
+the writing of another; how many did is counted.
 """
 
 import os
