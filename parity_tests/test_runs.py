@@ -100,9 +100,13 @@ def test_a_batch():
 
 def test_what_a_run_leaves(tmp_path):
     run = Run(tmp_path)
-    (tmp_path / ".77.last.safetensors").write_text("half of a checkpoint")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    others = [".my.last.safetensors", f".{os.getppid()}.last.safetensors", f".{dead.pid}.other.last.safetensors"]
+    for name in (f".{dead.pid}.last.safetensors", *others):
+        (tmp_path / name).write_text("half of a checkpoint")
     found = run.until()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES} - {"curves.png"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES, *others} - {"curves.png"})
     assert json.loads((tmp_path / "recipe.json").read_text()) == run.recipe
     assert shared.load(tmp_path / "network.json") == SPEC
     assert runlog.read_log(tmp_path) == found.history
@@ -552,9 +556,10 @@ def test_a_folder_in_use_is_refused_before_a_framework_starts(tmp_path):
     steps = training.run(*Run(tmp_path / "run").arguments)
     next(steps)
     with pytest.raises(shared.Error, match="another process is training in this folder"):
-        runs.start(None, tmp_path / "run", None, [], None, "torch")
+        runs.start(None, tmp_path / "run", None, [], None, "torch").__enter__()
     steps.close()
-    assert runs.start(None, tmp_path / "run", None, [], 99, "torch").folder == tmp_path / "run"
+    with runs.start(None, tmp_path / "run", None, [], 99, "torch") as begun:
+        assert begun.folder == tmp_path / "run"
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -5,12 +5,14 @@ A data set has uint8 images (count, height, width, channels) and whole-number la
 """
 
 import functools
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from shared import images, shapes
-from shared.checks import Error
+from shared.checks import Error, RunError
 from shared.recipes import Recipe
 from shared.spec import Spec
 
@@ -32,6 +34,23 @@ def check_fits(x: np.ndarray, y: np.ndarray, spec: Spec) -> None:
         raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} takes {expected}")
     if y.max() >= classes:
         raise Error(f"its labels go up to {y.max()}, {spec['name']} has {classes} classes, counted from 0")
+
+
+def check_normalises(spec: Spec, size: Sequence[int], count: int, shares: int = 1, frozen: Iterable[str] = ()) -> None:
+    """Raise `RunError` if a batch gives a batch norm one value a channel, on which PyTorch stops and Keras goes on.
+
+    `size` is (height, width) of the images, `count` how many make a batch, `shares` how many devices divide it among them, and
+    `frozen` the names of layers that do not train.
+    """
+    prefixes = tuple(f"{name}." for name in frozen)
+    for leaf in shapes.leaves(shapes.layers(spec, size)):
+        values = count // shares * math.prod(leaf.shape[1:])
+        if leaf.type == "batch_norm" and values < 2 and not f"{leaf.name}.".startswith(prefixes):
+            where = f" on each of {shares} devices" if shares > 1 else ""
+            raise RunError(
+                f"{spec['name']}: batch norm {leaf.name!r} has one value a channel{where}, and so no variance, with maps of "
+                f"{shapes.text(leaf.shape[1:])} and a batch of {count}; expected a batch of at least {2 * shares}"
+            )
 
 
 def of_classes(data: Data, recipe: Recipe) -> Data:
