@@ -297,7 +297,8 @@ def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) ->
 def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
     """The sums of an epoch that its line of the log was made of."""
     count = row["step"] % per_epoch * size
-    return [row["loss"] * count, round(row["accuracy"] * count), count, count / row["images_per_sec"]]
+    seconds = count / row["images_per_sec"] if row["images_per_sec"] else 0.0
+    return [row["loss"] * count, round(row["accuracy"] * count), count, seconds]
 
 
 def _diverged(what: str, folder: Path) -> RunError:

@@ -57,7 +57,9 @@ def tell_torchrun(message: str) -> None:
     """Leave torchrun the message of a process that it started: it shows it if this was the first of them to end."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        Path(path).write_text(json.dumps({"message": f"twins: {message}", "timestamp": int(time.time())}), encoding="utf-8")
+        text = f"twins: {message}"
+        shown = {"message": text, "errorCode": 0, "extraInfo": {"py_callstack": text, "timestamp": f"{time.time():.0f}"}}
+        Path(path).write_text(json.dumps({"message": shown}), encoding="utf-8")
 
 
 def check_pictures(paths: list[Path]) -> None:

@@ -103,10 +103,9 @@ def _train(
     except RuntimeError as error:
         if engine.processes == 1:
             raise
-        lost = f"{error}".partition("\n")[0]
-        raise RunError(
-            f"process {engine.rank} of {engine.processes}: {lost}; the last checkpoint is in {start.folder}"
-        ) from None
+        text = f"{error}".partition("\n")[0]
+        why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
+        raise RunError(f"process {engine.rank} of {engine.processes}: {why}; the last checkpoint is in {start.folder}") from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
@@ -226,7 +225,7 @@ def _watch(
 
 
 def _epoch(row: dict[str, Any], width: int) -> str:
-    """The line of an epoch: what fits into the width of the log's row. The shortest fits into 80 up to epoch 99,999."""
+    """The line of an epoch: what fits into the width of the log's row. The shortest fits into 80 up to epoch 999."""
     epoch, loss, test_loss = f"epoch {row['epoch']:>3}", _loss(row["loss"]), _loss(row["test_loss"])
     accuracy, test_accuracy = f"accuracy {row['accuracy']:.2%}", f"accuracy {row['test_accuracy']:.2%}"
     if width < 90:
