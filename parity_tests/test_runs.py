@@ -18,7 +18,7 @@ import keras_impl
 import shared
 import torch_impl
 from shared import files, images, networks, recipes, weights
-from twins import backends, batches, checkpoints, ladder, plots, runlog, runs, training
+from twins import backends, batches, checkpoints, datasets, ladder, plots, runlog, runs, training
 from twins.cli import train
 
 BOUNDS = ladder.BOUNDS["float64"]
@@ -510,6 +510,7 @@ def folder(twins, tmp_path_factory):
     """A folder with the recipe, and its run of 6 epochs."""
     path = tmp_path_factory.mktemp("command")
     (path / "tiny.json").write_text(json.dumps(RECIPE | {"epochs": 6, "schedule": {"name": "constant"}}))
+    (path / "linear.json").write_text(json.dumps(RECIPE | {"name": "linear", "network": LINEAR}))
     status, out, error = twins("train", "tiny.json", "--out", "whole", folder=path)
     assert status == 0, error
     assert out.count("epoch ") == 7 and "Best test accuracy" in out and error == ""
@@ -759,8 +760,19 @@ def test_a_complete_run_elsewhere(twins, folder):
     assert len(runlog.read_log(folder / "new")) == 7 and len(runlog.read_log(folder / "whole")) == 6
 
 
+def test_a_data_set_that_has_changed(twins, folder):
+    found = datasets.load_data("digits")._asdict()
+    for count, words in ((1437, "the run is complete"), (1000, "mine.npz: has not the images that the run began with")):
+        np.savez(folder / "mine.npz", **found | {key: found[key][:count] for key in ("x_train", "y_train")})
+        if count == 1437:
+            options = ("--set", "data=mine.npz", "--out", "changed", "--epochs", "2")
+            assert twins("train", "linear.json", *options, folder=folder).returncode == 0
+        status, _, error = twins("train", "--resume", "changed", folder=folder)
+        assert status == 2 and words in error, error
+
+
 def test_json(twins, folder):
-    status, out, error = twins("train", "tiny.json", "--epochs", "2", "--out", "json", "--json", folder=folder)
+    status, out, error = twins("train", "linear.json", "--epochs", "2", "--out", "json", "--json", folder=folder)
     assert status == 0 and error.count("\n") == 3 and "epoch   2  loss" in error and "into json" in error
     found = json.loads(out)
     assert found["rows"] == runlog.read_log(folder / "json") and found["best"] == runlog.best_epoch(found["rows"])
@@ -859,7 +871,7 @@ def test_a_comparison_on_one_image(twins, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_command(twins, folder):
     with np.errstate(all="ignore"):
-        status, _, error = twins("train", "tiny.json", "--out", "nan", "--set", "optimizer.learning_rate=1e200", folder=folder)
+        status, _, error = twins("train", "linear.json", "--out", "nan", "--set", "optimizer.learning_rate=1e308", folder=folder)
     assert status == 1 and "the run has ended, nan/last.safetensors is of step" in error
 
 
@@ -894,7 +906,7 @@ def test_epochs_are_as_a_recipe_with_as_many_steps(twins, folder):
 def test_a_rank_that_is_no_number(more, twins, folder, monkeypatch):
     for name, value in {"RANK": "x", "LOCAL_WORLD_SIZE": "y", **more}.items():
         monkeypatch.setenv(name, value)
-    status, _, error = twins("train", "tiny.json", "--epochs", "1", "--out", f"rank-{len(more)}", folder=folder)
+    status, _, error = twins("train", "linear.json", "--epochs", "1", "--out", f"rank-{len(more)}", folder=folder)
     assert "Traceback" not in error and status == (2 if more else 0)
     assert not more or "TORCHELASTIC_RUN_ID is set, but RANK is 'x': start with torchrun, or unset both" in error
     assert twins("list", "--json").returncode == 0

@@ -168,6 +168,16 @@ def check_current(folder: Path, checkpoint: Checkpoint) -> None:
         raise Error(f"{folder}: another process has continued this run since; resume it again")
 
 
+def check_epochs(checkpoint: Checkpoint, per_epoch: int) -> None:
+    """Raise `Error` unless the log of a checkpoint has epochs of so many steps: the data set may have changed."""
+    ends = [row["step"] for row in checkpoint.history]
+    if any(end % per_epoch for end in ends[:-1]) or [-(-end // per_epoch) for end in ends] != list(range(1, len(ends) + 1)):
+        data = checkpoint.recipe["data"]
+        raise Error(
+            f"{data}: has not the images that the run began with: they make {per_epoch} steps an epoch, its log has others"
+        )
+
+
 def step_of(path: Path) -> int | None:
     """The step that a checkpoint is of, or None if it is none."""
     try:
@@ -188,6 +198,7 @@ class _Run:
         self.steps = recipes.length(recipe, self.per_epoch)
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
         if checkpoint:
+            check_epochs(checkpoint, self.per_epoch)
             self.step, self.sums, self.history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
