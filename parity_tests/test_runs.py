@@ -871,7 +871,8 @@ def test_a_comparison_on_one_image(twins, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_command(twins, folder):
     with np.errstate(all="ignore"):
-        status, _, error = twins("train", "linear.json", "--out", "nan", "--set", "optimizer.learning_rate=1e308", folder=folder)
+        options = ("--out", "nan", "--set", "optimizer.learning_rate=1e308")
+        status, _, error = twins("train", "linear.json", *options, folder=folder)
     assert status == 1 and "the run has ended, nan/last.safetensors is of step" in error
 
 

@@ -135,7 +135,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `Error` if another process trains in it, or it cannot be written.
     """
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -150,10 +150,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_new and is_unused(folder):
+        if new and is_unused(folder):
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
-                folder.rmdir()
+                for path in new:
+                    path.rmdir()
         lock.release()
 
 
