@@ -147,8 +147,8 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
         if len(inner) > 1 and not any(_is_picture(entry.name) for entry in _entries(folder / name)):
             listed = first_few(inner)
             raise Error(
-                f"{folder / name}: has only folders, {listed}, so classes could be these or {name}; pass --data {folder / name}, "
-                "or move its pictures up"
+                f"{folder / name}: has only folders, {listed}, so classes could be these or {name}; "
+                f"pass --data {folder / name}, or move its pictures up"
             )
         _check_case(folder, files[name], "the files")
     return files, skipped
@@ -216,7 +216,9 @@ def _read_csv(path: Path) -> Folder:
             others = f", nor {len(missing) - 1:,} others of its class" if missing[1:] else ""
             raise Error(f"{path}: there is no file {path.parent / missing[0]}{others}")
     folder = _folder(path.parent, found, 0)
-    twice = [name for name, count in Counter(n for part in folder.parts.values() for n in part.pictures.names).items() if count > 1]
+    twice = [
+        name for name, count in Counter(n for part in folder.parts.values() for n in part.pictures.names).items() if count > 1
+    ]
     if twice:
         raise Error(f"{path}: {twice[0]} is in it more than once")
     return _numbered(folder, path) if all(name.isascii() and name.isdigit() for name in folder.classes) else folder
@@ -234,7 +236,9 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Error(f"{path}: cannot be read: {error}") from None
     if not rows:
-        raise Error(f"{path}: expected the columns file and label, and a line for each picture; it has {', '.join(header) or 'none'}")
+        raise Error(
+            f"{path}: expected the columns file and label, and a line for each picture; it has {', '.join(header) or 'none'}"
+        )
     return rows
 
 

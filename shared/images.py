@@ -5,7 +5,7 @@ Images are (height, width, channels); sizes are (height, width) except where Pil
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
 
-Images = np.ndarray | Sequence[np.ndarray]  # (count, height, width, channels), or a list of images of different sizes
+Images = np.ndarray | Iterable[np.ndarray]  # (count, height, width, channels), or images of different sizes
 
 
 def prepare(images: Images, channels: int, size: Sequence[int], dtype: DTypeLike = "float32") -> np.ndarray:
@@ -49,6 +49,15 @@ def pixels(images: Images, spec: Spec) -> np.ndarray:
     return np.stack([_resized(image, MODES[channels], size, options) for image in images])
 
 
+def cut_out(image: np.ndarray, spec: Spec, box: Sequence[int]) -> np.ndarray:
+    """The `box` of an image, (left, top, right, bottom), as the network takes it: (height, width, channels)."""
+    channels, height, width = spec["input"]
+    crop = _preprocessing(spec).get("crop")
+    size = (crop, crop) if crop else (width, height)
+    cut = _picture(image, MODES[channels]).crop((box[0], box[1], box[2], box[3]))
+    return np.atleast_3d(np.asarray(cut.resize(size, Image.Resampling.BILINEAR)))
+
+
 def normalise(batch: np.ndarray, spec: Spec, dtype: DTypeLike = "float32") -> np.ndarray:
     """The second half of `preprocess`: bytes (count, height, width, channels) to values (count, channels, height, width)."""
     options = _preprocessing(spec)
@@ -67,13 +76,18 @@ def _preprocessing(spec: Spec) -> dict[str, Any]:
 
 def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
     """One image in Pillow's `mode`, resized and cropped."""
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
+    image = _picture(pixels, mode)
     resized, window = _frame(image.size, size, options)
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if window != (0, 0, *resized):
         image = image.crop(window)
     return np.atleast_3d(np.asarray(image))
+
+
+def _picture(pixels: np.ndarray, mode: str) -> Image.Image:
+    """An image (height, width, 1 or 3) as Pillow has it, in its `mode`."""
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
 
 
 def _frame(

@@ -156,3 +156,22 @@ def class_names(spec: Spec) -> list[str] | None:
 
 def _class_lines(spec: Spec) -> list[str]:
     return (CLASSES / f"{spec['classes']}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def class_numbers(spec: Spec) -> dict[str, int]:
+    """{`class_key` of a name: number of the class} for all names of a network's classes, synonyms and WordNet numbers too.
+
+    A name that several classes have is left out.
+    """
+    numbers: dict[str, set[int]] = {}
+    for number, line in enumerate(_class_lines(spec) if "classes" in spec else ()):
+        wordnet = re.match(r"n\d{8} ", line)
+        label = line[wordnet.end() :] if wordnet else line
+        for name in {*([wordnet[0]] if wordnet else []), label, *label.split(", ")}:
+            numbers.setdefault(class_key(name), set()).add(number)
+    return {name: next(iter(of)) for name, of in numbers.items() if len(of) == 1}
+
+
+def class_key(name: str) -> str:
+    """A name of a class without what is written one way or another: "Golden_Retriever" is "golden retriever"."""
+    return re.sub(r"[\W_]+", " ", name).strip().casefold()

@@ -5,22 +5,35 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import platformdirs
 from filelock import FileLock
 
+from shared import folders
 from shared.checks import Error, nearest
+from shared.folders import Folder
 
 from . import backends, scattered
-from .batches import Data
+from .batches import Data, Images
 
 DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 SCATTERED = ("scattered_digits", "scattered_mnist")
+ARRAYS = Data._fields[:4]  # of an .npz
+HOLDOUT = 0.2  # of each class, to test on, where a folder has no part for that
 
 
-def load_data(name: str | Path = "digits") -> Data:
-    """The data set of a name or of the path of an `.npz` file.
+class Labelled(NamedTuple):
+    """Images to test on, with their labels and, if they are known, the names of the classes."""
+
+    x: Images
+    y: np.ndarray
+    classes: list[str] | None
+
+
+def load_data(name: str | Path = "digits", holdout: float = HOLDOUT) -> Data:
+    """The data set of a name, or of the path of an `.npz` file, a folder or a CSV.
 
     - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
       testing;
@@ -28,7 +41,9 @@ def load_data(name: str | Path = "digits") -> Data:
     - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder;
     - "scattered_mnist", "scattered_digits": those digits on larger canvases, see `load_scattered`.
 
-    A file has `x_train y_train x_test y_test`. Raises `Error` for a data set that does not exist or is not of this form.
+    A file has `x_train y_train x_test y_test`. A folder or CSV is as `shared.folders.read` has it: trained on is its part
+    "train", tested on "val", or else "test"; where there is no other part, the share `holdout` of each class is left out of the
+    training, always the same images. Raises `Error` for a data set that does not exist or is not of this form.
     """
     name = str(name)
     if name == "digits":
@@ -41,10 +56,44 @@ def load_data(name: str | Path = "digits") -> Data:
         return _download(name)
     if name in SCATTERED:
         return load_scattered(name).data
+    if folders.is_folder(name):
+        return _of_folder(name, folders.read(name), holdout)
     known = ["digits", *DOWNLOADS, *SCATTERED]
     known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
     where = f"in TWINS_DATA, {folder}" if folder else "in the folder named by TWINS_DATA, which is not set"
     raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")
+
+
+def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
+    """The images of a data set to test trained networks on: of a folder its part "test", or else "val", or else all.
+
+    With `holdout`, those of the folder that `load_data` leaves out of the training. Raises `Error` as `load_data`.
+    """
+    if holdout is None and not _is_known(str(name)) and folders.is_folder(name):
+        folder = folders.read(name)
+        part = next(folder.parts[part] for part in ("test", "val", "train", "") if part in folder.parts)
+        return Labelled(*part, folder.classes)
+    data = load_data(name, HOLDOUT if holdout is None else holdout)
+    return Labelled(data.x_test, data.y_test, data.classes)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a data set has that name, so that it is not a folder's."""
+    folder = os.environ.get("TWINS_DATA")
+    return name in ("digits", *DOWNLOADS, *SCATTERED) or bool(folder and Path(folder, f"{name}.npz").is_file())
+
+
+def _of_folder(name: str, folder: Folder, holdout: float) -> Data:
+    parts = folder.parts
+    train = parts.get("train", parts.get(""))
+    if not train:
+        raise Error(f"{name}: has {' and '.join(parts)} but no train, so there is nothing to train on")
+    tested_on = next((part for part in ("val", "test") if part in parts), "train")
+    if tested_on in ("val", "test"):
+        test = parts[tested_on]
+    else:
+        train, test = folders.held_out(train, folder.classes, holdout)
+    return Data(*train, *test, folder.classes, tested_on)
 
 
 def load_scattered(name: str) -> scattered.Scattered:
@@ -87,11 +136,11 @@ def _digits() -> Data:
 def _read_npz(path: Path) -> Data:
     try:
         with np.load(path) as file:
-            arrays = [file[key] for key in Data._fields]
+            arrays = [file[key] for key in ARRAYS]
     except FileNotFoundError:
         raise Error(f"{path}: there is no such file") from None
     except KeyError as error:
-        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
+        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(ARRAYS)}") from None
     except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise Error(f"{path}: not a complete .npz file: {error}") from None
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):

@@ -25,11 +25,12 @@ AHEAD = 2  # results a process that are ready or in the making
 class Loader:
     """Up to `workers` processes, started when there is work; without any, this process does the work when it is asked for.
 
-    `waited` counts the seconds that results have been waited for.
+    `waited` counts the seconds that results have been waited for; `unreadable` says why images were skipped.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers, self.waited = workers, 0.0
+        self.unreadable: dict[str, None] = {}  # in order, each once
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -58,11 +59,15 @@ class Loader:
                 yield result
         except BrokenProcessPool:
             raise Error(
-                "a process that reads pictures was killed, perhaps because memory has run out; --workers sets how many there are"
+                "a process that reads pictures was killed, perhaps because memory has run out; fewer of them: --workers"
             ) from None
         finally:
             for future in futures:
                 future.cancel()
+
+    def note(self, errors: Iterable[str]) -> None:
+        """Remember images that cannot be read."""
+        self.unreadable |= dict.fromkeys(errors)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:

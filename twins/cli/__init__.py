@@ -11,7 +11,22 @@ import typer
 
 from shared.checks import Error
 
-from . import activations, compare, convert, curves, export, list, locate, options, output, predict, schema, show, train
+from . import (
+    activations,
+    compare,
+    convert,
+    curves,
+    evaluate,
+    export,
+    list,
+    locate,
+    options,
+    output,
+    predict,
+    schema,
+    show,
+    train,
+)
 
 app = typer.Typer(
     help="The same networks in PyTorch and in Keras, from one spec.",
@@ -25,6 +40,7 @@ app.command()(compare.compare)
 app.command()(convert.convert)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(evaluate.evaluate)
 app.command()(locate.locate)
 app.command()(activations.activations)
 app.command()(train.train)

@@ -24,6 +24,14 @@ WeightsKey = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
+Holdout = Annotated[
+    float | None,
+    typer.Option(help="Of a folder without val and test: the fraction of each class that is tested on and not trained on."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, max=256, help="Processes that read pictures; 0: none. Default: one a core, at most 8.")
+]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without pictures that cannot be read.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")]
 

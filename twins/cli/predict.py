@@ -27,7 +27,7 @@ def predict(
 
     Exit status 2 if a picture cannot be read; the others are classified all the same.
     """
-    from .. import checkpoints, datasets
+    from .. import checkpoints, loading
     from .. import predict as predictions
 
     spec = networks.load(network)
@@ -40,27 +40,24 @@ def predict(
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     predictions.check_classifies(spec)
     options.check_pictures(images or [])
-    examples = datasets.load_data(data) if data else None
-    if examples:
-        try:
-            predictions.check_classifies(spec, examples)
-        except Error as error:
-            raise Error(f"{data}: {error}") from None
+    examples = predictions.labelled_images(data, spec) if data else None
     state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
-    with output.progress(spec["name"], len(examples.x_test if examples else images or [])) as advance:
+    with output.progress(spec["name"], len(examples.x if examples else images or [])) as advance:
         if examples:
-            results |= {"data": data, **predictions.accuracy(engines, spec, examples.x_test, examples.y_test, advance)}
+            with loading.Loader(loading.default_workers()) as loader:
+                evaluation = predictions.evaluate(engines, spec, examples.x, examples.y, advance, loader)
+            results |= {"data": data, **evaluation.summary(results["frameworks"])}
         else:
             results["images"] = predictions.classify_pictures(engines, spec, images or [], advance)
     if as_json:
         output.show_json(results)
     elif examples:
         _show_accuracy(results)
-        labels, classes = examples.y_test.max() + 1, shapes.layers(spec)[-1].shape[0]
+        labels, classes = examples.y.max() + 1, shapes.layers(spec)[-1].shape[0]
         if labels < classes:
             output.show(f"The data set has {labels:,} classes, the network {classes:,}: equal numbers may mean other classes.")
     else:
@@ -69,8 +66,7 @@ def predict(
 
 
 def _show_accuracy(results: dict[str, Any]) -> None:
-    pairs = zip(results["frameworks"], results["accuracy"], strict=True)
-    accuracies = ", ".join(f"{name} {fraction:.2%}" for name, fraction in pairs)
+    accuracies = ", ".join(f"{name} {fraction:.2%}" for name, fraction in results["top1"].items())
     output.show(f"{results['network']} on {results['data']}, accuracy on {results['tested']:,} test images: {accuracies}.")
     if "same_predictions" in results:
         same = results["same_predictions"]
