@@ -128,7 +128,7 @@ def test_a_csv(root):
         (lambda root: written(root / "x.csv", ("file", "label"), ("cat/0.png", "")), "line 2: expected a file and a label"),
         (lambda root: written(root / "x.csv", ("file", "label"), *[("cat/0.png", "a")] * 2), "cat/0.png is in it more than"),
         (
-            lambda root: written(root / "x.csv", (*"file label split".split(),), ("cat/0.png", 1, "train"), ("cat/1.png", 1, "")),
+            lambda root: written(root / "x.csv", "file label split".split(), ("cat/0.png", 1, "train"), ("cat/1.png", 1, "")),
             "line 3: expected a file, a label and train, val or test",
         ),
         (lambda root: written(root / "x.csv", ("file", "label"), ("cat/0.png", 10**9)), "label 1,000,000,000, expected"),

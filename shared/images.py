@@ -18,7 +18,8 @@ from .spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
 
-Images = np.ndarray | Iterable[np.ndarray]  # (count, height, width, channels), or images of different sizes
+Picture = np.ndarray | Image.Image  # (height, width, 1 or 3), or as Pillow has it
+Images = np.ndarray | Iterable[Picture]  # (count, height, width, channels), or images of different sizes
 
 
 def prepare(images: Images, channels: int, size: Sequence[int], dtype: DTypeLike = "float32") -> np.ndarray:
@@ -49,7 +50,7 @@ def pixels(images: Images, spec: Spec) -> np.ndarray:
     return np.stack([_resized(image, MODES[channels], size, options) for image in images])
 
 
-def cut_out(image: np.ndarray, spec: Spec, box: Sequence[int]) -> np.ndarray:
+def cut_out(image: Picture, spec: Spec, box: Sequence[int]) -> np.ndarray:
     """The `box` of an image, (left, top, right, bottom), as the network takes it: (height, width, channels)."""
     channels, height, width = spec["input"]
     crop = _preprocessing(spec).get("crop")
@@ -74,9 +75,9 @@ def _preprocessing(spec: Spec) -> dict[str, Any]:
     return spec.get("preprocessing", default)
 
 
-def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
+def _resized(picture: Picture, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
     """One image in Pillow's `mode`, resized and cropped."""
-    image = _picture(pixels, mode)
+    image = _picture(picture, mode)
     resized, window = _frame(image.size, size, options)
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
@@ -85,9 +86,11 @@ def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[s
     return np.atleast_3d(np.asarray(image))
 
 
-def _picture(pixels: np.ndarray, mode: str) -> Image.Image:
-    """An image (height, width, 1 or 3) as Pillow has it, in its `mode`."""
-    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
+def _picture(picture: Picture, mode: str) -> Image.Image:
+    """A picture as Pillow has it, in its `mode`."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it
 
 
 def _frame(
@@ -117,12 +120,19 @@ def window(image: np.ndarray, spec: Spec) -> tuple[float, float, float, float]:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """The bytes of an image file as (height, width, 3): upright according to its EXIF data, on white where transparent.
+    """The bytes of an image file as (height, width, 3), as `open_picture` has it."""
+    return np.asarray(open_picture(path))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """An image file in RGB, as Pillow has it: upright according to its EXIF data, on white where transparent.
 
     16 bits become 8, CMYK becomes RGB by Pillow's formula; animations: the first frame. Raises `Error` if it is no image.
     """
-    with _opened(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
+    with _opened(path) as image:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F"):
             raise ValueError("its pixels have 32 bits, expected 8 or 16")
         if image.mode.startswith("I;16"):
@@ -130,7 +140,7 @@ def read_picture(path: str | Path) -> np.ndarray:
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

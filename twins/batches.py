@@ -14,6 +14,7 @@ import numpy as np
 from shared import images, shapes
 from shared.checks import Error
 from shared.folders import Pictures
+from shared.images import Picture
 from shared.recipes import Recipe
 from shared.spec import Spec
 
@@ -144,7 +145,7 @@ def read_plain(x: Images, spec: Spec, skip: bool = False) -> Read:
     return _read(x, lambda place, one: images.pixels([one], spec)[0], skip)
 
 
-def _read(x: Images, prepared: Callable[[int, np.ndarray], np.ndarray], skip: bool) -> Read:
+def _read(x: Images, prepared: Callable[[int, Picture], np.ndarray], skip: bool) -> Read:
     """The images that can be read, each `prepared`, a function of its place and of itself."""
     read, errors = {}, []
     for place, one in enumerate(_each(x)):
@@ -157,27 +158,27 @@ def _read(x: Images, prepared: Callable[[int, np.ndarray], np.ndarray], skip: bo
     return Read(np.stack([*read.values()]) if read else np.zeros((0, 1, 1, 1), np.uint8), [*read], errors)
 
 
-def _each(x: Images) -> Iterator[np.ndarray | Error]:
+def _each(x: Images) -> Iterator[Picture | Error]:
     """The images, one by one, or the error of one that cannot be read."""
     if isinstance(x, np.ndarray):
         yield from x
         return
     for path in x.paths():
         try:
-            yield images.read_picture(path)
+            yield images.open_picture(path)
         except Error as error:
             yield error
 
 
-def _changed(image: np.ndarray, spec: Spec, changes: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:
+def _changed(image: Picture, spec: Spec, changes: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:
     """One image of the network's size and colour, with those of the `changes` that are made to an image by itself."""
     if "crop" in changes:
-        height, width = image.shape[:2]
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
         box = augmentation.random_box(generator, height, width, changes["crop"])
-        image = images.cut_out(image, spec, box)
+        pixels = images.cut_out(image, spec, box)
     else:
-        (image,) = images.pixels(image[None], spec)
-    return augmentation.jittered(generator, image, changes["jitter"]) if "jitter" in changes else image
+        (pixels,) = images.pixels([image], spec)
+    return augmentation.jittered(generator, pixels, changes["jitter"]) if "jitter" in changes else pixels
 
 
 def dtype(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared import images
 from shared.files import write_text
 
 from . import plots

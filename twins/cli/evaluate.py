@@ -13,9 +13,7 @@ from ..backends import Backend
 from . import options, output
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ..loading import Loader
+    pass
 
 LISTED = 20  # classes in the table; of more, those with the lowest recall
 
