@@ -1,6 +1,5 @@
 """Reading pictures ahead in other processes, and what is done to them on the way to the network."""
 
-import io
 import math
 import os
 import signal
@@ -224,13 +223,3 @@ def test_jitter_is_torchvisions(order):
     for place in order:
         expected = changes[place](expected, factors[place]) if place < 2 else expected
     assert np.array_equal(augmentation.jittered(Drawn(factors, order), grey, 0.4)[..., 0], np.asarray(expected))
-
-
-@pytest.mark.parametrize("size", [(40, 60), (61, 33), (100, 300)])
-def test_the_resize_of_validation_is_torchvisions(size):
-    buffer = io.BytesIO()
-    Image.fromarray(photograph(3, *size)).save(buffer, "JPEG")
-    options = {"resize": 36, "crop": 32, "channels": "RGB", "scale": 255, "mean": [0] * 3, "std": [1] * 3}
-    ours = images.pixels([images.read_picture(buffer)], SPEC | {"preprocessing": options})[0]
-    theirs = transforms.Compose([transforms.Resize(36, antialias=True), transforms.CenterCrop(32)])(Image.open(buffer))
-    assert np.array_equal(ours, np.asarray(theirs))
