@@ -11,6 +11,14 @@ from typing import Any, NamedTuple
 class Error(ValueError):
     """A user's mistake: the message says where it is and what was expected."""
 
+    status = 2  # of a command that ends with it
+
+
+class RunError(Error):
+    """What was asked for is well-formed, but cannot go on: a loss that is NaN, a batch too small to normalise by."""
+
+    status = 1
+
 
 class Value(NamedTuple):
     """What the value of a key must be."""

@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and JSON files read with error messages for people."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import shutil
@@ -49,12 +51,17 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written."""
+    """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written.
+
+    Once the block is done, `path` has the new content also if the power fails; before, the old one.
+    """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the same extension: Keras selects the format by it
     try:
         yield temporary
+        sync(temporary)  # else the name may be on the disk before the content
         os.replace(temporary, path)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
@@ -68,9 +75,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{os.getpid()}.{path.name}{ending}") for ending in ("", ".old"))
     try:
         yield temporary
+        for member in (*temporary.rglob("*"), temporary):
+            sync(member)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
@@ -84,7 +94,48 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder where the system can do that, are on the disk."""
+    folder = Path(path).is_dir()
+    if folder and (os.name != "posix" or not os.access(path, os.R_OK)):
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network file systems answer
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add a text to a file, on the disk when this returns. Raises `Error` if it cannot be written."""
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error}") from None
+
+
 def remove_temporaries(path: str | Path) -> None:
-    """Remove temporary files that `atomic_path` left beside `path` in a process that was killed."""
-    for temporary in Path(path).parent.glob(f".*.{Path(path).name}"):
-        temporary.unlink(missing_ok=True)
+    """Remove temporary files, `.PID.NAME`, that `atomic_path` left beside `path` in processes that are no more."""
+    for temporary in Path(path).parent.glob(f".*.{glob.escape(Path(path).name)}"):
+        process = temporary.name[1:].partition(".")[0]
+        if temporary.name == f".{process}.{Path(path).name}" and process.isdecimal() and not _is_alive(int(process)):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of that id runs; True where that cannot be found out."""
+    if os.name != "posix":  # there, os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -196,13 +196,17 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     In each of several processes that torchrun has started, it is the engine of that process. Raises `shared.Error` if these
     are more than the GPUs, or there is no compiler for `compiled`.
     """
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if distributed.is_torchelastic_launched() and 0 < gpus < processes:
+    launched, gpus = distributed.is_torchelastic_launched(), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched else 1
+    if 0 < gpus < processes:
         raise shared.Error(f"torchrun has started {processes} processes, but there are {gpus} GPUs")
     if compiled and not gpus and not shutil.which(os.environ.get("CXX", "g++")):
         raise shared.Error("torch.compile needs a C++ compiler: install g++, or name another in the environment variable CXX")
-    if distributed.is_torchelastic_launched() and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if launched and not distributed.is_initialized():
+        try:
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise shared.Error(f"the processes of torchrun do not reach one another: {error}") from None
     precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.frozen(recipe, spec):

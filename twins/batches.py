@@ -6,13 +6,14 @@ is ready for a network: (count, channels, height, width). Steps count from 0.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared import images, shapes
-from shared.checks import Error
+from shared.checks import Error, RunError
 from shared.folders import Pictures
 from shared.images import Picture
 from shared.recipes import Recipe
@@ -59,6 +60,23 @@ def check_one_size(x: Images, spec: Spec) -> None:
     options = spec.get("preprocessing", {})
     if isinstance(x, Pictures) and "resize" in options and "crop" not in options:
         raise Error(f"pictures of different sizes need a 'crop' in the preprocessing of {spec['name']}")
+
+
+def check_normalises(spec: Spec, size: Sequence[int], count: int, shares: int = 1, frozen: Iterable[str] = ()) -> None:
+    """Raise `RunError` if a batch gives a batch norm one value a channel, on which PyTorch stops and Keras goes on.
+
+    `size` is (height, width) of the images, `count` how many make a batch, `shares` how many devices divide it among them, and
+    `frozen` the names of layers that do not train.
+    """
+    prefixes = tuple(f"{name}." for name in frozen)
+    for leaf in shapes.leaves(shapes.layers(spec, size)):
+        values = count // shares * math.prod(leaf.shape[1:])
+        if leaf.type == "batch_norm" and values < 2 and not f"{leaf.name}.".startswith(prefixes):
+            where = f" on each of {shares} devices" if shares > 1 else ""
+            raise RunError(
+                f"{spec['name']}: batch norm {leaf.name!r} has one value a channel{where}, and so no variance, with maps of "
+                f"{shapes.text(leaf.shape[1:])} and a batch of {count}; expected a batch of at least {2 * shares}"
+            )
 
 
 def of_classes(data: Data, recipe: Recipe) -> Data:

@@ -207,6 +207,7 @@ def _rung_five(
     packages, spec, state = setup.packages, setup.spec, setup.state
     channels, classes = spec["input"][0], shapes.layers(spec, setup.size)[-1].shape[0]
     size, count = _training_size(spec, setup.size)
+    batches.check_normalises(spec, size, min(count, len(data.x_train)))
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = batches.indices(len(data.x_train), count, step)

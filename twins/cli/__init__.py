@@ -62,10 +62,12 @@ def _root(
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends in one message and exit status 2."""
+    """Run the command; a user's mistake ends in one message and exit status 2, a run that cannot go on in status 1."""
     try:
         app()
     except (Error, OSError) as error:
-        if not options.rank():
+        if options.rank():
+            options.tell_torchrun(f"{error}")
+        else:
             output.complain(f"{error}")
-        sys.exit(2)
+        sys.exit(getattr(error, "status", 2))

@@ -20,7 +20,7 @@ def curves(
     from .. import plots, runlog
 
     plots.check_figure(out)
-    logs = [runlog.read_log(run) for run in runs]
+    logs = [runlog.read_log(run, output.remark) for run in runs]
     if label and len(label) != len(runs):
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
     label = label or [f"{run}" for run in runs]

@@ -1,6 +1,8 @@
 """Options that several commands have, and the checks of their values."""
 
+import json
 import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +48,26 @@ class Dtype(StrEnum):
 
 def rank() -> int:
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    word = os.environ.get("RANK", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return int(word) if word.isdecimal() else 0
+
+
+def check_torchrun() -> None:
+    """Raise `Error` if the environment says that torchrun has started this process, but not what torchrun says besides."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+            word = os.environ.get(name, "")
+            if not word.isdecimal():
+                raise Error(f"TORCHELASTIC_RUN_ID is set, but {name} is {word!r}: start with torchrun, or unset both")
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave torchrun the message of a process that it started: it shows it if this was the first of them to end."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = f"twins: {message}"
+        shown = {"message": text, "errorCode": 0, "extraInfo": {"py_callstack": text, "timestamp": f"{time.time():.0f}"}}
+        Path(path).write_text(json.dumps({"message": shown}), encoding="utf-8")
 
 
 def check_pictures(paths: list[Path]) -> None:
