@@ -15,8 +15,8 @@ from torchvision import transforms
 import keras_impl
 import shared
 import torch_impl
-from shared import images, networks, weights
-from twins import backends, checkpoints, datasets, predict
+from shared import images, networks, reading, weights
+from twins import backends, datasets, predict
 
 PACKAGES = {"torch": [torch_impl], "tf": [keras_impl], "both": [torch_impl, keras_impl]}
 IMAGENET = {"channels": "RGB", "scale": 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -450,7 +450,7 @@ def test_one_backend_starts_one_framework(backend, imported, files):
 )
 def test_real_weights_are_as_good_as_published(name, file, dataset, count, accuracy):
     spec = shared.load(name)
-    state = checkpoints.load_weights(Path(os.environ["TWINS_DATA"], "weights", file), spec)
+    _, state = reading.load_weights(Path(os.environ["TWINS_DATA"], "weights", file), spec)
     images, labels = datasets.load_data(dataset)[2:]
     found = predict.accuracy(backends.engines(PACKAGES["both"], spec, state), spec, images, labels)
     assert found == {"tested": count, "accuracy": [accuracy, accuracy], "same_predictions": count}
@@ -459,7 +459,7 @@ def test_real_weights_are_as_good_as_published(name, file, dataset, count, accur
 @REAL
 def test_kangaroos_are_wallabies_in_both():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
-    state = checkpoints.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
+    _, state = reading.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
     paths = sorted((folder / "kangaroo" / "images").glob("*.jpg"))[::20]
     found = predict.classify_pictures(backends.engines(PACKAGES["both"], spec, state), spec, paths)
     assert len(found) == 9

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import recipes
+from shared import reading, recipes
 from shared.checks import Error
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, checkpoints, plots, runlog, training
+from . import batches, plots, runlog, training
 from .batches import Data
 from .training import Checkpoint
 
@@ -28,6 +28,7 @@ class Start(NamedTuple):
     steps: int  # of the whole run
     checkpoint: Checkpoint | None
     pretrained: State  # the arrays that come from the recipe's "init"
+    notes: list[str]  # on these
 
     @property
     def title(self) -> str:
@@ -59,7 +60,10 @@ def start(
     """
     checkpoint = training.read_checkpoint(resume) if resume else None
     recipe = _recipe(name, resume, checkpoint, changes, epochs)
-    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None)
+    init = None
+    if "init" in recipe and not resume:
+        init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
+    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if epochs and "steps" in recipe:
         recipe = recipes.changed(recipe, [f"steps={epochs * per_epoch}"])
@@ -67,8 +71,9 @@ def start(
     if not rank:
         training.check_free(folder)
     steps = recipes.length(recipe, per_epoch)
-    pretrained = checkpoints.load_backbone(recipe["init"], spec) if "init" in recipe and not resume else {}
-    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained)
+    pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
+    notes = [*init.notes, *notes] if init else []
+    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     if checkpoint and checkpoint.step >= steps:
         if folder.is_dir():
             draw_curves(folder, checkpoint.history, beginning.title)
@@ -101,6 +106,8 @@ def _recipe(
     if checkpoint:
         return training.resumed(checkpoint, changes)
     recipe = recipes.load(recipes.changed(before, changes))
+    if "weights_key" in recipe and "init" not in recipe:
+        raise Error(f"{recipe['name']}: 'weights_key' says what to read of a file of weights, which --init has to name")
     if recipe["freeze"] and "init" not in recipe:
         raise Error(f"{recipe['name']}: 'freeze' keeps weights as they are, so --init has to name a file of them")
     return recipe

@@ -43,17 +43,21 @@ def locate(
 
     Exit status 2 if a picture cannot be read; the others are located all the same.
     """
-    from .. import checkpoints, plots
+    from shared import reading
+
     from .. import locate as locations
+    from .. import plots
 
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
-    number, entries = _entries(spec, images, target, data)
+    networks.head(spec)
+    options.check_pictures(images or [])
     if plot:
         plots.check_figure(plot)
+    spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
+    number, entries = _entries(spec, images, target, data)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
-    state = checkpoints.load_weights(weights or "", spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
@@ -115,10 +119,8 @@ def _entries(
     from .. import locate as locations
     from .. import predict as predictions
 
-    networks.head(spec)
     predictions.check_classifies(spec)
     number = None if target is None else locations.class_number(target, spec)
-    options.check_pictures(images or [])
     if not data:
         return number, [{"image": path} for path in images or []]
     entries = locations.read_boxes(data, spec)

@@ -39,6 +39,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
+    weights_key: options.WeightsKey = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
     devices: Annotated[
@@ -55,6 +56,7 @@ def train(
 
     _check(backend, devices, compiled, tensorboard, resume, init, freeze)
     changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
+    changes += [f"weights_key={json.dumps(weights_key)}"] if weights_key is not None else []
     changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
     start = runs.start(recipe, resume, out, changes, epochs, backend, options.rank())
     with _interruptible() as signals:
@@ -134,7 +136,7 @@ def _show_start(start: "Start", framework: str, others: list[str]) -> None:
     if start.pretrained:
         fresh = [name for name in others if not name.startswith("optimizer.")]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
-        output.show(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
+        output.show(*start.notes, f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
 
 def _watch(
