@@ -821,8 +821,9 @@ def test_of_networks_with_the_same_arrays_the_published_one_is_taken(tmp_path):
         name: np.broadcast_to(np.float32(0), shape)
         for name, shape in shapes.weights(shapes.layers(shared.load("drn_c_26"))).items()
     }
-    found, others = checkpoints._chosen(arrays, [shared.load("drn_b_26"), shared.load("drn_c_26")], ".keras")
-    assert [match.spec["name"] for match in found] == ["drn_c_26"] and others == ["drn_b_26"]
+    found, notes = checkpoints._chosen(arrays, [shared.load("drn_b_26"), shared.load("drn_c_26")], ".keras")
+    assert [match.spec["name"] for match in found] == ["drn_c_26"]
+    assert notes == ["The arrays also fit drn_b_26; drn_c_26 is the one that is published. --network chooses."]
 
 
 def test_the_nearest_network_has_most_in_common():

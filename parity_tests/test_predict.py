@@ -184,7 +184,7 @@ def test_a_mistake_in_a_spec(mistake):
 
 
 def test_a_spec_with_other_classes():
-    with pytest.raises(shared.Error, match='\'classes\' is "imagnet", expected one of .*"imagenet"'):
+    with pytest.raises(shared.Error, match="'classes' is \"imagnet\", did you mean 'imagenet'"):
         shared.load(small(classes="imagnet"))
     with pytest.raises(shared.Error, match="'classes' is \"imagenet\", which has 1000 names, but the network has 10 outputs"):
         shared.load(small(classes="imagenet"))

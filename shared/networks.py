@@ -8,7 +8,7 @@ from typing import Any
 from . import shapes
 from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
 from .files import read_json
-from .spec import CLASSES, LISTS, SPECS, Layer, Spec, check_layers, classifier, unroll
+from .spec import CLASSES, LISTS, SPEC_VALUES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
@@ -69,22 +69,22 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
         try:
             spec["classes"] = _read_names(path.parent / spec["classes"])
         except Error as error:
-            raise Error(f"{network}: 'classes': {error}") from None
+            raise Error(f"{network}: 'classes' is {json.dumps(spec['classes'])}{error}") from None
     return spec, str(network)
 
 
 def _read_names(path: Path) -> list[str]:
-    """The class names in a text file, one a line. Raises `Error` for a file that is missing, empty or no such text."""
+    """The class names in a text file, one a line. Raises `Error`, the end of a message, for one that is missing or not so."""
     if not path.is_file():
-        known = nearest(path.name, LISTS) or f", and no list of that name; there are {', '.join(LISTS)}"
-        raise Error(f"there is no file {path}{known}")
+        known = nearest(path.name, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
+        raise Error(f", but there is no file {path}{known}")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise Error(f"{path}: cannot be read: {error}") from None
+        raise Error(f", which cannot be read: {error}") from None
     if "" in lines or not lines:
         number = lines.index("") + 1 if lines else 1
-        raise Error(f"{path}: line {number} is empty; expected a class name a line")
+        raise Error(f", whose line {number} is empty; expected a class name a line")
     return lines
 
 
@@ -106,8 +106,8 @@ def _check_spec(spec: Any) -> None:
 
 def _check_classes(spec: Spec, outputs: int) -> None:
     given = spec["classes"]
-    if isinstance(given, str) and given not in LISTS:  # in a file, it would be a path
-        expected = nearest(given, LISTS) or f"; expected {', '.join(LISTS)} or a list of names"
+    if isinstance(given, str) and given not in LISTS:  # a path, in a file
+        expected = nearest(given, LISTS) or f", expected one of {', '.join(LISTS)}, or a list of names"
         raise Error(f"'classes' is {json.dumps(given)}{expected}")
     count = len(_class_lines(spec))
     if count != outputs:

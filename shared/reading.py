@@ -166,7 +166,7 @@ def load_weights(
     fitted = fit_weights(source, spec, key, classes, channels)
     if fitted.spec is not fitted.whole:
         raise Error(f"{source}: has no classifier, which {spec['name']} needs; `twins convert` takes such files")
-    for note in fitted.notes:
+    for note in (*fitted.notes, *renaming.variant_note(spec, fitted.whole)):
         if tell and not note.startswith("Skipped,"):  # objects beside the weights
             tell(note)
     return fitted.spec, fitted.state

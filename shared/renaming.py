@@ -378,7 +378,7 @@ def match_variant(arrays: State, spec: Spec, names: Names | None = None) -> Matc
             break
     if not found:
         raise misfits[0]
-    return found[-1]._replace(notes=[*found[-1].notes, *_said(spec, found[-1].whole)])
+    return found[-1]
 
 
 def numbers_in(names: Names, spec: Spec) -> tuple[int | None, int | None]:
@@ -433,7 +433,7 @@ def needed(arrays: State, others: Iterable[str], spec: Spec) -> list[str]:
     return [name for name in _place(names, names.best(rows)[0], shapes.weights(rows))[0] if name not in arrays]
 
 
-def _said(spec: Spec, found: Spec) -> list[str]:
+def variant_note(spec: Spec, found: Spec) -> list[str]:
     """A note that a file is of a variant of a network, if it is."""
     counts = ((outputs(found), outputs(spec), "class", "es"), (found["input"][0], spec["input"][0], "channel", "s"))
     numbers = [f"{count} {word}{ending * (count != 1)}" for count, before, word, ending in counts if count != before]

@@ -47,7 +47,7 @@ def convert(
     try:
         candidates = [networks.variant(spec, classes, channels)] if spec else _guessed(read)
         notes = [*read.notes, *reading.check_unread(read, candidates[0])]
-        found, others = _chosen(read.arrays, candidates, kind)
+        found, choice = _chosen(read.arrays, candidates, kind)
         reading.check_numbers(found[0], classes, channels)
         fitted = found[0].spec
         state = renaming.state_of(read.arrays, found[0])
@@ -56,7 +56,7 @@ def convert(
             raise Error(f"{fitted['name']} goes into .keras or .weights.h5; .h5 is for keras.applications' networks: {listed}")
     except Error as error:
         raise Error(f"{source}: {error}") from None
-    notes += [*found[0].notes, *_notes(source, read.arrays, found[0], others, bool(network))]
+    notes += [*found[0].notes, *choice, *_notes(source, read.arrays, found[0], bool(network))]
     moves = renaming.moves_of(read.arrays, found[0])
     moves += [Move(name, array.shape, ignored="as the map says") for name, array in read.ignored.items()]
     bad = weights.not_finite(state)
@@ -69,15 +69,23 @@ def convert(
     return Conversion([each.spec["name"] for each in found], moves, notes)
 
 
-def draft_map(source: str | Path, path: str | Path, network: str, naming: Naming = AS_THEY_ARE) -> tuple[int, int, int]:
+def draft_map(
+    source: str | Path,
+    path: str | Path,
+    network: str,
+    naming: Naming = AS_THEY_ARE,
+    classes: int | None = None,
+    channels: int | None = None,
+) -> tuple[int, int, int]:
     """Write a first version of a map of the names in a file to a network's, as JSON: (names, uncertain ones, ignored ones).
 
+    `classes` and `channels` are the network's, if they are not those of its spec.
     Raises `Error` if the file cannot be read, or `path` not be written.
     """
     files.check_writable(path)
     read, spec = _read_for(source, network, naming)
     assert spec is not None  # because there is a network
-    draft = mapping.draft(read.arrays, spec)
+    draft = mapping.draft(read.arrays, networks.variant(spec, classes, channels))
     files.write_text(path, json.dumps(draft, indent=1) + "\n")
     uncertain = sum(bool(name and name.endswith(mapping.UNCERTAIN)) for name in draft.values())
     return len(draft), uncertain, sum(name is None for name in draft.values())
@@ -99,28 +107,28 @@ def _guessed(read: Read) -> list[Spec]:
 
 
 def _chosen(arrays: State, candidates: list[Spec], kind: str) -> tuple[list[Match], list[str]]:
-    """How the arrays fit the candidates, and the names of those that are passed over for the only one that is published.
+    """(how the arrays fit the candidates, or the only one of them that is published; notes on that).
 
     Raises `Error` unless all become one file.
     """
     names = renaming.Names(arrays)
-    fits = [renaming.match_variant(arrays, candidate, names) for candidate in candidates]
-    published = [found for found, spec in zip(fits, candidates, strict=True) if "weights" in spec]
+    fits = [(spec, renaming.match_variant(arrays, spec, names)) for spec in candidates]
+    published = [(spec, found) for spec, found in fits if "weights" in spec]
     if len(fits) > 1 and len(published) == 1:
-        return published, [spec["name"] for found, spec in zip(fits, candidates, strict=True) if found is not published[0]]
-    if len(fits) > 1 and (kind in KERAS or any(found.destinations != fits[0].destinations for found in fits)):
+        ((chosen, found),) = published
+        others = ", ".join(spec["name"] for spec in candidates if spec is not chosen)
+        note = f"The arrays also fit {others}; {chosen['name']} is the one that is published. --network chooses."
+        return [found], [note, *renaming.variant_note(chosen, found.whole)]
+    matches = [found for _, found in fits]
+    if len(fits) > 1 and (kind in KERAS or any(found.destinations != matches[0].destinations for found in matches)):
         listed = ", ".join(candidate["name"] for candidate in candidates)
         raise Error(f"the arrays fit several networks, {listed}; pass --network NAME to choose")
-    return fits, []
+    return matches, renaming.variant_note(candidates[0], matches[0].whole)
 
 
-def _notes(source: str | Path, arrays: State, found: Match, others: list[str], given: bool) -> list[str]:
+def _notes(source: str | Path, arrays: State, found: Match, given: bool) -> list[str]:
     """What the user should know of the network that was chosen; `given` says that the user chose it."""
     notes, spec = [], found.whole
-    if others:
-        notes.append(
-            f"The arrays also fit {', '.join(others)}; {spec['name']} is the one that is published. --network chooses."
-        )
     if found.spec is not spec:
         what = "another head" if any("another head" in why for why in found.ignored.values()) else "no classifier"
         notes.append(f"{source} has {what}: this is {found.spec['name']}, {spec['name']} up to its last map.")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import reading, recipes
+from shared import reading, recipes, renaming
 from shared.checks import Error
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -72,7 +72,7 @@ def start(
         training.check_free(folder)
     steps = recipes.length(recipe, per_epoch)
     pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
-    notes = [*init.notes, *notes] if init else []
+    notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
     beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     if checkpoint and checkpoint.step >= steps:
         if folder.is_dir():

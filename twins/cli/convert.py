@@ -13,8 +13,6 @@ from shared.checks import Error, first_few
 from . import options, output
 
 if TYPE_CHECKING:
-    from shared.reading import Naming
-
     from .. import checkpoints
 
 
@@ -53,7 +51,9 @@ def convert(
 
     naming = Naming(weights_key, rename or (), map_file)
     if draft_map:
-        _draft(source, draft_map, network, naming, as_json)
+        if network is None:
+            raise Error("--draft-map needs --network: the names in the file are matched to those of a network")
+        _show_draft(draft_map, checkpoints.draft_map(source, draft_map, network, naming, classes, channels), as_json)
         return
     if destination is None:
         raise Error("the output is missing: twins convert IN OUT, or --draft-map FILE.json")
@@ -97,12 +97,8 @@ def _show(report: "checkpoints.Conversion", destination: Path) -> None:
     output.show(f"{len(moved)} arrays of {fitting}, {numbers:,} numbers, written to {destination}{left}.")
 
 
-def _draft(source: str, path: Path, network: str | None, naming: "Naming", as_json: bool) -> None:
-    from .. import checkpoints
-
-    if network is None:
-        raise Error("--draft-map needs --network: the names in the file are matched to those of a network")
-    names, uncertain, ignored = checkpoints.draft_map(source, path, network, naming)
+def _show_draft(path: Path, counts: tuple[int, int, int], as_json: bool) -> None:
+    names, uncertain, ignored = counts
     if as_json:
         output.show_json({"destination": str(path), "names": names, "uncertain": uncertain, "ignored": ignored})
         return
