@@ -52,9 +52,6 @@ def locate(
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
     networks.head(spec)
-    options.check_pictures(images or [])
-    if plot:
-        plots.check_figure(plot)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
     number, entries = _entries(spec, images, target, data)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
@@ -99,7 +96,9 @@ def _show(summary: dict[str, Any], results: list[dict[str, Any]], as_json: bool)
 def _check(
     images: list[Path] | None, weights: str | None, threshold: float, data: Path | None, plot: Path | None, as_json: bool
 ) -> None:
-    """Raise `Error` for options that do not go together."""
+    """Raise `Error` for options that do not go together, and for files that cannot be read or written."""
+    from .. import plots
+
     if not images and not data:
         raise Error("there is nothing to locate: pass pictures, or with --data a folder with a boxes.json")
     if images and data:
@@ -110,6 +109,9 @@ def _check(
         raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
     if (plot or as_json) and not data:
         raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
+    options.check_pictures(images or [])
+    if plot:
+        plots.check_figure(plot)
 
 
 def _entries(

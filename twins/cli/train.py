@@ -55,9 +55,8 @@ def train(
     from .. import runlog, runs, training
 
     _check(backend, devices, compiled, tensorboard, resume, init, freeze)
-    changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
-    changes += [f"weights_key={json.dumps(weights_key)}"] if weights_key is not None else []
-    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
+    given = {"init": init, "weights_key": weights_key, "freeze": None if freeze is None else freeze.split(",")}
+    changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     start = runs.start(recipe, resume, out, changes, epochs, backend, options.rank())
     with _interruptible() as signals:
         with output.status("starting " + backends.frameworks(backend)[0]):
