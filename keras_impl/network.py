@@ -6,9 +6,8 @@ from pathlib import Path
 import keras
 
 import shared
-from shared import fold, networks
+from shared import fold, networks, reading
 from shared.spec import Spec
-from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
 from .layers import Tensor
@@ -99,15 +98,31 @@ class Network(layers.Model):
                 yield group, layer
 
 
-def build(network: str | Path | Spec, seed: int = 0, dtype: str = "float32") -> Network:
+def build(
+    network: str | Path | Spec,
+    seed: int = 0,
+    dtype: str = "float32",
+    classes: int | None = None,
+    channels: int | None = None,
+    weights: str | Path | None = None,
+    head: bool = True,
+) -> Network:
     """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
     `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
-    Raises `shared.Error` if the spec is wrong or the framework does not have the dtype.
+    `classes` and `channels` are other numbers than the spec's, see `shared.networks.variant`. `head=False` leaves the
+    classifier out, and `classes` is then without effect, see `shared.networks.headless`.
+
+    `weights` is a file of any kind, or "imagenet" for those that torchvision publishes. Without `classes` and `channels` the
+    network gets the file's, and all of its weights. With `classes`, a foreign classifier or one of another size is left out:
+    the network's own keeps its initial weights. With `channels`, the first kernels are made for grey images or for colour, see
+    `shared.reading.adapted`. Of several sets of weights in a file, it is the one that `shared.reading.load_weights` takes.
+
+    Raises `shared.Error` if the spec is wrong, the weights do not fit, or the framework does not have the dtype.
     """
-    spec = shared.load(network)
+    spec, arrays = reading.network(network, seed, classes, channels, weights, head)
     net = layers.construct(Network, spec, dtype)
-    adopt(net, initial(spec, seed))
+    adopt(net, arrays)
     return net
 
 

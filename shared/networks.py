@@ -8,7 +8,7 @@ from typing import Any
 from . import shapes
 from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
 from .files import read_json
-from .spec import CLASSES, SPECS, Layer, Spec, check_layers, classifier, unroll
+from .spec import CLASSES, LISTS, SPEC_VALUES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
@@ -64,7 +64,28 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
                 raise Error(f"{network}: the path of a spec ends in .json, and `twins list` lists the names of networks")
             near = nearest(network, names())
             raise Error(f"no network is called {str(network)!r}{f'{near} `twins' if near else '; `twins'} list` lists them all")
-    return read_json(path, network), str(network)
+    spec = read_json(path, network)
+    if isinstance(spec, dict) and isinstance(spec.get("classes"), str) and spec["classes"] not in LISTS:
+        try:
+            spec["classes"] = _read_names(path.parent / spec["classes"])
+        except Error as error:
+            raise Error(f"{network}: 'classes' is {json.dumps(spec['classes'])}{error}") from None
+    return spec, str(network)
+
+
+def _read_names(path: Path) -> list[str]:
+    """The class names in a text file, one a line. Raises `Error`, the end of a message, for one that is missing or not so."""
+    if not path.is_file():
+        known = nearest(path.name, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
+        raise Error(f", but there is no file {path}{known}")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f", which cannot be read: {error}") from None
+    if "" in lines or not lines:
+        number = lines.index("") + 1 if lines else 1
+        raise Error(f", whose line {number} is empty; expected a class name a line")
+    return lines
 
 
 def _check_spec(spec: Any) -> None:
@@ -72,18 +93,29 @@ def _check_spec(spec: Any) -> None:
     rows = shapes.layers(spec)
     count = shapes.parameters(rows)
     if spec.get("parameters", count) != count:
-        raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+        given = spec["parameters"]
+        raise Error(f'"parameters" is {given:,}, but the layers have {count:,}: correct it, or delete the line "parameters"')
     if "preprocessing" in spec:
         try:
             _check_preprocessing(spec)
         except Error as error:
             raise Error(f"preprocessing: {error}") from None
     if "classes" in spec:
-        classes, outputs = len(_class_lines(spec)), rows[-1].shape[0]
-        if classes != outputs:
-            raise Error(
-                f"'classes' is {json.dumps(spec['classes'])}, which has {classes} names, but the network has {outputs} outputs"
-            )
+        _check_classes(spec, rows[-1].shape[0])
+
+
+def _check_classes(spec: Spec, outputs: int) -> None:
+    given = spec["classes"]
+    if isinstance(given, str) and given not in LISTS:  # a path, in a file
+        expected = nearest(given, LISTS) or f", expected one of {', '.join(LISTS)}, or a list of names"
+        raise Error(f"'classes' is {json.dumps(given)}{expected}")
+    count = len(_class_lines(spec))
+    if count != outputs:
+        listed = json.dumps(given) if isinstance(given, str) else "a list"
+        raise Error(
+            f"'classes' is {listed}, which has {count} names, but the network has {outputs} outputs: name as many, or delete "
+            'the line "classes"'
+        )
 
 
 def _check_preprocessing(spec: Spec) -> None:
@@ -103,18 +135,54 @@ def _check_preprocessing(spec: Spec) -> None:
             raise Error(f"'crop' is {crop}, which the network does not take: {error}") from None
 
 
-def with_classes(spec: Spec, count: int) -> Spec:
-    """The spec of the network with `count` classes, the outputs of its classifier.
+def variant(spec: Spec, classes: int | None = None, channels: int | None = None) -> Spec:
+    """The spec of the network with another number of classes, the outputs of its classifier, or of channels of its images.
 
-    Called NAME_COUNT_classes, or the spec itself if it has that many. Raises `Error` if the network has no classifier.
+    It is called NAME_37_classes, NAME_1_channel or both; it is the spec itself, if that has these numbers already. Names of
+    classes and "parameters" are left out where they no longer hold. "preprocessing" follows the channels: for grey images it
+    has "L" and the averages of the means and of the deviations, for colour "RGB" and the one mean and deviation three times;
+    for other numbers of channels there is none, as pictures have 1 or 3.
+    Raises `Error` if the network has no classifier, or its layers do not fit together any more.
     """
-    last = classifier(spec)
-    if last["out"] == count:
+    before = spec
+    if classes and classifier(spec)["out"] != classes:
+        place = spec["layers"].index(classifier(spec))
+        layers = [
+            layer | ({"out": classes} if number == place else {"in": classes} if number > place and "in" in layer else {})
+            for number, layer in enumerate(spec["layers"])
+        ]
+        spec = _without(spec, "classes") | {"layers": layers} | _called(spec, f"{classes} class{'es' * (classes > 1)}")
+    if channels and spec["input"][0] != channels:
+        spec = _with_channels(spec, channels) | _called(spec, f"{channels} channel{'s' * (channels > 1)}")
+    return spec if spec is before else load(_without(spec, "parameters"))
+
+
+def _without(spec: Spec, key: str) -> Spec:
+    return {name: value for name, value in spec.items() if name != key}
+
+
+def _called(spec: Spec, words: str) -> Spec:
+    """The name and title of a variant of a spec."""
+    title = {"title": f"{spec['title']}, {words}"} if "title" in spec else {}
+    return title | {"name": f"{spec['name']}_{words.replace(' ', '_')}"}
+
+
+def _with_channels(spec: Spec, channels: int) -> Spec:
+    before = spec["input"][0]
+    layers, changing = [], True
+    for layer in spec["layers"]:
+        if changing and "in" in layer:
+            layer = layer | {"in": layer["in"] // before * channels}  # of a flattened image, a multiple of the channels
+            changing = "out" not in layer
+        layers.append(layer)
+    spec = spec | {"input": [channels, *spec["input"][1:]], "layers": layers}
+    if "preprocessing" not in spec:
         return spec
-    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
-    layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
-    title = {"title": f"{spec['title']}, {count} classes"} if "title" in spec else {}
-    return load(rest | title | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+    if channels not in (1, 3):
+        return _without(spec, "preprocessing")
+    given = spec["preprocessing"]
+    numbers = {key: [round(sum(given[key]) / before, 6)] * channels for key in ("mean", "std")}
+    return spec | {"preprocessing": given | {"channels": {1: "L", 3: "RGB"}[channels]} | numbers}
 
 
 def headless(spec: Spec) -> Spec:
@@ -125,7 +193,7 @@ def headless(spec: Spec) -> Spec:
     end = next((i for i, layer in enumerate(spec["layers"]) if layer["type"] in TOPS), None)
     if not end:
         return spec
-    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
+    rest = _without(_without(spec, "parameters"), "classes")
     return rest | {"name": f"{spec['name']}_notop", "layers": spec["layers"][:end]}
 
 
@@ -150,12 +218,13 @@ def _one_by_one(layer: Layer) -> bool:
 
 
 def class_names(spec: Spec) -> list[str] | None:
-    """The names of the network's classes, or None if the spec has no list; ImageNet's without their WordNet numbers."""
+    """The names of the network's classes, or None if the spec has none; ImageNet's without their WordNet numbers."""
     return [re.sub(r"^n\d{8} ", "", line) for line in _class_lines(spec)] if "classes" in spec else None
 
 
 def _class_lines(spec: Spec) -> list[str]:
-    return (CLASSES / f"{spec['classes']}.txt").read_text(encoding="utf-8").splitlines()
+    given = spec["classes"]
+    return given if isinstance(given, list) else (CLASSES / f"{given}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def class_numbers(spec: Spec) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 from . import networks, shapes
 from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, nearest, one_of, whole
 from .files import read_json
-from .spec import Spec, classifier, unroll
+from .spec import LISTS, Spec, classifier, unroll
 
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
@@ -37,9 +37,16 @@ SCHEDULES = {
     "cosine": ("", "warmup"),
 }
 REQUIRED = "name network data batch optimizer"
-OPTIONAL = "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze"
+OPTIONAL = (
+    "title source preprocessing augmentation epochs steps schedule seed precision classes channels init weights_key freeze"
+)
 AUGMENTATIONS = "pad flip"
 DEFAULTS = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []}
+
+
+def _are_names(value: Any) -> bool:
+    """Whether it is a list of class names."""
+    return type(value) is list and len(value) > 1 and all(type(name) is str and name for name in value)
 
 
 def _are_groups(value: Any) -> bool:
@@ -56,8 +63,8 @@ _LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum
 # key: what its value must be
 VALUES = {
     "name": NAME,
-    **dict.fromkeys(("title", "source", "data", "init"), _TEXT),
-    **dict.fromkeys(("batch", "epochs", "steps", "every"), whole(1)),
+    **dict.fromkeys(("title", "source", "data", "init", "weights_key"), _TEXT),
+    **dict.fromkeys(("batch", "epochs", "steps", "every", "channels"), whole(1)),
     **dict.fromkeys(("seed", "pad", "warmup"), whole(0)),
     **dict.fromkeys(("flip", "nesterov"), BOOLEAN),
     **dict.fromkeys(("learning_rate", "eps"), POSITIVE),
@@ -70,9 +77,15 @@ VALUES = {
     ),
     "precision": one_of(*PRECISIONS),
     "classes": Value(
-        lambda v: whole(2).accepts(v) or _are_groups(v),
-        "a number of at least 2, or a list of labels for each class",
-        {"anyOf": [{"type": "integer", "minimum": 2}, {"type": "array", "minItems": 2, "items": _LABELS}]},
+        lambda v: whole(2).accepts(v) or _are_groups(v) or _are_names(v),
+        "a number of at least 2, a list of names, or a list of labels for each class",
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 2},
+                {"type": "array", "minItems": 2, "items": {"type": "string", "minLength": 1}},
+                {"type": "array", "minItems": 2, "items": _LABELS},
+            ]
+        },
     ),
     "freeze": Value(
         lambda v: type(v) is list and all(type(word) is str and word for word in v),
@@ -198,21 +211,57 @@ def _check_part(name: str, options: dict[str, Any], needed: str, optional: str) 
 
 
 def network(recipe: Recipe) -> Spec:
-    """The spec of the network that the recipe trains, with the recipe's classes and preprocessing.
+    """The spec of the network that the recipe trains, with the recipe's classes, their names, channels and preprocessing.
 
     Raises `Error` if there is no such network, or it does not end in a vector of logits.
     """
-    spec = networks.load(recipe["network"])
-    count = class_count(recipe)
-    if count:
-        spec = networks.with_classes(spec, count)
+    spec = networks.variant(networks.load(recipe["network"]), class_count(recipe), recipe.get("channels"))
     if "preprocessing" in recipe:
         spec = networks.load(spec | {"preprocessing": recipe["preprocessing"]})
     rows = shapes.layers(spec)
     if len(rows[-1].shape) > 1:
         raise Error(f"{spec['name']} ends in a map, not in a vector of logits to train on")
     frozen(recipe, spec)
-    return spec
+    return _named(spec, recipe, rows[-1].shape[0])
+
+
+def _named(spec: Spec, recipe: Recipe, outputs: int) -> Spec:
+    """The spec with the names of the classes as the recipe or its data set gives them, or with its own.
+
+    A class of several labels is called by all of their names.
+    """
+    known = recipe["data"] if recipe["data"] in LISTS else None
+    names = networks.class_names({"classes": known}) if known else None
+    chosen: str | list[str] | None = spec.get("classes")
+    groups = label_groups(recipe)
+    if groups:
+        labels = [label for group in groups for label in group]
+        all_named = names and max(labels) < len(names)
+        chosen = [", ".join(names[label] for label in group) for group in groups] if names and all_named else None
+    elif _are_names(recipe.get("classes")):
+        chosen = recipe["classes"]
+    elif names and len(names) == outputs:
+        chosen = known
+    rest = {key: value for key, value in spec.items() if key != "classes"}
+    return spec if chosen == spec.get("classes") else rest | ({"classes": chosen} if chosen else {})
+
+
+def following(spec: Spec, recipe: Recipe, start: Spec, labels: int, channels: int) -> Spec:
+    """The network with the numbers of classes and channels of that which the run starts from, `start`.
+
+    A number is taken over if the recipe does not give it and the data set has it: so many labels, such images.
+    """
+    given = {"classes": class_count(recipe), "channels": recipe.get("channels")}
+    own, theirs = ({"classes": classifier(each)["out"], "channels": each["input"][0]} for each in (spec, start))
+    data = {"classes": labels, "channels": channels}
+    taken = {key: count for key, count in theirs.items() if given[key] is None and own[key] != count == data[key]}
+    return network(recipe | {"network": networks.variant(spec, **taken)}) if taken else spec
+
+
+def label_groups(recipe: Recipe) -> list[list[int]] | None:
+    """The labels of each class, if the recipe makes its classes of labels of the data set."""
+    classes = recipe.get("classes")
+    return classes if _are_groups(classes) else None
 
 
 def class_count(recipe: Recipe) -> int | None:

@@ -25,6 +25,7 @@ from .checks import (
 )
 
 SPECS, CLASSES = (Path(__file__).parent / name for name in ("specs", "classes"))
+LISTS = sorted(path.stem for path in CLASSES.glob("*.txt"))  # of class names, that come with the project
 
 Spec = dict[str, Any]  # a checked spec
 
@@ -115,7 +116,16 @@ SPEC_VALUES = {
     "preprocessing": Value(
         lambda v: type(v) is dict, "an object with channels, scale, mean and std", {"$ref": "#/$defs/preprocessing"}
     ),
-    "classes": one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
+    "classes": Value(
+        lambda v: v and (type(v) is str or (type(v) is list and all(type(name) is str and name for name in v))),
+        f"{' or '.join(LISTS)}, the path of a text file with a name a line, or a list of names",
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "examples": LISTS},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+            ]
+        },
+    ),
     "weights": TEXT._replace(words="a string: who publishes the weights, and their name for the network"),
     "layers": Value(lambda v: type(v) is list and v, "a list of layers, at least one", {"$ref": "#/$defs/layers"}),
 }

@@ -34,12 +34,13 @@ class Content(NamedTuple):
     script: bool = False
 
 
-def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[str]]:
+def read_torch(path: str | Path, key: str | None = None, unread: dict[str, str] | None = None) -> tuple[State, list[str]]:
     """The arrays of a state dict in a file, and notes on what else there was.
 
     `key` chooses among several state dicts: a key path, its end, or a prefix of names. Without one, it is the raw weights
     rather than an average, in one of the places that are `DOCUMENTED` rather than another, and the largest.
-    Raises `Error` if the file is truncated, has no state dict, or the tensors cannot be read as arrays.
+    Raises `Error` if the file is truncated, has no state dict, or a tensor cannot be read as an array; if there is an `unread`,
+    that gets {name: message} of such tensors, unless all are.
     """
     try:
         with open(path, "rb") as file:
@@ -51,7 +52,7 @@ def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[st
                     f"has no state dict in it: a dictionary of names and tensors, on its own or under a key ({listed}, …)"
                 )
             place, rest_of_key = _chosen(list(found), key, found)
-            arrays = {name: _array(name, tensor) for name, tensor in found[place].items()}
+            arrays = _arrays(found[place], unread)
     except Error as error:
         raise Error(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can raise anything
@@ -61,7 +62,6 @@ def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[st
     if content.skipped:
         notes.append(f"Skipped, with nothing of it run: {first_few(content.skipped)}.")
     try:
-        arrays = weights.normalised(arrays)
         return (weights.under_key(arrays, rest_of_key, list(found)) if rest_of_key else arrays), notes
     except Error as error:
         raise Error(f"{path}: {error}") from None
@@ -226,6 +226,20 @@ def _choice(place: str, others: list[str]) -> list[str]:
         weights_read = f"Read {name}, {kind} weights" if kind == "averaged" else f"Read {name}"
         notes.append(f"{weights_read}; --weights-key reads one of the others: {first_few(rest)}.")
     return notes
+
+
+def _arrays(tensors: dict[str, Any], unread: dict[str, str] | None) -> State:
+    arrays: State = {}
+    for name, tensor in tensors.items():
+        try:
+            arrays |= weights.normalised({name: _array(name, tensor)})
+        except Error as error:
+            if unread is None:
+                raise
+            unread[name] = str(error)
+    if unread and not arrays:
+        raise Error(next(iter(unread.values())))
+    return arrays
 
 
 def _array(name: str, tensor: Tensor | Array) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared import networks
+from shared import networks, reading
 from shared.checks import Error
 from shared.coexist import silence
 from shared.files import atomic_folder, atomic_path, check_writable, write_text
@@ -155,4 +155,4 @@ def _logits(path: Path, images: np.ndarray, package: Package) -> np.ndarray:
         reader = backends.keras().export
         return (reader.keras_logits if path.suffix else reader.tensorflow_logits)(path, np.moveaxis(images, 1, -1))
     spec = networks.load(path.with_suffix(".json"))
-    return backends.engines([package], spec, checkpoints.load_weights(path, spec))[0].predict(images)
+    return backends.engines([package], *reading.load_weights(path, spec))[0].predict(images)

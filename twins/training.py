@@ -68,15 +68,18 @@ ABOUT = {
 }
 
 
-def prepare(recipe: Recipe, spec: Spec | None = None) -> tuple[Spec, Data]:
+def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None) -> tuple[Spec, Data]:
     """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` if they do not fit.
 
-    A resumed run passes its own spec: the file of that name may have changed.
+    A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
+    starts from, see `recipes.following`.
     """
     spec = spec or recipes.network(recipe)
     data = datasets.load_data(recipe["data"])
-    if isinstance(recipe.get("classes"), list):
+    if recipes.label_groups(recipe):
         data = batches.of_classes(data, recipe)
+    if start:
+        spec = recipes.following(spec, recipe, start, int(data.y_train.max()) + 1, data.x_train.shape[3])
     if recipe["batch"] > len(data.x_train):
         raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:

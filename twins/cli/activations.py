@@ -25,18 +25,21 @@ def activations(
 
     The number is the share of the map's energy at the frequencies of the network's largest dilation: 1 for a pure grid.
     """
-    from shared import images
+    from shared import images, reading
     from shared.weights import initial
 
-    from .. import checkpoints, gridding, plots, predict
+    from .. import gridding, plots, predict
 
     spec = networks.load(network)
     backends.check_backend(backend, backends.ENGINES, "the figure is of one framework")
     name = gridding.layer_name(layer, spec)
     options.check_pictures([image])
     plots.check_figure(out, source=image)
+    if weights is None:
+        state = initial(spec)
+    else:
+        spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     picture, batch = predict.read_image(image, spec)
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark) if weights is not None else initial(spec)
     with output.status("starting " + backends.frameworks(backend)[0]):
         (engine,) = backends.engines(backends.start(backend), spec, state)
     channel, values = gridding.strongest_map(engine, batch, name)

@@ -19,6 +19,8 @@ def export(
     network: options.Network,
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
+    classes: options.Classes = None,
+    channels: options.Channels = None,
     folds: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions before them.")] = False,
     out: Annotated[
         list[Path] | None,
@@ -32,9 +34,8 @@ def export(
     All in float32. Without PyTorch, which .pth and .onnx need, the logits are compared with Keras's. Exit status 1 if they are
     more than 1e-4 apart.
     """
-    from shared import fold
+    from shared import fold, reading
 
-    from .. import checkpoints
     from .. import export as exports
 
     spec = networks.load(network)
@@ -43,10 +44,11 @@ def export(
     if size:
         spec = spec | {"input": [spec["input"][0], size, size]}
         shapes.layers(spec)  # raises unless the network takes images of that size
+    exports.check_destinations(out or [], (network, weights))  # before anything is read or downloaded
+    spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
     folded_spec = fold.folded_spec(spec) if folds else spec
     out = out or [Path(f"{folded_spec['name']}.safetensors")]
     exports.check_destinations(out, (network, weights))
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     if folds:
         _show_folded(spec, folded_spec)
     with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as say:

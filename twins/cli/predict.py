@@ -19,6 +19,8 @@ def predict(
     images: options.Pictures = None,
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
+    classes: options.Classes = None,
+    channels: options.Channels = None,
     data: Annotated[str | None, typer.Option(help="Data to test on: digits, mnist, cifar10, … or an .npz file.")] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -27,10 +29,12 @@ def predict(
 
     Exit status 2 if a picture cannot be read; the others are classified all the same.
     """
-    from .. import checkpoints, loading
+    from shared import reading
+
+    from .. import loading
     from .. import predict as predictions
 
-    spec = networks.load(network)
+    spec = networks.variant(networks.load(network), classes, channels)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     if not images and not data:
         raise Error("there is nothing to predict: pass pictures, or a data set with --data")
@@ -40,8 +44,8 @@ def predict(
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     predictions.check_classifies(spec)
     options.check_pictures(images or [])
+    spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
     examples = predictions.labelled_images(data, spec) if data else None
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}

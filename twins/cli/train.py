@@ -40,6 +40,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
+    weights_key: options.WeightsKey = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
     devices: Annotated[
@@ -58,8 +59,8 @@ def train(
     from .. import runs
 
     _check(backend, devices, compiled, tensorboard, resume, init, freeze)
-    changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
-    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
+    given = {"init": init, "weights_key": weights_key, "freeze": None if freeze is None else freeze.split(",")}
+    changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, options.rank()) as start:
         with output.status("starting " + backends.frameworks(backend)[0]):
             (package,) = backends.start(backend)
@@ -105,7 +106,9 @@ def _train(
             raise
         text = f"{error}".partition("\n")[0]
         why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
-        raise RunError(f"process {engine.rank} of {engine.processes}: {why}; the last checkpoint is in {start.folder}") from None
+        raise RunError(
+            f"process {engine.rank} of {engine.processes}: {why}; the last checkpoint is in {start.folder}"
+        ) from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
@@ -190,6 +193,8 @@ def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> 
     if start.pretrained:
         fresh = [name for name in others if not name.startswith("optimizer.")]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
+        for note in start.notes:
+            say(note)
         say(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
 
