@@ -85,7 +85,7 @@ def test_the_share_that_is_held_out(root):
     picture(root / "dog" / "9.jpg")  # cats do not care
     more = folders.held_out(folders.read(root).parts[""], classes, 0.4)[1]
     assert [n for n in more.pictures.names if "cat" in n] == [n for n in held.pictures.names if "cat" in n]
-    with pytest.raises(Error, match="class fox has 1 pictures, expected at least 2"):
+    with pytest.raises(Error, match="class fox has 1 picture, expected at least 2"):
         folders.held_out(folders.Part(part.pictures, np.array([0] * 4 + [1] * 3 + [2])), [*classes, "fox"], 0.2)
 
 

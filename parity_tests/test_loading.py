@@ -45,8 +45,8 @@ def data(tmp_path):
     return Data(*part, *part)
 
 
-def taken(recipe, data, start, count, loader, skip=False):
-    stream = batches.stream(recipe, SPEC, data, start, loader, skip)
+def taken(recipe, data, start, count, loader):
+    stream = batches.stream(recipe, SPEC, data, start, loader)
     found = [next(stream) for _ in range(count)]
     stream.close()
     return found
@@ -91,10 +91,10 @@ def test_an_unreadable_picture(data):
     path = data.x_train.paths()[chosen[1]]
     with open(path, "r+b") as file:
         file.truncate(60)
-    with Loader(1) as loader:
-        with pytest.raises(Error, match=f"{os.path.basename(path)}: not an image that Pillow can read"):
-            taken(RECIPE, data, 0, 1, loader)
-        ((x, y),) = taken(RECIPE, data, 0, 1, loader, skip=True)
+    with Loader(1) as loader, pytest.raises(Error, match=f"{os.path.basename(path)}: not an image that Pillow can read"):
+        taken(RECIPE, data, 0, 1, loader)
+    with Loader(1, skip=True) as loader:
+        ((x, y),) = taken(RECIPE, data, 0, 1, loader)
         assert [os.path.basename(path) in line for line in loader.unreadable] == [True]
     assert same([(x, y)], [(expected[0][[0, 2, 2, 3]], expected[1][[0, 2, 2, 3]])])  # the next one takes its place
     read = batches.read_plain(data.x_train[chosen], SPEC, skip=True)
@@ -102,7 +102,7 @@ def test_an_unreadable_picture(data):
     for place in chosen:
         open(data.x_train.paths()[place], "w").close()
     with pytest.raises(Error, match="no image of a whole batch can be read: .*png: not an image"):
-        taken(RECIPE, data, 0, 1, Loader(0), skip=True)
+        taken(RECIPE, data, 0, 1, Loader(skip=True))
 
 
 def test_a_picture_that_vanishes(data):
@@ -121,7 +121,7 @@ def test_results_come_in_order_and_are_waited_for():
         results = list(loader.map(eval, slow(*range(9))))
     assert [number for number, _ in results] == [*range(9)] and len({process for _, process in results} - {os.getpid()}) == 2
     assert 0 < loader.waited < 30
-    here = Loader(0)
+    here = Loader()
     assert list(here.map(eval, slow(1))) == [(1, os.getpid())] and here.waited >= 0.05
 
 

@@ -57,6 +57,7 @@ class Folder(NamedTuple):
     classes: list[str]
     parts: dict[str, Part]  # "train", "val", "test", or "" if it is not divided
     skipped: int  # files that are no pictures by their endings
+    is_numbered: bool = False  # classes have numbers for names
 
 
 def is_folder(name: str | Path) -> bool:
@@ -105,7 +106,8 @@ def held_out(part: Part, classes: Sequence[str], share: float, seed: int = 0) ->
     for number, name in enumerate(classes):
         places = np.flatnonzero(part.labels == number)
         if len(places) < 2:
-            raise Error(f"class {name} has {len(places)} pictures, expected at least 2: one to train on and one to test on")
+            pictures = "1 picture" if len(places) else "no pictures"
+            raise Error(f"class {name} has {pictures}, expected at least 2: one to train on and one to test on")
         count = min(max(1, round(share * len(places))), len(places) - 1)
         generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         chosen[places[generator.permutation(len(places))[:count]]] = True
@@ -249,4 +251,4 @@ def _numbered(folder: Folder, path: Path) -> Folder:
     if count > 999_999:
         raise Error(f"{path}: label {numbers.max():,}, expected at most 999,999")
     parts = {name: Part(part.pictures, numbers[part.labels]) for name, part in folder.parts.items()}
-    return Folder([str(number) for number in range(count)], parts, folder.skipped)
+    return Folder([str(number) for number in range(count)], parts, folder.skipped, is_numbered=True)

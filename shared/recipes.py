@@ -38,9 +38,10 @@ SCHEDULES = {
 }
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
-    "title source preprocessing augmentation epochs steps schedule seed precision classes channels init weights_key freeze"
+    "title source holdout preprocessing augmentation epochs steps schedule seed precision "
+    "classes channels init weights_key freeze"
 )
-AUGMENTATIONS = "pad flip"
+AUGMENTATIONS = "pad flip crop jitter"
 DEFAULTS = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []}
 
 
@@ -59,6 +60,17 @@ def _are_groups(value: Any) -> bool:
 
 _TEXT = Value(lambda v: type(v) is str and v, "a string", {"type": "string", "minLength": 1})
 _LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+
+_SHARE = Value(
+    lambda v: FRACTION.accepts(v) and v > 0,
+    "a number above 0, below 1",
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+)
+_AT_MOST_ONE = Value(
+    lambda v: POSITIVE.accepts(v) and v <= 1,
+    "a number above 0, at most 1",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+)
 
 # key: what its value must be
 VALUES = {
@@ -93,6 +105,8 @@ VALUES = {
         {"type": "array", "items": {"type": "string", "minLength": 1}},
     ),
     "momentum": FRACTION,
+    "holdout": _SHARE,
+    **dict.fromkeys(("crop", "jitter"), _AT_MOST_ONE),
     "weight_decay": Value(
         lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
         "a number of at least 0",

@@ -106,16 +106,13 @@ def steps_per_epoch(recipe: Recipe, data: Data) -> int:
 
 def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, np.ndarray]:
     """(images, labels) of a training step: images as the network takes them, augmented. Raises `Error` as `stream`."""
-    return next(stream(recipe, spec, data, step, Loader(0)))
+    return next(stream(recipe, spec, data, step, Loader()))
 
 
-def stream(
-    recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader, skip: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stream(recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
 
-    With `skip`, the next image of the batch takes the place of one that cannot be read, which the loader notes; without,
-    raises `Error` for it.
+    The next image of the batch takes the place of one that cannot be read, if the loader skips those; otherwise raises `Error`.
     """
 
     def chosen(step: int) -> np.ndarray:
@@ -123,7 +120,7 @@ def stream(
 
     def arguments() -> Iterator[tuple[Any, ...]]:
         for number in itertools.count(step):
-            yield data.x_train[chosen(number)], spec, recipe["augmentation"], recipe["seed"], number, skip
+            yield data.x_train[chosen(number)], spec, recipe["augmentation"], recipe["seed"], number, loader.skip
 
     for number, read in enumerate(mapped(loader, data.x_train, read_augmented, arguments()), start=step):
         loader.note(read.errors)

@@ -72,7 +72,7 @@ def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
     if holdout is None and not _is_known(str(name)) and folders.is_folder(name):
         folder = folders.read(name)
         part = next(folder.parts[part] for part in ("test", "val", "train", "") if part in folder.parts)
-        return Labelled(*part, folder.classes)
+        return Labelled(*part, None if folder.is_numbered else folder.classes)
     data = load_data(name, HOLDOUT if holdout is None else holdout)
     return Labelled(data.x_test, data.y_test, data.classes)
 
@@ -92,8 +92,11 @@ def _of_folder(name: str, folder: Folder, holdout: float) -> Data:
     if tested_on in ("val", "test"):
         test = parts[tested_on]
     else:
-        train, test = folders.held_out(train, folder.classes, holdout)
-    return Data(*train, *test, folder.classes, tested_on)
+        try:
+            train, test = folders.held_out(train, folder.classes, holdout)
+        except Error as error:
+            raise Error(f"{name}: {error}") from None
+    return Data(*train, *test, None if folder.is_numbered else folder.classes, tested_on)
 
 
 def load_scattered(name: str) -> scattered.Scattered:

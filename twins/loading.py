@@ -25,11 +25,12 @@ AHEAD = 2  # results a process that are ready or in the making
 class Loader:
     """Up to `workers` processes, started when there is work; without any, this process does the work when it is asked for.
 
-    `waited` counts the seconds that results have been waited for; `unreadable` says why images were skipped.
+    With `skip`, images that cannot be read are left out, and `unreadable` says why; `waited` counts the seconds that results
+    have been waited for.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers, self.waited = workers, 0.0
+    def __init__(self, workers: int = 0, skip: bool = False) -> None:
+        self.workers, self.skip, self.waited = workers, skip, 0.0
         self.unreadable: dict[str, None] = {}  # in order, each once
         self._pool: ProcessPoolExecutor | None = None
 

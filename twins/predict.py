@@ -65,16 +65,16 @@ def _numbers(classes: list[str], spec: Spec) -> np.ndarray:
 
 
 def batched_logits(
-    engines: Sequence[Engine], spec: Spec, x: Images, dtype: str = "float32", loader: Loader | None = None, skip: bool = False
+    engines: Sequence[Engine], spec: Spec, x: Images, dtype: str = "float32", loader: Loader | None = None
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """(indices in `x`, logits of each engine) of images, batch by batch, read ahead by the loader if they are files.
 
-    Each of several processes takes its share of the batches. With `skip`, images that cannot be read are left out, and noted
-    by the loader; without, raises `Error` for one.
+    Each of several processes takes its share of the batches. Images that cannot be read are left out, if the loader skips
+    those; otherwise raises `Error`.
     """
-    size, loader = batch_size(spec), loader or Loader(0)
+    size, loader = batch_size(spec), loader or Loader()
     starts = range(engines[0].rank * size, len(x), engines[0].processes * size)
-    reads = mapped(loader, x, read_plain, ((x[start : start + size], spec, skip) for start in starts))
+    reads = mapped(loader, x, read_plain, ((x[start : start + size], spec, loader.skip) for start in starts))
     for start, read in zip(starts, reads, strict=True):
         loader.note(read.errors)
         if read.places:
@@ -121,16 +121,15 @@ def evaluate(
     y: np.ndarray,
     advance: Advance = lambda count: None,
     loader: Loader | None = None,
-    skip: bool = False,
 ) -> Evaluation:
-    """What the engines predict for the images `x`, whose labels are `y`; `loader` and `skip` are those of `batched_logits`.
+    """What the engines predict for the images `x`, whose labels are `y`, read as by `batched_logits`.
 
     Raises `Error` for logits that are not finite, and if no image can be read.
     """
     places: list[np.ndarray] = []
     top: list[list[np.ndarray]] = [[] for _ in engines]
     likeliest: list[list[np.ndarray]] = [[] for _ in engines]
-    for chosen, logits in batched_logits(engines, spec, x, loader=loader, skip=skip):
+    for chosen, logits in batched_logits(engines, spec, x, loader=loader):
         places.append(chosen)
         for engine, classes, values, rows in zip(engines, top, likeliest, logits, strict=True):
             order = np.argsort(-check_finite(engine, rows), 1, kind="stable")[:, :TOP]

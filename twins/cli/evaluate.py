@@ -40,7 +40,9 @@ def evaluate(
     Of a folder, images of its part test are read, or else of val, or else all. With --backend both, what is by class is
     PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
     """
-    from .. import checkpoints, evaluation, loading
+    from shared import reading
+
+    from .. import evaluation, loading
     from .. import predict as predictions
 
     spec = networks.load(network)
@@ -50,13 +52,13 @@ def evaluate(
     if out and out.exists() and not out.is_dir():
         raise Error(f"{out}: is a file; --out names a folder")
     predictions.check_classifies(spec)
+    spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     test = predictions.labelled_images(data, spec, holdout)
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
-    with loading.Loader(loading.default_workers() if workers is None else workers) as loader:
+    with loading.Loader(loading.default_workers() if workers is None else workers, skip) as loader:
         with output.progress(spec["name"], len(test.x)) as advance:
-            found = predictions.evaluate(engines, spec, test.x, test.y, advance, loader, skip)
+            found = predictions.evaluate(engines, spec, test.x, test.y, advance, loader)
     frameworks = [engine.framework for engine in engines]
     count = shapes.layers(spec)[-1].shape[0]
     names = networks.class_names(spec) or test.classes or [str(number) for number in range(count)]
