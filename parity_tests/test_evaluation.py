@@ -105,7 +105,7 @@ def test_which_images_of_a_folder(files):
     assert len(predict.labelled_images("parts", SPEC).x) == 11
     (files / "parts" / "test").rename(files / "folder")
     assert len(predict.labelled_images("parts", SPEC).x) == 6
-    with pytest.raises(Error, match="folder: class cat has 1 picture, expected at least 2"):
+    with pytest.raises(Error, match="folder: class dog has 1 picture, expected at least 2"):
         predict.labelled_images("folder", SPEC, holdout=0.5)
 
 
