@@ -121,9 +121,8 @@ def _train(
             raise
         text = f"{error}".partition("\n")[0]
         why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
-        raise RunError(
-            f"process {engine.rank} of {engine.processes}: {why}; the last checkpoint is in {start.folder}"
-        ) from None
+        who = f"process {engine.rank} of {engine.processes}"
+        raise RunError(f"{who}: {why}; the last checkpoint is in {start.folder}") from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
