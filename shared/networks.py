@@ -157,6 +157,14 @@ def variant(spec: Spec, classes: int | None = None, channels: int | None = None)
     return spec if spec is before else load(_without(spec, "parameters"))
 
 
+def outputs(spec: Spec) -> int | None:
+    """The number of classes, the outputs of the classifier, or None if the network has none."""
+    try:
+        return int(classifier(spec)["out"])
+    except Error:
+        return None
+
+
 def _without(spec: Spec, key: str) -> Spec:
     return {name: value for name, value in spec.items() if name != key}
 

@@ -435,17 +435,12 @@ def needed(arrays: State, others: Iterable[str], spec: Spec) -> list[str]:
 
 def variant_note(spec: Spec, found: Spec) -> list[str]:
     """A note that a file is of a variant of a network, if it is."""
-    counts = ((outputs(found), outputs(spec), "class", "es"), (found["input"][0], spec["input"][0], "channel", "s"))
+    counts = (
+        (networks.outputs(found), networks.outputs(spec), "class", "es"),
+        (found["input"][0], spec["input"][0], "channel", "s"),
+    )
     numbers = [f"{count} {word}{ending * (count != 1)}" for count, before, word, ending in counts if count != before]
     return [f"The file has {' and '.join(numbers)}: this is {found['name']}."] if numbers else []
-
-
-def outputs(spec: Spec) -> int | None:
-    """The number of classes: of the outputs of the classifier, if there is one."""
-    try:
-        return int(classifier(spec)["out"])
-    except Error:
-        return None
 
 
 def guess_networks(arrays: State) -> list[Spec]:
