@@ -105,6 +105,9 @@ def test_a_variant():
     grey = networks.variant(shared.load("resnet50"), channels=1)["preprocessing"]
     assert (grey["mean"], grey["std"], grey["crop"]) == ([0.449], [0.226], 224)
     assert networks.variant(named, 5, 3) is named
+    for options in ({"classes": 0}, {"channels": -1}, {"classes": "37"}):
+        with pytest.raises(shared.Error, match="(classes|channels) is .*, expected a whole number of at least 1"):
+            networks.variant(named, **options)
 
 
 @pytest.mark.parametrize("place", ALL)
@@ -147,14 +150,15 @@ def test_it_is_seen_under_a_prefix_and_with_another_head(head):
     assert renaming.match_variant(arrays, TINY).spec == variant
 
 
-def test_a_head_of_several_layers_is_no_classifier():
-    arrays = {n: a for n, a in blank(TINY).items() if not n.startswith("fc.")}
-    for outer, inner, features in (("fc.0", 8, 8), ("fc.2", 6, 8)):
-        arrays |= {f"{outer}.weight": np.zeros((inner, features)), f"{outer}.bias": np.zeros(inner)}
-    found = renaming.match_variant(arrays, TINY)
-    assert found.whole is TINY and found.spec["name"] == "tiny_notop"
-    del arrays["fc.2.weight"]
-    assert renaming.match_variant(arrays, TINY).spec["name"] == "tiny_notop"
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("head", ["fc", "projection_head"])
+def test_a_head_of_several_layers_is_no_classifier(head, prefix):
+    arrays = {prefix + n: a for n, a in blank(TINY).items() if not n.startswith("fc.")}
+    for layer, out in ((f"{head}.0", 8), (f"{head}.2", 6)):
+        arrays |= {f"{layer}.weight": np.zeros((out, 8)), f"{layer}.bias": np.zeros(out)}
+    for missing in ("", f"{head}.2.bias"):
+        found = renaming.match_variant({name: array for name, array in arrays.items() if name != missing}, TINY)
+        assert found.whole is TINY and found.spec["name"] == "tiny_notop"
 
 
 def test_what_does_not_fit_is_said_of_the_variant():

@@ -145,6 +145,9 @@ def variant(spec: Spec, classes: int | None = None, channels: int | None = None)
     Raises `Error` if the network has no classifier, or its layers do not fit together any more.
     """
     before = spec
+    for name, count in (("classes", classes), ("channels", channels)):
+        if count is not None and not whole(1).accepts(count):
+            raise Error(f"{name} is {count!r}, expected {whole(1).words}")
     if classes and classifier(spec)["out"] != classes:
         place = spec["layers"].index(classifier(spec))
         layers = [

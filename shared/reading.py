@@ -236,7 +236,8 @@ def network(
         fitted = fit_weights(source, spec)
         if head and classes is None and fitted.spec is not fitted.whole:
             raise Error(f"{source}: has no classifier, which {spec['name']} needs; pass classes, or head=False")
-        classes, channels = classes or networks.outputs(fitted.whole), channels or fitted.whole["input"][0]
+        classes = networks.outputs(fitted.whole) if classes is None else classes
+        channels = fitted.whole["input"][0] if channels is None else channels
     spec = networks.variant(spec, classes if head else None, channels)
     if not head:
         spec = networks.headless(spec)
