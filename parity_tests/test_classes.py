@@ -105,6 +105,9 @@ def test_a_variant():
     grey = networks.variant(shared.load("resnet50"), channels=1)["preprocessing"]
     assert (grey["mean"], grey["std"], grey["crop"]) == ([0.449], [0.226], 224)
     assert networks.variant(named, 5, 3) is named
+    for options in ({"classes": 0}, {"channels": -1}, {"classes": "37"}):
+        with pytest.raises(shared.Error, match="(classes|channels) is .*, expected a whole number of at least 1"):
+            networks.variant(named, **options)
 
 
 @pytest.mark.parametrize("place", ALL)
@@ -114,8 +117,8 @@ def test_a_variant_is_seen_in_its_arrays(place):
     for classes, channels in (*both, (None, 2), (37, None)):
         variant = networks.variant(spec, classes, channels)
         rows = shapes.layers(variant)
-        assert variant["input"][0] == (channels or 3) and renaming.outputs(variant) == (classes or renaming.outputs(spec))
-        assert rows[-1].shape[0] == renaming.outputs(variant)
+        assert variant["input"][0] == (channels or 3) and networks.outputs(variant) == (classes or networks.outputs(spec))
+        assert rows[-1].shape[0] == networks.outputs(variant)
         found = renaming.match_variant(blank(variant), spec)
         assert found.whole == found.spec == variant
     same = renaming.match_variant(blank(spec), spec)
@@ -124,14 +127,16 @@ def test_a_variant_is_seen_in_its_arrays(place):
 
 def test_a_variant_of_every_network_is_seen_in_its_arrays():
     for name in shared.names():
-        if name == "preact_resnet1001":  # as the other two, but long
+        if name.startswith(("resnet110_", "preact_resnet1")):  # as shorter ones
             continue
         spec = shared.load(name)
         variant = networks.variant(spec, 37, 4 - spec["input"][0])
         assert renaming.match_variant(blank(variant), spec).whole == variant, name
 
 
-def test_it_is_seen_among_all_networks():
+def test_it_is_seen_among_networks(monkeypatch):
+    some = ["drn_a_18", "googlenet", "lenet", "resnet18", "resnet18_cifar100", "resnet18_gray", "resnet20", "vgg11"]
+    monkeypatch.setattr(networks, "names", lambda: some)
     arrays = {f"module.{n}": a for n, a in blank(networks.variant(shared.load("resnet18"), 37, 1)).items()}
     assert [spec["name"] for spec in renaming.guess_networks(arrays)] == ["drn_a_18", "resnet18"]
     # One that fits as it is comes before any variant.
@@ -145,14 +150,15 @@ def test_it_is_seen_under_a_prefix_and_with_another_head(head):
     assert renaming.match_variant(arrays, TINY).spec == variant
 
 
-def test_a_head_of_several_layers_is_no_classifier():
-    arrays = {n: a for n, a in blank(TINY).items() if not n.startswith("fc.")}
-    for outer, inner, features in (("fc.0", 8, 8), ("fc.2", 6, 8)):
-        arrays |= {f"{outer}.weight": np.zeros((inner, features)), f"{outer}.bias": np.zeros(inner)}
-    found = renaming.match_variant(arrays, TINY)
-    assert found.whole is TINY and found.spec["name"] == "tiny_notop"
-    del arrays["fc.2.weight"]
-    assert renaming.match_variant(arrays, TINY).spec["name"] == "tiny_notop"
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("head", ["fc", "projection_head"])
+def test_a_head_of_several_layers_is_no_classifier(head, prefix):
+    arrays = {prefix + n: a for n, a in blank(TINY).items() if not n.startswith("fc.")}
+    for layer, out in ((f"{head}.0", 8), (f"{head}.2", 6)):
+        arrays |= {f"{layer}.weight": np.zeros((out, 8)), f"{layer}.bias": np.zeros(out)}
+    for missing in ("", f"{head}.2.bias"):
+        found = renaming.match_variant({name: array for name, array in arrays.items() if name != missing}, TINY)
+        assert found.whole is TINY and found.spec["name"] == "tiny_notop"
 
 
 def test_what_does_not_fit_is_said_of_the_variant():
@@ -455,7 +461,7 @@ def test_a_copied_spec_says_what_to_delete():
     with pytest.raises(shared.Error, match=words):
         shared.load(copied)
     del copied["classes"]
-    assert renaming.outputs(shared.load(copied)) == 37
+    assert networks.outputs(shared.load(copied)) == 37
 
 
 @pytest.mark.parametrize(

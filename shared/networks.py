@@ -145,6 +145,9 @@ def variant(spec: Spec, classes: int | None = None, channels: int | None = None)
     Raises `Error` if the network has no classifier, or its layers do not fit together any more.
     """
     before = spec
+    for name, count in (("classes", classes), ("channels", channels)):
+        if count is not None and not whole(1).accepts(count):
+            raise Error(f"{name} is {count!r}, expected {whole(1).words}")
     if classes and classifier(spec)["out"] != classes:
         place = spec["layers"].index(classifier(spec))
         layers = [
@@ -155,6 +158,14 @@ def variant(spec: Spec, classes: int | None = None, channels: int | None = None)
     if channels and spec["input"][0] != channels:
         spec = _with_channels(spec, channels) | _called(spec, f"{channels} channel{'s' * (channels > 1)}")
     return spec if spec is before else load(_without(spec, "parameters"))
+
+
+def outputs(spec: Spec) -> int | None:
+    """The number of classes, the outputs of the classifier, or None if the network has none."""
+    try:
+        return int(classifier(spec)["out"])
+    except Error:
+        return None
 
 
 def _without(spec: Spec, key: str) -> Spec:

@@ -114,8 +114,8 @@ def check_unread(read: Read, spec: Spec) -> list[str]:
 
 def check_numbers(found: Match, classes: int | None = None, channels: int | None = None) -> None:
     """Raise `Error` if a file has other numbers of classes or channels than the user says."""
-    if found.spec is found.whole and classes not in (None, renaming.outputs(found.whole)):
-        raise Error(f"has {renaming.outputs(found.whole)} classes, but --classes is {classes}")
+    if found.spec is found.whole and classes not in (None, networks.outputs(found.whole)):
+        raise Error(f"has {networks.outputs(found.whole)} classes, but --classes is {classes}")
     own = found.whole["input"][0]
     if channels not in (None, own):
         raise Error(f"takes images of {own} channel{'s' * (own > 1)}, but --channels is {channels}")
@@ -205,9 +205,9 @@ def _recoloured(kernel: np.ndarray, shape: shapes.Shape, before: int, after: int
 def grey_kernel(kernel: np.ndarray) -> np.ndarray:
     """A kernel (out, 3 n, …) for colour images, summed over the colours: (out, n, …).
 
-    On an array with one channel it gives what the kernel for colour gives on that channel three times. Of a grey picture that
-    is the case where "preprocessing" has one mean and one deviation for all three; with ImageNet's, which are within 6 % of
-    their average, it is nearly so.
+    On an array with one channel it gives what the kernel for colour gives on that channel three times. So a grey picture gives
+    what it gives shown as RGB if "preprocessing" has the same mean and deviation for all three channels; with ImageNet's
+    means, which are up to 10 % from their average, it is near that.
     """
     three = kernel.reshape(len(kernel), 3, -1, *kernel.shape[2:])
     return three.sum(1, dtype=np.float64).astype(kernel.dtype)
@@ -236,7 +236,8 @@ def network(
         fitted = fit_weights(source, spec)
         if head and classes is None and fitted.spec is not fitted.whole:
             raise Error(f"{source}: has no classifier, which {spec['name']} needs; pass classes, or head=False")
-        classes, channels = classes or renaming.outputs(fitted.whole), channels or fitted.whole["input"][0]
+        classes = networks.outputs(fitted.whole) if classes is None else classes
+        channels = fitted.whole["input"][0] if channels is None else channels
     spec = networks.variant(spec, classes if head else None, channels)
     if not head:
         spec = networks.headless(spec)

@@ -266,7 +266,7 @@ def following(spec: Spec, recipe: Recipe, start: Spec, labels: int, channels: in
     A number is taken over if the recipe does not give it and the data set has it: so many labels, such images.
     """
     given = {"classes": class_count(recipe), "channels": recipe.get("channels")}
-    own, theirs = ({"classes": classifier(each)["out"], "channels": each["input"][0]} for each in (spec, start))
+    own, theirs = ({"classes": networks.outputs(each), "channels": each["input"][0]} for each in (spec, start))
     data = {"classes": labels, "channels": channels}
     taken = {key: count for key, count in theirs.items() if given[key] is None and own[key] != count == data[key]}
     return network(recipe | {"network": networks.variant(spec, **taken)}) if taken else spec

@@ -409,9 +409,21 @@ def _classes_in(
         heads = [own] if len(own) == len(wanted) and all(fits(names.shapes[n], wanted[ours]) for n, ours in own.items()) else []
     else:
         body = {name for ours, name in placed.items() if ours in expected}
-        heads = _heads(names, prefix, layer, wanted, [name for name in names.sources if name not in body], fits)
+        others = [name for name in names.sources if name not in body]
+        heads = _heads(names, prefix, layer, wanted, others, fits)
+        if any(_is_one_of_several(names, head, others) for head in heads):
+            return None
     outputs = {names.shapes[name][0] for head in heads for name in head}
     return outputs.pop() if len(heads) == 1 and len(outputs) == 1 else None
+
+
+def _is_one_of_several(names: Names, head: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether a layer is a member of a Sequential with others that have weights: a head of several layers."""
+    layer = names.sources[next(iter(head))].layer
+    parent = re.sub(r"[^./]*$", "", layer)
+    return bool(parent) and any(
+        names.sources[name].layer.startswith(parent) and names.sources[name].layer != layer for name in others
+    )
 
 
 def _channels_in(names: Names, spec: Spec, expected: Mapping[str, shapes.Shape], placed: Mapping[str, str]) -> int | None:
@@ -435,17 +447,12 @@ def needed(arrays: State, others: Iterable[str], spec: Spec) -> list[str]:
 
 def variant_note(spec: Spec, found: Spec) -> list[str]:
     """A note that a file is of a variant of a network, if it is."""
-    counts = ((outputs(found), outputs(spec), "class", "es"), (found["input"][0], spec["input"][0], "channel", "s"))
+    counts = (
+        (networks.outputs(found), networks.outputs(spec), "class", "es"),
+        (found["input"][0], spec["input"][0], "channel", "s"),
+    )
     numbers = [f"{count} {word}{ending * (count != 1)}" for count, before, word, ending in counts if count != before]
     return [f"The file has {' and '.join(numbers)}: this is {found['name']}."] if numbers else []
-
-
-def outputs(spec: Spec) -> int | None:
-    """The number of classes: of the outputs of the classifier, if there is one."""
-    try:
-        return int(classifier(spec)["out"])
-    except Error:
-        return None
 
 
 def guess_networks(arrays: State) -> list[Spec]:
