@@ -6,8 +6,8 @@ project's. Layouts are Keras's.
 
 import io
 import json
+import math
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from . import networks
-from .checks import Error
+from . import limits, networks
+from .checks import Error, check_unpacked
 from .formats import KERAS as KERAS_ZIP
-from .formats import kind_of
+from .formats import kind_of, open_zip
 from .spec import Spec
 from .weights import State, normalised
 
@@ -38,7 +38,9 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
     content: Any = path
     try:
         if kind_of(path) == KERAS_ZIP:
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(path) as archive:
+                if archive.getinfo("config.json").file_size > limits.JSON:
+                    raise Error(f"its config.json has more than {limits.JSON:,} bytes")
                 model = json.loads(archive.read("config.json"))
                 content = io.BytesIO(archive.read("model.weights.h5"))
             if model.get("registered_name") == "resnet_twins>Network":
@@ -55,11 +57,11 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
 
 
 def _read_arrays(file: Any) -> State:
-    """{layer/word: array} of all layers in an HDF5 file."""
+    """{layer/word: array} of all layers in an HDF5 file. Raises `Error` if they are larger than it can hold."""
     datasets: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     file.visititems(lambda path, node: (groups if isinstance(node, h5py.Group) else datasets).update({path: node}))
-    arrays: State = {}
+    named: dict[str, Any] = {}
     for path, node in groups.items():
         if path.endswith("/vars"):
             numbers = sorted(int(name) for name in node if f"{path}/{name}" in datasets)
@@ -67,13 +69,19 @@ def _read_arrays(file: Any) -> State:
             if members:
                 layer, words = _layer(path.removesuffix("/vars"), groups)
                 names = words.get(len(members), tuple(map(str, range(len(members)))))
-                arrays |= {f"{layer}/{word}": _array(dataset) for word, dataset in zip(names, members, strict=True)}
+                named |= {f"{layer}/{word}": dataset for word, dataset in zip(names, members, strict=True)}
         elif any(key.startswith("weight_names") for key in node.attrs):
             older = {name: datasets[f"{path}/{name}"] for name in _text_attribute(node, "weight_names")}
             layer = path.removeprefix("model_weights/")
             if layer != "optimizer_weights":
-                arrays |= {name: _array(dataset) for name, dataset in _older_names(layer, older).items()}
-    return arrays
+                named |= _older_names(layer, older)
+    check_unpacked(file.id.get_filesize(), sum(map(_declared, named.values())))
+    return {name: _array(dataset) for name, dataset in named.items()}
+
+
+def _declared(dataset: Any) -> int:
+    """The bytes that reading a dataset takes: its own, or those of a chunk that is larger."""
+    return int(max(dataset.size or 0, math.prod(dataset.chunks or ())) * dataset.dtype.itemsize)
 
 
 def _older_names(layer: str, members: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +134,8 @@ def _text_attribute(group: Any, key: str) -> list[str]:
 def _array(dataset: Any) -> np.ndarray:
     if dataset.external or dataset.is_virtual:
         raise Error(f"{dataset.name.removeprefix('/')} is a reference to another file, which is not followed")
+    if dataset.dtype.kind == "O":  # texts and references, of any length
+        raise Error(f"{dataset.name.removeprefix('/')} holds objects, expected floating-point numbers")
     array = np.asarray(dataset[()])
     if dataset.attrs.get("dtype") == "bfloat16":  # Keras's mark: HDF5 has no bfloat16 and stores untyped pairs of bytes
         return array.view(ml_dtypes.bfloat16).astype(np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import shapes
-from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
+from .checks import NUMBERS, POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
 from .files import read_json
 from .spec import CLASSES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
@@ -17,11 +17,11 @@ PREPROCESSING = {
     "crop": whole(1),  # the side of the square in the centre, in pixels
     "channels": one_of("RGB", "BGR", "L"),
     "scale": POSITIVE,
-    "mean": Value(are_numbers, "a list of numbers, one per channel", {"type": "array", "items": {"type": "number"}}),
+    "mean": Value(are_numbers, "a list of numbers, one per channel", NUMBERS),
     "std": Value(
         lambda v: are_numbers(v) and all(n > 0 for n in v),
         "a list of numbers above 0, one per channel",
-        {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "array", "items": POSITIVE.schema},
     ),
 }
 

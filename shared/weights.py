@@ -38,8 +38,9 @@ def initial(network: str | Path | Spec, seed: int = 0) -> State:
     of its own, from the seed and its name, so that a change to one layer does not change the others.
     Raises `Error` as `shared.load`.
     """
-    leaves = shapes.leaves(shapes.layers(networks.load(network)))
-    origins = {name: (leaf, shape) for leaf in leaves for name, shape in leaf.weights.items()}
+    rows = shapes.layers(networks.load(network))
+    shapes.check_fits_memory(rows)
+    origins = {name: (leaf, shape) for leaf in shapes.leaves(rows) for name, shape in leaf.weights.items()}
     with ThreadPoolExecutor() as pool:  # NumPy draws without holding Python's lock
         return dict(zip(origins, pool.map(lambda name: _drawn(name, *origins[name], seed), origins), strict=True))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 import shared
-from shared import fold, networks
+from shared import fold, networks, shapes
 from shared.spec import Spec
 from shared.weights import initial
 
@@ -44,6 +44,7 @@ class Network(layers.Model):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.name, self.spec = spec["name"], spec
+        shapes.check_fits_memory(shapes.layers(spec))
         groups: dict[str, list[tuple[str, nn.Module]]] = {}
         for name, kind, sizes, options in shared.unroll(spec):
             groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))
