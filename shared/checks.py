@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 import re
 import sys
 import unicodedata

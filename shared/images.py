@@ -4,6 +4,7 @@ Images are (height, width, channels); sizes are (height, width) except where Pil
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 from PIL import ExifTags, Image, ImageOps
 
-from .checks import Error
+from .checks import Error, check_unpacked
+from .files import check_readable
 from .spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
+MOST_PIXELS = 2 * 89_478_485  # in a picture: where Pillow refuses, unless the program says otherwise
+DRAWINGS = ("EPS", "WMF")  # formats that Pillow runs another program for
 
 Images = np.ndarray | Sequence[np.ndarray]  # (count, height, width, channels), or a list of images of different sizes
 
@@ -69,6 +73,9 @@ def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[s
     """One image in Pillow's `mode`, resized and cropped."""
     image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
     resized, window = _frame(image.size, size, options)
+    if math.prod(resized) > max(MOST_PIXELS, math.prod(image.size)):
+        width, height = image.size
+        raise Error(f"an image of {width}x{height} becomes one of {resized[0]}x{resized[1]} pixels, which is too large")
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if window != (0, 0, *resized):
@@ -129,10 +136,15 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    size = check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data
+            if file.format in DRAWINGS:
+                raise ValueError(f"a drawing ({file.format})")
+            # A palette or a bit a pixel become as many bytes as there are channels.
+            check_unpacked(size, file.width * file.height * max(3, len(file.getbands())))
             yield file
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+    except Exception as error:  # what Pillow raises for damaged files has no common class
         raise Error(f"{path}: not an image that Pillow can read: {error}") from None

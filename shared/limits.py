@@ -8,6 +8,7 @@ from pathlib import Path
 WHOLE = 2**31 - 1  # a whole number in a spec, a recipe or an option
 LAYERS = 10_000  # layers and blocks of a chain, `repeat` unrolled; Xiao et al. 2018 (arXiv:1806.05393) trained so many
 NUMBERS = 2**40  # parameters of a network, and numbers in a map, the padding around it included
+DEVICES = 1024  # of a run in one process
 PAD = 1024  # pixels that augmentation adds on a side
 WORD = 100  # characters of a name
 VISITS = 100_000  # modules in a pickled network

@@ -264,7 +264,7 @@ def _check_program(file: Any) -> int:
 
     Raises `Error` for one that would end the process or take all memory: Python's reader makes a list as long as the largest
     number of an object, and the hash of a tuple, as a key of a dictionary, follows the tuples in it without counting.
-    What it needs is read off the program: for every object on the stack, how many members a tuple has with those of the tuples in it.
+    What it needs is read off the program: of every tuple on the stack, how many members it has with those of the tuples in it.
     """
     start, work = file.tell(), 0
     stack: list[int | None] = []  # None is a mark
@@ -272,7 +272,7 @@ def _check_program(file: Any) -> int:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name, before = opcode.name, opcode.stack_before
         if name in _PUTS:
-            number = len(memo) if name == "MEMOIZE" else argument
+            number = len(memo) if name == "MEMOIZE" else int(argument or 0)
             if number > count:
                 raise Error(f"the pickle numbers an object {number:,}, of {count:,} at most")
             memo[number] = stack[-1] or 0

@@ -51,8 +51,6 @@ def read_weights(path: str | Path, naming: Naming = AS_THEY_ARE) -> Read:
     Raises `Error` for a file that is missing, truncated or of another kind, and for names that do not fit it. Code in files is
     never run.
     """
-    if not Path(path).is_file():
-        raise Error(f"{path}: there is no such file")
     arrays, spec, notes = _read(Path(path), naming.key)
     user_map, uncertain = mapping.read_map(naming.map) if naming.map else ({}, 0)
     try:

@@ -115,7 +115,8 @@ def read_image(path: Path, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     picture = images.read_picture(path)
     batch = images.preprocess([picture], spec)
     try:
-        shapes.layers(spec, batch.shape[2:])  # without a crop an image may be too small
+        # Without a crop an image may be too small, or too large.
+        shapes.check_fits_memory(shapes.layers(spec, batch.shape[2:]), batch.shape[2:])
     except Error as error:
         raise Error(f"{path}: {error}") from None
     return picture, batch

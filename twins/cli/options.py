@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shared import limits
 from shared.checks import Error
 
 from ..backends import Backend
@@ -22,7 +23,7 @@ WeightsKey = Annotated[
         metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, as ema."
     ),
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
+Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")]

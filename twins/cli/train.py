@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shared import recipes
+from shared import limits, recipes
 from shared.checks import Error
 
 from .. import backends
@@ -36,13 +35,16 @@ def train(
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run of either backend: its folder.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Total number of epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun.")
+        int | None,
+        typer.Option(
+            min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+        ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
 ) -> None:
@@ -147,7 +149,7 @@ def _watch(
     """Show a run with a bar and a line an epoch, which are added to `history`; returns the last `Progress`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    screen = Console(stderr=True, highlight=False, markup=False)
+    screen = output.Screen(stderr=True)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[measures]}"), TimeRemainingColumn())
     shown = screen.is_terminal and not quiet
     bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
