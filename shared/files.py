@@ -36,14 +36,14 @@ def check_readable(path: str | Path, called: str | Path | None = None, most: int
     return status.st_size
 
 
-def read_json(path: str | Path, called: str | Path | None = None) -> Any:
+def read_json(path: str | Path, called: str | Path | None = None, most: int = limits.JSON) -> Any:
     """The content of a JSON file.
 
-    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read, is larger than `limits.JSON`, an
+    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read, has more than `most` bytes, an
     object has a key twice, or a string is not Unicode.
     """
     called = called or path
-    check_readable(path, called, limits.JSON)
+    check_readable(path, called, most)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
         json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair

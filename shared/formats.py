@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .checks import Error, check_unpacked
 from .files import check_readable
 
@@ -40,7 +41,7 @@ def kind_of(path: str | Path) -> str:
                 return SAFETENSORS
             if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
                 file.seek(0)
-                return _kind_of_json(path, file.read(2**26))
+                return _kind_of_json(path, file.read(limits.JSON))
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror}") from None
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):  # a pickle; legacy files begin with one

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import shapes
+from . import limits, shapes
 from .checks import NUMBERS, POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
 from .files import read_json
 from .spec import CLASSES, SPECS, Layer, Spec, check_layers, classifier, unroll
@@ -64,7 +64,7 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
                 raise Error(f"{network}: the path of a spec ends in .json, and `twins list` lists the names of networks")
             near = nearest(network, names())
             raise Error(f"no network is called {str(network)!r}{f'{near} `twins' if near else '; `twins'} list` lists them all")
-    return read_json(path, network), str(network)
+    return read_json(path, network, limits.SPEC), str(network)
 
 
 def _check_spec(spec: Any) -> None:

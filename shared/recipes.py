@@ -135,7 +135,7 @@ def _read_recipe(recipe: str | Path | dict[str, Any]) -> tuple[Any, str]:
             near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
             raise Error(f"no recipe is called {origin!r}{near}")
         origin = f"recipe {origin!r}"
-    return read_json(path, recipe), origin
+    return read_json(path, recipe, limits.SPEC), origin
 
 
 def _float(value: Any) -> float | list[float]:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.checks import Error
+from shared import limits
+from shared.checks import Error, is_number
 from shared.coexist import silence
+from shared.files import check_readable
 
 Row = dict[str, Any]  # a line of the log: an epoch
 
@@ -17,15 +19,14 @@ def read_log(run: str | Path) -> list[Row]:
     path = Path(run)
     if path.is_dir():
         path = path / "log.jsonl"
+    check_readable(path, most=limits.JSON)
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for row in rows:
             numbers = [row[key] for key in ("epoch", "loss", "test_loss", "test_accuracy")]
-            if not all(type(number) in (int, float) for number in numbers) or type(row["framework"]) is not str:
+            if not all(map(is_number, numbers)) or type(row["framework"]) is not str:
                 raise ValueError(f"epoch {row['epoch']} has a value of another kind")
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Error(f"{path}: not the log of a run: {error}") from None
     if not rows:
         raise Error(f"{path}: the log of a run whose first epoch is not complete")
