@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from ..runs import Start
     from ..training import Progress
 
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+    ),
+]
+
 
 def train(
     recipe: Annotated[
@@ -40,12 +47,7 @@ def train(
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
-        ),
-    ] = None,
+    devices: Devices = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
 ) -> None:
     """Train a network by a recipe, in PyTorch or in Keras, or continue a run in either.
