@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from .checks import Error, check_unpacked
 from .files import check_readable
@@ -130,6 +130,8 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `read_picture`."""
     with _opened(path) as file:
         width, height = file.size
+        if isinstance(file, TiffImagePlugin.TiffImageFile):  # which has turned them already, depending on Pillow's version
+            width, height = (int(file.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
         on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
