@@ -30,6 +30,10 @@ class Screen(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's; the width of a table's column is that of the text as it is printed."""
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         """End with the status that a shell has for it."""
         try:
