@@ -117,13 +117,14 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def check_unpacked(packed: int, unpacked: int) -> None:
-    """Raise `Error` if a file of `packed` bytes says that it holds so many that it must be made to exhaust memory, or would.
+    """Raise `Error` if `packed` bytes say that they hold so many that they must be made to exhaust memory, or would.
 
     Weights and pictures do not become `limits.RATIO` times smaller by compression, and what is small is unpacked in any case.
     """
     if unpacked > limits.UNPACKED and unpacked > limits.RATIO * packed:
         raise Error(
-            f"says that it holds {gigabytes(unpacked)}, more than {limits.RATIO} times its own size, so it is not unpacked"
+            f"says that it holds {gigabytes(unpacked)}, more than {limits.RATIO} times its size, so it is not unpacked; "
+            "if that is right, save it without compression"
         )
     check_memory(unpacked, "its contents")
 

@@ -92,5 +92,8 @@ def open_zip(file: Any) -> zipfile.ZipFile:
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
         raise Error("a zip file that is not compressed by deflate")
     assert archive.fp is not None
-    check_unpacked(archive.fp.seek(0, 2), sum(member.file_size for member in members))
+    size = archive.fp.seek(0, 2)
+    for member in members:
+        check_unpacked(min(member.compress_size, size), member.file_size)
+    check_unpacked(size, sum(member.file_size for member in members))
     return archive

@@ -78,7 +78,9 @@ def _read_arrays(file: Any) -> State:
     size, declared = file.id.get_filesize(), 0
     for name, path in named.items():  # one is open at a time: HDF5 slows down as they become many
         dataset = file[path]
-        declared += _declared(dataset)
+        own = _declared(dataset)
+        check_unpacked(dataset.id.get_storage_size(), own)
+        declared += own
         check_unpacked(size, declared)
         arrays[name] = _array(dataset)
     return arrays
