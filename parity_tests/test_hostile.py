@@ -475,7 +475,7 @@ def test_the_longest_chain_is_read_and_shown_in_a_second():
     assert time.process_time() - started < 2
 
 
-@pytest.mark.parametrize("name", ["features.٣", "features.00", "features." + "9" * 5000, "größe", "a" * 101, "conv\n", "a.1.2"])
+@pytest.mark.parametrize("name", ["features.٣", "features.00", "features." + "9" * 5000, "a" * 101, "conv\n", "a.1.2"])
 def test_names_of_layers(name):
     with pytest.raises(shared.Error, match="a name is a word of at most 100 letters"):
         shared.load({"name": "x", "input": [1, 1, 1], "layers": [{"name": name, "type": "relu"}]})

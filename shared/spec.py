@@ -27,7 +27,7 @@ from .checks import (
 
 SPECS, CLASSES = (Path(__file__).parent / name for name in ("specs", "classes"))
 
-LAYER_NAME = r"([A-Za-z][A-Za-z0-9_]*)(?:\.(0|[1-9][0-9]*))?"
+LAYER_NAME = r"([A-Za-z]\w*)(?:\.(0|[1-9][0-9]*))?"
 
 Spec = dict[str, Any]  # a checked spec
 
