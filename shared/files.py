@@ -54,8 +54,8 @@ def read_json(path: str | Path, called: str | Path | None = None, most: int = li
         raise Error(f"{called}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise Error(f"{called}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise Error(f"{called}: not JSON that can be read: nested too deeply") from None
+    except RecursionError as error:
+        raise Error(f"{called}: nested too deeply: {error}") from None
     except ValueError as error:  # a number too long, or a duplicate key
         raise Error(f"{called}: {error}") from None
 

@@ -28,10 +28,11 @@ def class_number(name: str, spec: Spec) -> int:
     Raises `Error` if the network has no such class, or several of that name.
     """
     count, names = shapes.layers(spec)[-1].shape[0], networks.class_names(spec) or []
-    if str(name).isdecimal():
-        if len(name) < 20 and int(name) < count:
-            return int(name)
-        raise Error(f"class {name[:60]}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
+    number = str(name)
+    if number.isdecimal():
+        if len(number) < 20 and int(number) < count:
+            return int(number)
+        raise Error(f"class {number[:60]}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
     known: dict[str, list[int]] = {}
     for number, label in enumerate(names):
         for word in {*label.split(", "), label}:
