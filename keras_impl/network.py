@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 
 import shared
-from shared import fold, networks, reading
+from shared import fold, networks, reading, shapes
 from shared.spec import Spec
 
 from . import blocks, inception, layers, preactivation
@@ -43,6 +43,7 @@ class Network(layers.Model):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.name, self.spec = spec["name"], spec
+        shapes.check_fits_memory(shapes.layers(spec))
         groups: dict[str, list[tuple[str, keras.Layer]]] = {}
         for name, kind, sizes, options in shared.unroll(spec):
             groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import images
+from . import images, limits
 from .checks import Error, first_few
+from .files import check_readable
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -227,14 +228,13 @@ def _read_csv(path: Path) -> Folder:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
+    check_readable(path, most=limits.JSON)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             rows = list(reader) if {"file", "label"} <= {*header} else []
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Error(f"{path}: cannot be read: {error}") from None
     if not rows:

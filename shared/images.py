@@ -4,6 +4,7 @@ Images are (height, width, channels); sizes are (height, width) except where Pil
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from .checks import Error
+from .checks import Error, check_unpacked
+from .files import check_readable
 from .spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
+MOST_PIXELS = 2 * 89_478_485  # in a picture: where Pillow refuses, unless the program says otherwise
+DRAWINGS = ("EPS", "WMF")  # formats that Pillow runs another program for
 
 Picture = np.ndarray | Image.Image  # (height, width, 1 or 3), or as Pillow has it
 Images = np.ndarray | Iterable[Picture]  # (count, height, width, channels), or images of different sizes
@@ -79,6 +83,9 @@ def _resized(picture: Picture, mode: str, size: Sequence[int], options: dict[str
     """One image in Pillow's `mode`, resized and cropped."""
     image = _picture(picture, mode)
     resized, window = _frame(image.size, size, options)
+    if math.prod(resized) > max(MOST_PIXELS, math.prod(image.size)):
+        width, height = image.size
+        raise Error(f"an image of {width}x{height} becomes one of {resized[0]}x{resized[1]} pixels, which is too large")
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if window != (0, 0, *resized):
@@ -147,16 +154,23 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `read_picture`."""
     with _opened(path) as file:
         width, height = file.size
+        if isinstance(file, TiffImagePlugin.TiffImageFile):  # which has turned them already, depending on Pillow's version
+            width, height = (int(file.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
         on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    size = check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data
+            if file.format in DRAWINGS:
+                raise ValueError(f"a drawing ({file.format})")
+            # A palette or a bit a pixel become as many bytes as there are channels.
+            check_unpacked(size, file.width * file.height * max(3, len(file.getbands())))
             yield file
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+    except Exception as error:  # what Pillow raises for damaged files has no common class
         raise Error(f"{path}: not an image that Pillow can read: {error}") from None

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from . import shapes
-from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
-from .files import read_json
+from . import limits, shapes
+from .checks import NUMBERS, POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
+from .files import check_readable, read_json
 from .spec import CLASSES, LISTS, SPEC_VALUES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
@@ -17,11 +17,11 @@ PREPROCESSING = {
     "crop": whole(1),  # the side of the square in the centre, in pixels
     "channels": one_of("RGB", "BGR", "L"),
     "scale": POSITIVE,
-    "mean": Value(are_numbers, "a list of numbers, one per channel", {"type": "array", "items": {"type": "number"}}),
+    "mean": Value(are_numbers, "a list of numbers, one per channel", NUMBERS),
     "std": Value(
         lambda v: are_numbers(v) and all(n > 0 for n in v),
         "a list of numbers above 0, one per channel",
-        {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "array", "items": POSITIVE.schema},
     ),
 }
 
@@ -64,7 +64,7 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
                 raise Error(f"{network}: the path of a spec ends in .json, and `twins list` lists the names of networks")
             near = nearest(network, names())
             raise Error(f"no network is called {str(network)!r}{f'{near} `twins' if near else '; `twins'} list` lists them all")
-    spec = read_json(path, network)
+    spec = read_json(path, network, limits.SPEC)
     if isinstance(spec, dict) and isinstance(spec.get("classes"), str) and spec["classes"] not in LISTS:
         try:
             spec["classes"] = _read_names(path.parent / spec["classes"])
@@ -75,12 +75,13 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
 
 def _read_names(path: Path) -> list[str]:
     """The class names in a text file, one a line. Raises `Error`, the end of a message, for one that is missing or not so."""
-    if not path.is_file():
+    if not path.exists():
         known = nearest(path.name, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
         raise Error(f", but there is no file {path}{known}")
     try:
+        check_readable(path, most=limits.SPEC)
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (Error, OSError, UnicodeDecodeError) as error:
         raise Error(f", which cannot be read: {error}") from None
     if "" in lines or not lines:
         number = lines.index("") + 1 if lines else 1

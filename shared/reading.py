@@ -68,8 +68,6 @@ def read_weights(source: str | Path, naming: Naming = AS_THEY_ARE, spec: Spec | 
         except Error as error:
             raise Error(f"{error}. Delete the file to have it fetched again") from None
     path = Path(source)
-    if not path.is_file():
-        raise Error(f"{path}: there is no such file")
     unread: dict[str, str] = {}
     arrays, own_spec, notes = _read(path, naming.key, unread)
     user_map, uncertain = mapping.read_map(naming.map) if naming.map else ({}, 0)

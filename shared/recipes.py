@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import networks, shapes
+from . import limits, networks, shapes
 from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, nearest, one_of, whole
 from .files import read_json
 from .spec import LISTS, Spec, classifier, unroll
@@ -55,11 +55,11 @@ def _are_groups(value: Any) -> bool:
     if type(value) is not list or len(value) < 2 or not all(type(group) is list and group for group in value):
         return False
     labels = [label for group in value for label in group]
-    return all(type(label) is int and label >= 0 for label in labels) and len({*labels}) == len(labels)
+    return all(map(whole(0).accepts, labels)) and len({*labels}) == len(labels)
 
 
 _TEXT = Value(lambda v: type(v) is str and v, "a string", {"type": "string", "minLength": 1})
-_LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_LABELS = {"type": "array", "minItems": 1, "items": whole(0).schema}
 
 _SHARE = Value(
     lambda v: FRACTION.accepts(v) and v > 0,
@@ -77,7 +77,8 @@ VALUES = {
     "name": NAME,
     **dict.fromkeys(("title", "source", "data", "init", "weights_key"), _TEXT),
     **dict.fromkeys(("batch", "epochs", "steps", "every", "channels"), whole(1)),
-    **dict.fromkeys(("seed", "pad", "warmup"), whole(0)),
+    **dict.fromkeys(("seed", "warmup"), whole(0)),
+    "pad": whole(0, limits.PAD),
     **dict.fromkeys(("flip", "nesterov"), BOOLEAN),
     **dict.fromkeys(("learning_rate", "eps"), POSITIVE),
     "preprocessing": Value(lambda v: type(v) is dict, "an object", {"$ref": "#/$defs/preprocessing"}),
@@ -93,7 +94,7 @@ VALUES = {
         "a number of at least 2, a list of names, or a list of labels for each class",
         {
             "anyOf": [
-                {"type": "integer", "minimum": 2},
+                whole(2).schema,
                 {"type": "array", "minItems": 2, "items": {"type": "string", "minLength": 1}},
                 {"type": "array", "minItems": 2, "items": _LABELS},
             ]
@@ -110,18 +111,18 @@ VALUES = {
     "weight_decay": Value(
         lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
         "a number of at least 0",
-        {"type": "number", "minimum": 0},
+        {"type": "number", "minimum": 0, "maximum": POSITIVE.schema["maximum"]},
     ),
     "betas": Value(
         lambda v: type(v) is list and len(v) == 2 and all(map(FRACTION.accepts, v)),
         "two numbers of at least 0, below 1",
         {"type": "array", "minItems": 2, "maxItems": 2, "items": FRACTION.schema},
     ),
-    "divide_by": Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", {"type": "number", "exclusiveMinimum": 1}),
+    "divide_by": Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", POSITIVE.schema | {"exclusiveMinimum": 1}),
     "milestones": Value(
         lambda v: type(v) is list and v and all(map(whole(1).accepts, v)) and v == sorted({*v}),
         "whole numbers of at least 1, each larger than the one before",
-        {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "integer", "minimum": 1}},
+        {"type": "array", "minItems": 1, "uniqueItems": True, "items": whole(1).schema},
     ),
 }
 
@@ -161,7 +162,7 @@ def _read_recipe(recipe: str | Path | dict[str, Any]) -> tuple[Any, str]:
             near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
             raise Error(f"no recipe is called {origin!r}{near}")
         origin = f"recipe {origin!r}"
-    return read_json(path, recipe), origin
+    return read_json(path, recipe, limits.SPEC), origin
 
 
 def _float(value: Any) -> float | list[float]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import dialects, keras_files, networks, shapes, weights
+from . import dialects, keras_files, limits, networks, shapes, weights
 from .checks import Error
 from .dialects import Source, application_names, source_of
 from .networks import headless
@@ -463,6 +463,8 @@ def guess_networks(arrays: State) -> list[Spec]:
     `vgg16_keras`, not `vgg16`.
     Raises `Error` if no network fits, with the nearest: that with most names and shapes in common.
     """
+    if len(arrays) > limits.ARRAYS:
+        raise Error(f"these are {len(arrays):,} arrays, far more than any network of the zoo has; pass --network ./mine.json")
     names, fits, misfits = Names(arrays), [], []
     whole = False
     for network in networks.names():

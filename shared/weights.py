@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from . import networks, shapes
-from .checks import Error, nearest
-from .files import atomic_path, read_json
+from .checks import Error, check_memory, nearest
+from .files import atomic_path, check_readable, read_json
+from .formats import SHARDS, kind_of
 from .spec import Spec
 
 State = dict[str, np.ndarray]
@@ -38,8 +39,9 @@ def initial(network: str | Path | Spec, seed: int = 0) -> State:
     of its own, from the seed and its name, so that a change to one layer does not change the others.
     Raises `Error` as `shared.load`.
     """
-    leaves = shapes.leaves(shapes.layers(networks.load(network)))
-    origins = {name: (leaf, shape) for leaf in leaves for name, shape in leaf.weights.items()}
+    rows = shapes.layers(networks.load(network))
+    shapes.check_fits_memory(rows)
+    origins = {name: (leaf, shape) for leaf in shapes.leaves(rows) for name, shape in leaf.weights.items()}
     with ThreadPoolExecutor() as pool:  # NumPy draws without holding Python's lock
         return dict(zip(origins, pool.map(lambda name: _drawn(name, *origins[name], seed), origins), strict=True))
 
@@ -143,19 +145,23 @@ def save_state(path: str | Path, state: State, about: Any = None) -> None:
 
 def read_about(path: str | Path) -> Any:
     """What `save_state` wrote about the state in a file, or None. Raises `Error` if that is no complete safetensors file."""
+    check_readable(path)
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
         return json.loads(metadata["twins"]) if "twins" in metadata else None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a complete safetensors file: {error}") from None
 
 
 def read_state(path: str | Path) -> State:
     """The state in a safetensors file, `normalised`. Raises `Error` if it is missing, truncated or another format."""
     path = Path(path)
-    if not path.is_file():
-        raise Error(f"{path}: there is no such file")
+    size = check_readable(path)
+    try:
+        check_memory(size, "its arrays")
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     try:
@@ -184,6 +190,8 @@ def read_shards(path: str | Path) -> list[Path]:
             raise Error(f"{path}: names {str(shard)!r}, which is not in its folder")
         if not shard.is_file():
             raise Error(f"{path}: its shard {shard.name} is missing")
+        if kind_of(shard) == SHARDS:
+            raise Error(f"{path}: its shard {shard.name} is an index of shards itself")
     return shards
 
 

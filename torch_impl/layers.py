@@ -189,11 +189,11 @@ def snapshot(x: Tensor) -> Tensor:
 
 def dtype_name(net: nn.Module) -> str:
     """The name of a network's precision, as "float32"."""
-    return str(next(net.parameters()).dtype).removeprefix("torch.")
+    return str(next(net.parameters(), torch.empty(0)).dtype).removeprefix("torch.")
 
 
 def for_inference(net: nn.Module, like: nn.Module) -> None:
     """Prepare a network for inference only, in place of the network `like`: on its device, with the channels last in memory."""
-    net.eval().requires_grad_(False).to(next(like.parameters()).device)
+    net.eval().requires_grad_(False).to(next(like.parameters(), torch.empty(0)).device)
     if dtype_name(net) != "float64":
         net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64

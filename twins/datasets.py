@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +11,9 @@ from filelock import FileLock
 
 from shared import folders
 from shared.checks import Error, nearest
+from shared.files import check_readable
 from shared.folders import Folder
+from shared.formats import open_zip
 
 from . import backends, scattered
 from .batches import Data, Images
@@ -137,14 +137,18 @@ def _digits() -> Data:
 
 
 def _read_npz(path: Path) -> Data:
+    check_readable(path)
     try:
+        open_zip(path).close()
         with np.load(path) as file:
             arrays = [file[key] for key in ARRAYS]
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise ValueError("a member of it is no array of NumPy's")
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
     except KeyError as error:
         raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(ARRAYS)}") from None
-    except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # what zipfile and NumPy raise for damaged files has no common class
         raise Error(f"{path}: not a complete .npz file: {error}") from None
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
@@ -154,7 +158,7 @@ def _read_npz(path: Path) -> Data:
             )
         if labels.dtype.kind not in "iu" or labels.size != len(images):
             raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
-        if not len(images) or labels.min() < 0 or labels.max() > 999_999:
+        if not images.size or labels.min() < 0 or labels.max() > 999_999:
             raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
     x_train, y_train, x_test, y_test = arrays
     return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))

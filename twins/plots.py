@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shared.checks import Error
+from shared.checks import Error, printable
 from shared.files import atomic_path, check_writable
 
 from .boxes import Box, Localisation, upsampled
@@ -53,7 +53,8 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
     from matplotlib.ticker import MaxNLocator
 
     with figure(path, 1, 2, (10, 4)) as (canvas, (losses, accuracies)):
-        for number, (label, rows) in enumerate(runs.items()):
+        for number, (name, rows) in enumerate(runs.items()):
+            label = printable(name)
             epochs = [row["epoch"] for row in rows]
             # Curves may coincide: the first of several is broad and pale, the others are drawn over it.
             broad = number == 0 and len(runs) > 1
@@ -69,7 +70,7 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
             axes.spines[["top", "right"]].set_visible(False)
             for text in axes.legend(frameon=False).get_texts():
                 text.set_parse_math(False)  # a dollar is a dollar
-        canvas.suptitle(title, parse_math=False)
+        canvas.suptitle(printable(title), parse_math=False)
 
 
 def draw_comparison(report: "compare.Report", path: str | Path) -> None:
@@ -101,9 +102,9 @@ def draw_panels(panels: Sequence[tuple[str, np.ndarray]], path: str | Path, titl
         for place, (above, pixels) in zip(axes[0], panels, strict=True):
             colours: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if pixels.ndim == 3 else {"cmap": "viridis"}
             place.imshow(pixels, interpolation="nearest", **colours)
-            place.set_title(above, fontsize="medium", parse_math=False)
+            place.set_title(printable(above), fontsize="medium", parse_math=False)
             place.set_axis_off()
-        canvas.suptitle(title, parse_math=False)
+        canvas.suptitle(printable(title), parse_math=False)
 
 
 def draw_heat_map(
@@ -189,6 +190,6 @@ def draw_sweep(sweep: Mapping[float, Mapping[str, float]], path: str | Path, tit
         for key, label in (("localisation_error", "localisation error"), ("mean_iou", "mean intersection over union")):
             axes.plot(list(sweep), [scores[key] for scores in sweep.values()], "o-", markersize=3, label=label)
         axes.set(xlabel="threshold, as a fraction of the peak", ylim=(0, 1))
-        axes.set_title(title, parse_math=False)
+        axes.set_title(printable(title), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -180,9 +180,10 @@ def read_image(path: Path, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     Raises `Error` for a file that is not an image, and for one of a shape that the network does not take.
     """
     picture = images.read_picture(path)
-    batch = images.preprocess([picture], spec)
     try:
-        shapes.layers(spec, batch.shape[2:])  # without a crop an image may be too small
+        batch = images.preprocess([picture], spec)
+        # Without a crop an image may be too small, or too large.
+        shapes.check_fits_memory(shapes.layers(spec, batch.shape[2:]), batch.shape[2:])
     except Error as error:
         raise Error(f"{path}: {error}") from None
     return picture, batch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from shared import networks, shapes
+from shared import limits, networks, shapes
 from shared.checks import Error
 
 from .. import backends
@@ -30,7 +30,7 @@ def compare(
     data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: options.Size = None,
     dtype: Annotated[options.Dtype, typer.Option(help="Precision of the networks.")] = options.Dtype.FLOAT64,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of training.")] = 20,
+    steps: Annotated[int, typer.Option(min=0, max=limits.WHOLE, help="Steps of training.")] = 20,
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: chosen so that the first step lowers the loss by at most 2 %.")
     ] = None,
@@ -49,7 +49,7 @@ def compare(
     spec = networks.variant(networks.load(network), classes, channels)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
-    shapes.layers(spec, (size, size) if size else None)  # raises unless the network takes images of that size
+    shapes.check_fits_memory(shapes.layers(spec, (size, size) if size else None))
     state = None
     if weights:
         spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)

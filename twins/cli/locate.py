@@ -1,6 +1,5 @@
 """`twins locate`."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -63,7 +62,7 @@ def locate(
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
             if not data:
-                print(json.dumps(output.finite(result)), flush=True)
+                output.show_json(result, indent=None)
             if out and picture is not None and localisation:
                 place = len(located)
                 plots.draw_heat_map(picture, localisation, files[place], threshold, entries[place].get("boxes", ()))

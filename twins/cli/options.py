@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from shared import limits
 from shared.checks import Error
 
 from ..backends import Backend
@@ -24,11 +25,17 @@ WeightsKey = Annotated[
         metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, as ema."
     ),
 ]
-Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes. Default: as the weights, or the network, have.")]
-Channels = Annotated[
-    int | None, typer.Option(min=1, help="Channels of the images, 1 for grey. Default: as the weights, or the network, have.")
+Classes = Annotated[
+    int | None,
+    typer.Option(min=1, max=limits.WHOLE, help="Number of classes. Default: as the weights, or the network, have."),
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.WHOLE, help="Channels of the images, 1 for grey. Default: as the weights, or the network, have."
+    ),
+]
+Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
 Holdout = Annotated[
     float | None,

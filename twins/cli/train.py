@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shared import recipes
+from shared import limits, recipes
 from shared.checks import Error, RunError
 
 from .. import backends
@@ -25,6 +24,12 @@ if TYPE_CHECKING:
     from ..training import Progress
 
 Say = Callable[[str], None]  # shows a line
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+    ),
+]
 
 
 def train(
@@ -38,7 +43,7 @@ def train(
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run of either backend: its folder.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Total number of epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     data: Annotated[str | None, typer.Option(help="Images to train on: a folder, a CSV, a name or an .npz file.")] = None,
     holdout: options.Holdout = None,
@@ -48,9 +53,7 @@ def train(
     weights_key: options.WeightsKey = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun.")
-    ] = None,
+    devices: Devices = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end; all else on stderr.")] = False,
 ) -> None:
@@ -222,7 +225,7 @@ def _watch(
     """Show a run with a bar and, by `say`, a line an epoch, which are added to `history`; returns the last `Progress`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    screen = Console(stderr=True, highlight=False, markup=False)
+    screen = output.Screen(stderr=True)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[measures]}"), TimeRemainingColumn())
     shown = screen.is_terminal and say is not None
     bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
