@@ -25,11 +25,11 @@ from rich.table import Table
 
 from shared import images, networks, recipes
 from shared.checks import Error
+from shared.data import Data
 from shared.files import write_text
 from shared.recipes import Recipe
 from shared.spec import Spec
 from twins import backends, boxes, datasets, gridding, plots, predict, scattered, training
-from twins.batches import Data
 from twins.boxes import Box, Localisation
 from twins.cli import options, output
 from twins.training import Checkpoint

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 import shared
-from shared import checks, files, images, limits, recipes, shapes, weights
+from shared import checks, data, files, images, limits, recipes, shapes, weights
 from twins import checkpoints, datasets, locate, runlog
 
 GIGABYTES = 4 * 10**9
@@ -68,12 +68,12 @@ def npy(shape, descr="|u1"):
 
 
 def npz_bomb(path):
-    zip_of(path, {f"{name}.npy": GIGABYTES // 2 if name[0] == "x" else npy((3,)) + bytes(3) for name in datasets.Data._fields})
+    zip_of(path, {f"{name}.npy": GIGABYTES // 2 if name[0] == "x" else npy((3,)) + bytes(3) for name in data.ARRAYS})
 
 
 def padded_npz_bomb(path):
     """One array is a bomb, and noise beside it makes the file as large as that needs."""
-    members = {f"{name}.npy": npy((3,)) + bytes(3) for name in datasets.Data._fields}
+    members = {f"{name}.npy": npy((3,)) + bytes(3) for name in data.ARRAYS}
     noise = np.random.default_rng(0).bytes(20 * 10**6)
     zip_of(path, members | {"x_train.npy": GIGABYTES, "noise.npy": noise})
 

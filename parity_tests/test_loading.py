@@ -16,8 +16,8 @@ from torchvision.transforms import functional
 
 from shared import folders, images
 from shared.checks import Error
+from shared.data import Data
 from twins import augmentation, batches
-from twins.batches import Data
 from twins.loading import Loader
 
 RECIPE = {"batch": 4, "seed": 3, "precision": "float64", "augmentation": {}}

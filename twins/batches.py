@@ -1,7 +1,6 @@
-"""Data sets, and the batches that training takes from them: pure functions of the seed and the step.
+"""The batches that training takes from a data set: pure functions of the seed and the step.
 
-A data set has whole-number labels, and images: bytes (count, height, width, channels) in memory, or files of any sizes. A batch
-is ready for a network: (count, channels, height, width). Steps count from 0.
+A batch is ready for a network: (count, channels, height, width). Steps count from 0.
 """
 
 import functools
@@ -14,6 +13,7 @@ import numpy as np
 
 from shared import images, shapes
 from shared.checks import Error, RunError
+from shared.data import Data, Images
 from shared.folders import Pictures
 from shared.images import Picture
 from shared.recipes import Recipe
@@ -22,19 +22,7 @@ from shared.spec import Spec
 from . import augmentation
 from .loading import Loader
 
-Images = np.ndarray | Pictures
 PICTURES = {"crop", "jitter"}  # augmentations of a picture by itself, before or after it is resized; the others are of a batch
-
-
-class Data(NamedTuple):
-    """Images and labels for training and for testing."""
-
-    x_train: Images
-    y_train: np.ndarray
-    x_test: Images
-    y_test: np.ndarray
-    classes: list[str] | None = None  # their names, if they are known
-    tested_on: str = "test"  # what the test images are: "test", "val", or "train" if they are held out of it
 
 
 class Read(NamedTuple):

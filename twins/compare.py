@@ -8,12 +8,12 @@ import numpy as np
 
 from shared import images, shapes
 from shared.checks import Error
+from shared.data import Data
 from shared.spec import Spec
 from shared.weights import State, initial, randomised
 
 from . import batches, datasets, ladder, predict
 from .backends import Engine, Package
-from .batches import Data
 from .ladder import BOUNDS, Difference, relative
 
 MOMENTUM = 0.9  # of the training

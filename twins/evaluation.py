@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shared.data import Images
 from shared.files import write_text
 
 from . import plots
-from .batches import Images
 from .predict import Evaluation
 
 MISTAKES = 20  # on the sheet

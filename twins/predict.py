@@ -11,12 +11,12 @@ import numpy as np
 
 from shared import images, networks, shapes
 from shared.checks import Error
+from shared.data import Images, Labelled
 from shared.spec import Spec
 
 from . import datasets
 from .backends import Engine
-from .batches import Images, check_fits, check_one_size, mapped, read_plain
-from .datasets import Labelled
+from .batches import check_fits, check_one_size, mapped, read_plain
 from .ladder import relative
 from .loading import Loader
 

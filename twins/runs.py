@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from shared import files, reading, recipes, renaming
 from shared.checks import Error
+from shared.data import Data
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
 from . import batches, plots, runlog, training
-from .batches import Data
 from .training import Checkpoint
 
 DEFAULT = "digits_residual"

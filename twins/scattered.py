@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .batches import Data
+from shared.data import Data
 
 SIZE = 64  # height and width of a canvas, in pixels
 TRAIN, TEST = 10_000, 2_000  # images

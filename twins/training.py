@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from shared import files, images, networks, recipes, shapes, weights
 from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
+from shared.data import Data
 from shared.folders import Pictures
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -24,7 +25,6 @@ from shared.weights import State
 
 from . import batches, datasets, predict, runlog
 from .backends import Engine
-from .batches import Data
 from .loading import Loader
 
 VERSION = 1  # of checkpoints; those without one were written before there were versions, and are as those of version 1
