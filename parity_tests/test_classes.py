@@ -493,8 +493,17 @@ def test_the_lists_of_known_data_sets():
 
 def test_training_stores_names_that_predict_prints(recipe, twins):
     names = [f"screw_m{number}" for number in range(37)]
-    (runs.Path("start.json")).write_text(json.dumps(RECIPE | {"classes": names, "channels": 1}))
-    assert twins(f"train {recipe} --out run", folder=".").returncode == 0
+    runs.Path("names.txt").write_text("\n".join(names))
+    for value in (names, "names.txt", "none.txt", "one.txt"):
+        runs.Path("one.txt").write_text("alone")
+        changed = RECIPE | {"classes": value, "channels": 1}
+        if value in ("none.txt", "one.txt"):
+            with pytest.raises(shared.Error, match="recipe 'start': 'classes' is .*, (but there is no file none.txt|expected)"):
+                recipes.load(changed)
+        else:
+            assert recipes.load(changed)["classes"] == names
+    options = "--set channels=1 --set classes=names.txt"
+    assert twins(f"train {recipe} --out run {options}", folder=".").returncode == 0
     assert json.loads(runs.Path("run/network.json").read_text())["classes"] == names
     done = twins("predict run/network.json --weights run/last.safetensors p.png", folder=".")
     assert done.returncode == 0 and done.stdout.count("screw_m") == 5
