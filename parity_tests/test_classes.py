@@ -306,6 +306,13 @@ def test_a_conflict_is_one_error(command, files, twins):
     assert sorted(files.iterdir()) == before
 
 
+def test_predict_takes_pictures_of_one_or_three_channels(files, twins):
+    saved(files / "four", networks.variant(TINY, channels=4))
+    done = twins("predict tiny.json --weights four p.png", folder=files)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "twins: four: tiny_4_channels takes 4 channels, pictures have 1 or 3"
+
+
 def test_export_and_compare(files, twins):
     done = twins("export tiny.json --weights w --fold --out x.keras --out x.pth", folder=files)
     assert done.returncode == 0 and done.stderr.splitlines()[0] == NOTE

@@ -46,11 +46,10 @@ def predict(
     options.check_pictures(images or [])
     examples = datasets.load_data(data) if data else None
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
-    if examples:
-        try:
-            predictions.check_classifies(spec, examples)
-        except Error as error:
-            raise Error(f"{data}: {error}") from None
+    try:
+        predictions.check_classifies(spec, examples)
+    except Error as error:
+        raise Error(f"{data or weights}: {error}") from None
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
