@@ -6,7 +6,9 @@ import io
 import json
 import os
 import shutil
+import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -488,6 +490,7 @@ def server(monkeypatch, tmp_path):
 
     def answer(request, *_, **__):
         asked.append(request.full_url)
+        time.sleep(0.1)  # as long as a second process needs to ask too
         return Server(content.getvalue())
 
     monkeypatch.setattr("urllib.request.urlopen", answer)
@@ -517,6 +520,17 @@ def test_published_weights_are_checked_and_kept(server, monkeypatch, capsys):
     (folder / right).write_bytes(content[:-100])
     with pytest.raises(shared.Error, match="not a complete file of PyTorch's: .*Delete the file to have it fetched again"):
         reading.load_weights("imagenet", shared.load("resnet18"))
+
+
+def test_of_two_that_download_one_waits_and_what_a_killed_one_left_is_removed(server, monkeypatch):
+    content, _, asked, folder = server
+    right = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(published.FILES, "resnet18", right)
+    folder.mkdir(parents=True)
+    (folder / f".4194305.{right}").write_bytes(b"half")  # beyond the largest process number
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(published.file_of, [shared.load("resnet18")] * 2)) == {folder / right}
+    assert len(asked) == 1 and visible(folder) == [right]
 
 
 def test_the_folder_is_that_of_torch_hub(monkeypatch):

@@ -306,6 +306,13 @@ def test_a_conflict_is_one_error(command, files, twins):
     assert sorted(files.iterdir()) == before
 
 
+def test_predict_takes_pictures_of_one_or_three_channels(files, twins):
+    saved(files / "four", networks.variant(TINY, channels=4))
+    done = twins("predict tiny.json --weights four p.png", folder=files)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "twins: four: tiny_4_channels takes 4 channels, pictures have 1 or 3"
+
+
 def test_export_and_compare(files, twins):
     done = twins("export tiny.json --weights w --fold --out x.keras --out x.pth", folder=files)
     assert done.returncode == 0 and done.stderr.splitlines()[0] == NOTE
@@ -493,8 +500,17 @@ def test_the_lists_of_known_data_sets():
 
 def test_training_stores_names_that_predict_prints(recipe, twins):
     names = [f"screw_m{number}" for number in range(37)]
-    (runs.Path("start.json")).write_text(json.dumps(RECIPE | {"classes": names, "channels": 1}))
-    assert twins(f"train {recipe} --out run", folder=".").returncode == 0
+    runs.Path("names.txt").write_text("\n".join(names))
+    for value in (names, "names.txt", "none.txt", "one.txt"):
+        runs.Path("one.txt").write_text("alone")
+        changed = RECIPE | {"classes": value, "channels": 1}
+        if value in ("none.txt", "one.txt"):
+            with pytest.raises(shared.Error, match="recipe 'start': 'classes' is .*, (but there is no file none.txt|expected)"):
+                recipes.load(changed)
+        else:
+            assert recipes.load(changed)["classes"] == names
+    options = "--set channels=1 --set classes=names.txt"
+    assert twins(f"train {recipe} --out run {options}", folder=".").returncode == 0
     assert json.loads(runs.Path("run/network.json").read_text())["classes"] == names
     done = twins("predict run/network.json --weights run/last.safetensors p.png", folder=".")
     assert done.returncode == 0 and done.stdout.count("screw_m") == 5

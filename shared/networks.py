@@ -67,25 +67,30 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
     spec = read_json(path, network, limits.SPEC)
     if isinstance(spec, dict) and isinstance(spec.get("classes"), str) and spec["classes"] not in LISTS:
         try:
-            spec["classes"] = _read_names(path.parent / spec["classes"])
+            spec["classes"] = names_in(spec["classes"], path.parent)
         except Error as error:
-            raise Error(f"{network}: 'classes' is {json.dumps(spec['classes'])}{error}") from None
+            raise Error(f"{network}: {error}") from None
     return spec, str(network)
 
 
-def _read_names(path: Path) -> list[str]:
-    """The class names in a text file, one a line. Raises `Error`, the end of a message, for one that is missing or not so."""
+def names_in(classes: str, folder: Path) -> list[str]:
+    """The class names in a text file of a folder, one a line, or in one of the lists that come with the project.
+
+    Raises `Error` for a file that is missing, empty or has an empty line.
+    """
+    path = CLASSES / f"{classes}.txt" if classes in LISTS else folder / classes
+    where = f"'classes' is {json.dumps(classes)}"
     if not path.exists():
-        known = nearest(path.name, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
-        raise Error(f", but there is no file {path}{known}")
+        known = nearest(classes, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
+        raise Error(f"{where}, but there is no file {path}{known}")
     try:
         check_readable(path, most=limits.SPEC)
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (Error, OSError, UnicodeDecodeError) as error:
-        raise Error(f", which cannot be read: {error}") from None
+        raise Error(f"{where}, which cannot be read: {error}") from None
     if "" in lines or not lines:
         number = lines.index("") + 1 if lines else 1
-        raise Error(f", whose line {number} is empty; expected a class name a line")
+        raise Error(f"{where}, whose line {number} is empty; expected a class name a line")
     return lines
 
 
@@ -235,8 +240,7 @@ def class_names(spec: Spec) -> list[str] | None:
 
 
 def _class_lines(spec: Spec) -> list[str]:
-    given = spec["classes"]
-    return given if isinstance(given, list) else (CLASSES / f"{given}.txt").read_text(encoding="utf-8").splitlines()
+    return spec["classes"] if isinstance(spec["classes"], list) else names_in(spec["classes"], CLASSES)
 
 
 def class_numbers(spec: Spec) -> dict[str, int]:

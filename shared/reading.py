@@ -143,7 +143,8 @@ def fit_weights(
         check_finite(state)
     except Error as error:
         raise Error(f"{source}: {error}") from None
-    return Fitted(found.spec, found.whole, state, [*read.notes, *notes, *found.notes])
+    notes += [note for note in read.notes if not note.startswith("Skipped,")]  # objects beside the weights
+    return Fitted(found.spec, found.whole, state, [*notes, *found.notes])
 
 
 def load_weights(
@@ -165,7 +166,7 @@ def load_weights(
     if fitted.spec is not fitted.whole:
         raise Error(f"{source}: has no classifier, which {spec['name']} needs; `twins convert` takes such files")
     for note in (*fitted.notes, *renaming.variant_note(spec, fitted.whole)):
-        if tell and not note.startswith("Skipped,"):  # objects beside the weights
+        if tell:
             tell(note)
     return fitted.spec, fitted.state
 

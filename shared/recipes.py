@@ -91,10 +91,11 @@ VALUES = {
     "precision": one_of(*PRECISIONS),
     "classes": Value(
         lambda v: whole(2).accepts(v) or _are_groups(v) or _are_names(v),
-        "a number of at least 2, a list of names, or a list of labels for each class",
+        "a number of at least 2, names as a list or in a text file, or a list of labels for each class",
         {
             "anyOf": [
                 whole(2).schema,
+                {"type": "string", "minLength": 1},
                 {"type": "array", "minItems": 2, "items": {"type": "string", "minLength": 1}},
                 {"type": "array", "minItems": 2, "items": _LABELS},
             ]
@@ -142,6 +143,8 @@ def load(recipe: str | Path | dict[str, Any]) -> Recipe:
         if not isinstance(content, dict):
             raise Error('a recipe is a JSON object with "name", "network", "data", "batch", "optimizer" and "epochs"')
         checked: Recipe = copy.deepcopy(DEFAULTS) | content
+        if isinstance(checked.get("classes"), str):  # the names themselves, so that they go with the run
+            checked["classes"] = networks.class_names({"classes": networks.names_in(checked["classes"], Path())})
         _check_recipe(checked)
         network(checked)
     except Error as error:

@@ -45,6 +45,10 @@ def predict(
     predictions.check_classifies(spec)
     options.check_pictures(images or [])
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
+    try:
+        predictions.check_classifies(spec)
+    except Error as error:
+        raise Error(f"{data or weights}: {error}") from None
     examples = predictions.labelled_images(data, spec) if data else None
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
@@ -62,7 +66,7 @@ def predict(
     elif examples:
         _show_accuracy(results)
         labels, classes = examples.y.max() + 1, shapes.layers(spec)[-1].shape[0]
-        if labels < classes:
+        if examples.classes is None and labels < classes:
             output.show(f"The data set has {labels:,} classes, the network {classes:,}: equal numbers may mean other classes.")
     else:
         _show_pictures(results)
