@@ -10,6 +10,7 @@ from . import checkpoints, export  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .optimizers import SGD, Adam, AdamW  # noqa: E402
+from .plain import functional  # noqa: E402
 from .weights import load, state  # noqa: E402
 
 keras.saving.register_keras_serializable("resnet_twins")(Network)
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoints",
     "export",
     "folded",
+    "functional",
     "load",
     "state",
     "trainer",

@@ -242,13 +242,13 @@ class MaxPool(Layer):
         if self.padding == "same":
             return ops.max_pool(x, self.kernel, self.stride, "same")
         if self.ceil:
-            more = [(self.padding, self.padding + self._missing(n, self.padding)) for n in x.shape[1:3]]
+            more = [(self.padding, self.padding + self.missing(n, self.padding)) for n in x.shape[1:3]]
             x = ops.pad(x, [(0, 0), *more, (0, 0)], constant_values=-math.inf)
         else:
             x = pad(x, self.padding, -math.inf)
         return ops.max_pool(x, self.kernel, self.stride, "valid")
 
-    def _missing(self, pixels: int, padding: int) -> int:
+    def missing(self, pixels: int, padding: int) -> int:
         """How many pixels a last window lacks; none for a window that would begin after the last pixel, as in PyTorch."""
         windows, left = divmod(pixels + 2 * padding - self.kernel, self.stride)
         start = (windows + 1) * self.stride
