@@ -1,4 +1,4 @@
-"""A network as a functional model of Keras's own layers, for those who do not have this package.
+"""A network as a functional model of Keras's own layers, for people who do not have this package.
 
 A function for each type of layer and block: it gets ours, the output of the layer before, (batch, height, width, channels), and
 its name in the spec, which with _ for . is the name of Keras's layer: "layer1_0_conv1". What one of ours does in several of
@@ -21,11 +21,12 @@ Layer = Any  # one of ours
 
 
 def functional(net: Network) -> keras.Model:
-    """The same function of images of the spec's size, with copies of the weights, in the same precision, from Keras's layers alone.
+    """The network of Keras's own layers: for images of the spec's size, in the same precision, with copies of the weights.
 
-    But for the logarithm in a local response norm, which is an operation of `keras.ops`. It is another function in training: running
-    variances follow the biased variance of the batch, as everywhere in Keras. Weights that nothing uses are left out.
-    Raises `shared.Error` if two layers would have the same name.
+    The logarithm in a local response norm, for which Keras has no layer, is an operation of `keras.ops`. Weights that nothing
+    uses are left out. In training, batch norms follow the biased variance of the batch, as everywhere in Keras. On JAX and
+    PyTorch, Keras's batch norms and means compute in float32 even in a float64 model.
+    Raises `shared.Error` if two layers would have the same name, or a layer of the network was replaced by a foreign one.
     """
     channels, height, width = net.spec["input"]
     with layers.precision(net.dtype_policy):
@@ -41,6 +42,8 @@ def functional(net: Network) -> keras.Model:
 
 def run(layer: Layer, x: Tensor, name: str) -> Tensor:
     """The output of a layer or block of ours, by layers of Keras's."""
+    if type(layer) not in PLAIN:
+        raise Error(f"layer {name!r} is a {type(layer).__name__}, not one of this package's layers")
     return PLAIN[type(layer)](layer, x, name)
 
 
@@ -83,11 +86,11 @@ def local_response_norm(layer: layers.LocalResponseNorm, x: Tensor, name: str) -
 
 
 def max_pool(layer: layers.MaxPool, x: Tensor, name: str) -> Tensor:
-    same = layer.padding == "same" or layer.stride == 1 and 2 * layer.padding == layer.kernel - 1
-    if not same:
-        after = [layer.padding + layer.missing(n, layer.padding) if layer.ceil else layer.padding for n in x.shape[1:3]]
-        x = pad_for_maximum(x, name, layer.padding, after)
-    return add(keras.layers.MaxPooling2D, x, name, layer.kernel, layer.stride, "same" if same else "valid")
+    pixels = layer.padding
+    if pixels == "same" or (layer.stride == 1 and 2 * pixels == layer.kernel - 1):
+        return add(keras.layers.MaxPooling2D, x, name, layer.kernel, layer.stride, "same")
+    after = [pixels + (layer.missing(n, pixels) if layer.ceil else 0) for n in x.shape[1:3]]
+    return add(keras.layers.MaxPooling2D, pad_for_maximum(x, name, pixels, after), name, layer.kernel, layer.stride)
 
 
 def pad_for_maximum(x: Tensor, name: str, before: int, after: Sequence[int]) -> Tensor:
@@ -183,9 +186,7 @@ def residual(block: blocks.BasicBlock | blocks.Bottleneck, x: Tensor, name: str)
     return relu(y, f"{name}.relu")
 
 
-def preactivation_block(
-    block: preactivation.PreActBasic | preactivation.PreActBottleneck, x: Tensor, name: str
-) -> Tensor:  # fmt: skip
+def preact(block: preactivation.PreActBasic | preactivation.PreActBottleneck, x: Tensor, name: str) -> Tensor:
     count = 2 if isinstance(block, preactivation.PreActBasic) else 3
     y = relu(member(block, "bn1", x, name), f"{name}.relu1") if block.first_activation else x
     shortcut = member(block, "downsample", y if block.projects else x, name)
@@ -270,8 +271,8 @@ PLAIN: dict[type[keras.Layer], Callable[[Any, Tensor, str], Tensor]] = {
     layers.Chain: chain,
     blocks.BasicBlock: residual,
     blocks.Bottleneck: residual,
-    preactivation.PreActBasic: preactivation_block,
-    preactivation.PreActBottleneck: preactivation_block,
+    preactivation.PreActBasic: preact,
+    preactivation.PreActBottleneck: preact,
     preactivation.ResidualUnit: residual_unit,
     inception.ConvNormReLU: conv_norm_relu,
     inception.Inception: inception_block,

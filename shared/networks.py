@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,25 @@ def with_classes(spec: Spec, count: int) -> Spec:
     layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
     title = {"title": f"{spec['title']}, {count} classes"} if "title" in spec else {}
     return load(rest | title | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+
+
+def with_size(spec: Spec, size: Sequence[int]) -> Spec:
+    """The spec of the network for images of another size, (height, width), whose preprocessing gives pictures of that size.
+
+    "crop" becomes that size and "resize" keeps its ratio to it. For images that are not square both are left out: pictures are
+    then resized to them.
+    """
+    channels, *own_size = spec["input"]
+    if [*size] == own_size:
+        return spec
+    spec = spec | {"input": [channels, *size]}
+    options = spec.get("preprocessing", {})
+    if "resize" in options:
+        rest = {key: value for key, value in options.items() if key not in ("resize", "crop")}
+        scale = size[0] / options.get("crop", options["resize"])
+        square = {"resize": round(options["resize"] * scale), "crop": size[0]} if size[0] == size[1] else {}
+        spec["preprocessing"] = square | rest
+    return spec
 
 
 def headless(spec: Spec) -> Spec:
