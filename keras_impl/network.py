@@ -55,12 +55,14 @@ class Network(layers.Model):
             setattr(self, group, members[0][1] if alone else layers.Chain(*(layer for _, layer in members)))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        layers.check_images(x, self.spec)
         for group in self.groups:
             x = getattr(self, group)(x)
         return x
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
         """{layer name: output} of every layer of the `chain`, in order."""
+        layers.check_images(x, self.spec)
         outputs = {}
         for name, layer in self.chain():
             x = layer(x)
@@ -73,6 +75,7 @@ class Network(layers.Model):
         Its mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
         `shared.Error` unless the network ends in global pooling and one linear layer or 1x1 convolution.
         """
+        layers.check_images(x, self.spec)
         before, classifier = networks.head(self.spec)
         for name, layer in self.chain():
             if name in before:
@@ -99,11 +102,11 @@ class Network(layers.Model):
                 yield group, layer
 
 
-def build(network: str | Path | Spec, seed: int = 0, dtype: str = "float32") -> Network:
+def build(network: str | Path | Spec, seed: int = 0, dtype: str | None = None) -> Network:
     """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
-    `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
-    Raises `shared.Error` if the spec is wrong or the framework does not have the dtype.
+    `dtype` is "float32", "float64" or another of the framework's, by default what the framework is set to. The same seed gives
+    the same weights in both frameworks. Raises `shared.Error` if the spec is wrong or the framework does not have the dtype.
     """
     spec = shared.load(network)
     net = layers.construct(Network, spec, dtype)

@@ -67,8 +67,7 @@ def conv(layer: layers.Conv, x: Tensor, name: str) -> Tensor:
 
 def batch_norm(layer: layers.BatchNorm, x: Tensor, name: str) -> Tensor:
     weights = [layer.weight, layer.bias, layer.running_mean, layer.running_var]
-    momentum = 1 - layer.momentum  # Keras's is the weight of the old statistics
-    return add(keras.layers.BatchNormalization, x, name, momentum=momentum, epsilon=layer.eps, weights=weights)
+    return add(keras.layers.BatchNormalization, x, name, momentum=layer.momentum, epsilon=layer.epsilon, weights=weights)
 
 
 def local_response_norm(layer: layers.LocalResponseNorm, x: Tensor, name: str) -> Tensor:

@@ -169,6 +169,19 @@ def _one_by_one(layer: Layer) -> bool:
     return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and options["padding"] in (0, "same")
 
 
+def layer_name(spec: Spec, name: str) -> str:
+    """The name of a layer of the chain in full; that of a group, as "layer1", is its last member's.
+
+    Raises `Error`, with the nearest name, where the network has no such layer.
+    """
+    names = [layer.name for layer in unroll(spec)]
+    known = {full.partition(".")[0]: full for full in names} | {full: full for full in names}
+    if name not in known:
+        near = nearest(name, known) or f"; `twins show {spec['name']}` lists them"
+        raise Error(f"{spec['name']} has no layer {name!r}{near}")
+    return known[name]
+
+
 def class_names(spec: Spec) -> list[str] | None:
     """The names of the network's classes, or None if the spec has no list; ImageNet's without their WordNet numbers."""
     return [re.sub(r"^n\d{8} ", "", line) for line in _class_lines(spec)] if "classes" in spec else None

@@ -5,8 +5,8 @@ A layer's output is (channels, height, width), one of its maps (height, width). 
 
 import numpy as np
 
-from shared import shapes
-from shared.checks import Error, nearest, whole
+from shared import networks, shapes
+from shared.checks import Error, whole
 from shared.spec import Spec
 
 from .backends import Engine
@@ -73,12 +73,8 @@ def layer_name(name: str, spec: Spec) -> str:
 
     Raises `Error` where the network has no such layer, or the layer gives no map.
     """
-    rows = shapes.layers(spec)
-    known = {row.name.partition(".")[0]: row for row in rows} | {row.name: row for row in rows}
-    if name not in known:
-        near = nearest(name, known) or f"; `twins show {spec['name']}` lists them"
-        raise Error(f"{spec['name']} has no layer {name!r}{near}")
-    row = known[name]
+    full = networks.layer_name(spec, name)
+    row = next(row for row in shapes.layers(spec) if row.name == full)
     if row.shape[1:] in ((), (1, 1)):
         raise Error(f"layer {row.name!r} of {spec['name']} gives {shapes.text(row.shape)}, expected one that gives maps")
     return row.name
