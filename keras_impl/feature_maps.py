@@ -23,7 +23,9 @@ class Features(keras.Layer):
         chain = [layer.name for layer in unroll(net.spec)]
         self._steps = chain[: max(map(chain.index, self._wanted)) + 1]
         for group in dict.fromkeys(name.partition(".")[0] for name in self._steps):
-            setattr(self, group, getattr(net, group))
+            members = sum(name.startswith(f"{group}.") for name in self._steps)
+            layer = getattr(net, group)
+            setattr(self, group, layers.Chain(*layer[:members]) if members else layer)
 
     def call(self, x: Tensor, training: bool | None = None) -> list[Tensor]:
         layers.check_images(x, self._spec)

@@ -16,7 +16,6 @@ from keras import ops
 
 from shared.checks import Error
 from shared.interpolation import interpolation_matrix
-from shared.shapes import text
 from shared.spec import Spec
 
 Padding = int | Literal["same"]
@@ -426,8 +425,9 @@ def check_images(x: Tensor, spec: Spec) -> None:
     """Raise `Error` unless a batch has the axes (batch, height, width, channels), and the channels of the spec."""
     channels = spec["input"][0]
     if len(x.shape) != 4 or x.shape[3] not in (channels, None):
-        first = "; these have the channels first, as PyTorch has them" if len(x.shape) == 4 and x.shape[1] == channels else ""
-        raise Error(f"images of {text(x.shape)}: expected (batch, height, width, {channels} channels) in Keras{first}")
+        first = "; these have the channels first, as in PyTorch" if len(x.shape) == 4 and x.shape[1] == channels else ""
+        expected = f"expected (batch, height, width, {channels}), the channels last{first}"
+        raise Error(f"images of shape {tuple(x.shape)} for a Keras network: {expected}")
 
 
 def snapshot(x: Tensor) -> Tensor:

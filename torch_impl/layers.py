@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import Error
-from shared.shapes import text
 from shared.spec import Spec, unroll
 
 Padding = int | Literal["same"]
@@ -198,8 +197,9 @@ def check_images(x: Tensor, spec: Spec) -> None:
         return
     channels = spec["input"][0]
     if x.ndim != 4 or x.shape[1] != channels:
-        last = "; these have the channels last, as Keras has them" if x.ndim == 4 and x.shape[3] == channels else ""
-        raise Error(f"images of {text(x.shape)}: expected (batch, {channels} channels, height, width) in PyTorch{last}")
+        last = "; these have the channels last, as in Keras" if x.ndim == 4 and x.shape[3] == channels else ""
+        expected = f"expected (batch, {channels}, height, width), the channels first{last}"
+        raise Error(f"images of shape {tuple(x.shape)} for a PyTorch network: {expected}")
 
 
 def snapshot(x: Tensor) -> Tensor:
