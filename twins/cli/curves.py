@@ -15,6 +15,7 @@ def curves(
     out: options.Figure,
     label: Annotated[list[str] | None, typer.Option(help="Name of a run, in order. Default: its path.")] = None,
     title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Draw the losses and test accuracies of several runs into one figure, and show how far they are apart."""
     from .. import plots, runlog
