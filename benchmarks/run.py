@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import sys
+import time
 from typing import Annotated
 
 import candidates
@@ -18,7 +19,7 @@ import summary
 import typer
 from candidates import Case, Device, Dtype, Format, Mode, Peer, Settings
 from origin import origin
-from sittings import Worker, compare
+from sittings import Say, Worker, compare
 from summary import Row
 
 from shared.files import check_writable, write_text
@@ -120,12 +121,28 @@ def check_files(json_file: str | None, csv_file: str | None, plot_file: str | No
 def measure(comparisons: list[list[Case]], processes: int, rounds: int) -> tuple[list[list[list[Worker]]], list[str]]:
     """(the workers of each comparison, by candidate; notes on what failed, each once)."""
     measured, notes = [], []
-    with output.status("") as say:
+    units = sum(map(len, comparisons)) * processes * (1 + rounds)
+    with output.status("starting") as say:
+        tell = with_time_left(say, units)
         for cases in comparisons:
-            workers, failures = compare(cases, processes, rounds, say)
+            workers, failures = compare(cases, processes, rounds, tell)
             measured.append(workers)
             notes += failures
     return measured, list(dict.fromkeys(notes))
+
+
+def with_time_left(say: Say, units: int) -> Say:
+    """`say`, which is called at the start of each of so many units of work, with how long the rest of them will take."""
+    started, calls = time.monotonic(), itertools.count()
+
+    def tell(text: str) -> None:
+        done = next(calls)
+        if done:
+            left = (time.monotonic() - started) / done * max(units - done, 1)
+            text += f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
+        say(text)
+
+    return tell
 
 
 def write(text: str, results: list[Row], json_file: str | None, csv_file: str | None, plot_file: str | None) -> None:

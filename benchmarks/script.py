@@ -4,9 +4,11 @@ They run the installed packages; the README's first command installs those of th
 """
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -25,7 +27,12 @@ def mistakes() -> Iterator[None]:
 
 
 def start(function: Callable[..., None]) -> None:
-    """Call a function with the options of the command line."""
+    """Call a function with the options of the command line; at a SIGTERM, too, it ends its processes."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     with mistakes():

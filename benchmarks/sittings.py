@@ -3,8 +3,10 @@
 Two processes of one network may differ for as long as they live, so all are started afresh for each of several sittings.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +41,11 @@ class Worker:
         }
         command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment)
+        self.oom_kills = oom_kills()
+        # In a session of its own, so that its compilers end with it.
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, start_new_session=True
+        )
         assert self.process.stdin and self.process.stdout
         self.questions, self.answers = self.process.stdin, self.process.stdout
 
@@ -52,11 +58,7 @@ class Worker:
             pass  # its exit says why
         text = self.answers.readline()
         if not text:
-            if self.process.wait() == -9:  # how Linux ends a process when memory runs out
-                raise MemoryError
-            self.errors.seek(0)
-            lines = self.errors.read().decode(errors="replace").strip().splitlines()
-            raise Failed(f"{self.case['implementation']} failed: {lines[-1] if lines else self.process.returncode}")
+            raise self.death(self.process.wait())
         answer: dict[str, Any] = json.loads(text)
         if "out_of_memory" in answer:
             raise MemoryError
@@ -64,12 +66,33 @@ class Worker:
             raise Failed(answer["impossible"])
         return answer
 
+    def death(self, status: int) -> Failed | MemoryError:
+        """Why the process has ended, with this exit status."""
+        if status == -signal.SIGKILL and oom_kills() > self.oom_kills:
+            return MemoryError()
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        if status < 0:
+            return Failed(f"{self.case['implementation']} was killed by {signal.Signals(-status).name}")
+        return Failed(f"{self.case['implementation']} failed: {lines[-1] if lines else status}")
+
     def close(self) -> None:
-        """End the process."""
-        self.process.kill()
+        """End the process and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for file in (self.questions, self.answers, self.errors):
-            file.close()
+            with contextlib.suppress(BrokenPipeError):  # a question that nobody has read
+                file.close()
+
+
+def oom_kills() -> int:
+    """How many processes Linux has ended since it started because memory had run out; 0 where it does not say."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counters.get("oom_kill", 0))
 
 
 def compare(cases: Sequence[Case], processes: int, rounds: int, say: Say) -> tuple[list[list[Worker]], list[str]]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,72 @@ def test_the_batch_halves_until_there_is_memory(monkeypatch):
     monkeypatch.setattr(sittings, "Worker", fake(lambda case, line, start: MemoryError()))
     measured, notes = compare(cases(batch=1), 3, 3)
     assert (measured, notes) == ([], ["resnet18, infer, torch: out of memory with a batch of 1 (1 processes at once)"])
+
+
+@pytest.fixture
+def sleeper(monkeypatch):
+    """A worker that answers nothing, with a child of its own."""
+    code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
+    popen = subprocess.Popen
+    monkeypatch.setattr(sittings.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", code], **options))
+    worker = sittings.Worker(cases()[0])
+    yield worker
+    worker.close()
+
+
+def test_a_killed_worker_is_out_of_memory_only_if_memory_ran_out(sleeper, monkeypatch):
+    sleeper.process.kill()
+    with pytest.raises(sittings.Failed, match="^twins was killed by SIGKILL$"):
+        sleeper.ask("turn")
+    monkeypatch.setattr(sittings, "oom_kills", lambda: sleeper.oom_kills + 1)
+    with pytest.raises(MemoryError):
+        sleeper.ask("turn")
+
+
+def test_a_worker_ends_with_its_children(sleeper):
+    children = Path(f"/proc/{sleeper.process.pid}/task/{sleeper.process.pid}/children")
+    assert waited(children.read_text)
+    child = children.read_text().strip()
+    sleeper.close()
+    assert waited(lambda: ended(child))
+
+
+def waited(condition):
+    """Whether a condition holds within ten seconds."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > 10:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def ended(process):
+    """Whether a process has ended; one that nobody has waited for is a zombie."""
+    state = Path(f"/proc/{process}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_the_time_left(monkeypatch):
+    said, now = [], [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    tell = run.with_time_left(said.append, 4)
+    for step in (100, 10, 10, 10):
+        tell("turn")
+        now[0] += step
+    assert said == ["turn", "turn, 5 min left", "turn, 2 min left", "turn, 40 s left"]
+
+
+@pytest.mark.long
+def test_a_terminated_benchmark_leaves_no_children():
+    command = [sys.executable, "benchmarks/run.py", "--backend", "torch", "--network", "mnist_residual", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    assert waited(children.read_text)
+    child = children.read_text().split()[0]
+    process.terminate()
+    assert process.wait(20) == 128 + 15
+    assert waited(lambda: ended(child))
 
 
 def test_all_sittings_have_one_batch(monkeypatch):

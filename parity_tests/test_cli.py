@@ -223,3 +223,18 @@ def test_completion_knows_the_choices():
     command = Path(sys.executable).with_name("twins")
     done = subprocess.run([command], capture_output=True, text=True, env=os.environ | words, timeout=60)
     assert done.stdout.split() == ["torch", "tf", "jax", "keras-torch", "both"]
+
+
+def test_curves_without_a_common_epoch_have_no_difference(tmp_path, twins):
+    row = {"loss": 1.0, "test_loss": 2.0, "test_accuracy": 0.5, "framework": "PyTorch"}
+    runs = {"early": [1, 2], "late": [3], "both": [2, 3]}
+    for name, epochs in runs.items():
+        rows = [row | {"epoch": epoch, "loss": 1.0 + 0.5 * (name == "both")} for epoch in epochs]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    status, out, error = twins("curves", *(f"{name}.jsonl" for name in runs), "--out", "c.png", folder=tmp_path)
+    assert (status, error) == (0, "")
+    assert [line.split() for line in out.splitlines()[1:4]] == [
+        ["early.jsonl", "2", "50.00%", "1"],
+        ["late.jsonl", "1", "50.00%", "3"],
+        ["both.jsonl", "2", "50.00%", "2", "5.0e-01"],
+    ]

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import torchvision
 
 import shared
 from shared import images
@@ -102,6 +103,23 @@ def test_real_data(name, counts, side):
     found = datasets.load_data(name)
     assert (len(found.x_train), len(found.x_test)) == counts and found.x_train.shape[1:3] == (side, side)
     assert set(found.y_train) == set(range(10))
+
+
+def test_a_download_leaves_stdout_alone(monkeypatch, tmp_path, capfd):
+    """torchvision prints which mirror it tries next."""
+
+    class Printing:
+        data, targets = np.zeros((4, 32, 32, 3), np.uint8), [0, 1, 2, 3]
+
+        def __init__(self, *arguments, **options):
+            print("Failed to download, trying the next mirror")
+
+    monkeypatch.delenv("TWINS_DATA", raising=False)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Printing)
+    monkeypatch.setattr(datasets, "cache_folder", lambda: tmp_path)
+    assert datasets.load_data("cifar10").y_test.tolist() == [0, 1, 2, 3]
+    out, err = capfd.readouterr()
+    assert out == "" and "the next mirror" in err
 
 
 def test_unknown_data(monkeypatch):

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from shared import weights
+from shared.checks import Error
+from twins import backends
 
 ROOT = Path(__file__).parent.parent
 LOADED = "import sys; print(*sorted({'torch', 'torchvision', 'keras', 'tensorflow'} & set(sys.modules)))"
@@ -190,3 +192,10 @@ def test_pytorch_alone_is_a_working_half(folder):
     results = without(KERAS, commands, folder)
     assert [(code, error) for code, _, error in results] == [(0, "")] * len(commands)
     assert "from mnist_residual in PyTorch" in results[2][1]
+
+
+def test_keras_on_another_backend_is_named_with_what_needs_it(monkeypatch):
+    backends.keras()
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(Error, match="^x.keras needs Keras on tensorflow, but in this process Keras runs on jax already; set "):
+        backends.keras(needed_for="x.keras")

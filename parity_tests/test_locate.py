@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import localisation  # noqa: E402
 
 from shared import images, networks, recipes, weights
-from twins import backends, batches, boxes, checkpoints, datasets, ladder, locate, scattered
+from twins import backends, batches, boxes, checkpoints, datasets, ladder, locate, plots, scattered
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 BOUND = ladder.BOUNDS["float64"]["activations"]
@@ -208,14 +208,20 @@ def test_guesses_are_the_whole_picture_and_its_middle():
     assert found == {"localisation_error": 0.5, "mean_iou": (0.5 + 0.8) / 2, "pointing_accuracy": 0.5}
 
 
-def test_the_box_of_exclusive_positions_and_the_peak_of_all():
+def test_the_box_and_the_peak_of_exclusive_positions():
     maps = np.stack([response(r0c0=2.0, r1c2=3.0), response(r1c2=5.0)])
-    alone = boxes.localise(maps, WHOLE, 0, alone=True)
-    assert (
-        alone.box(0.2) == [0, 0, 10, 10]
-        and alone.peak == [25, 15]
-        and boxes.localise(maps, WHOLE, 0).box(0.2) == [0, 0, 30, 20]
-    )
+    one, alone = (boxes.localise(maps, WHOLE, 0, alone=alone) for alone in (False, True))
+    assert (one.box(0.2), one.peak) == ([0, 0, 30, 20], [25, 15])
+    assert (alone.box(0.2), alone.peak) == ([0, 0, 10, 10], [5, 5])
+
+
+def test_without_exclusive_positions_there_is_no_peak(tmp_path):
+    maps = np.stack([response(r0c0=2.0), response() + 4])
+    nowhere = boxes.localise(maps, WHOLE, 0, alone=True)
+    assert (nowhere.box(0.2), nowhere.peak) == (None, None)
+    assert boxes.scores([nowhere], [[[0, 0, 10, 10]]], 0.2)["pointing_accuracy"] == 0
+    plots.draw_heat_map(np.zeros((20, 30, 3), np.uint8), nowhere, tmp_path / "nowhere.png", 0.2)
+    assert np.asarray(Image.open(tmp_path / "nowhere.png")).max() < 255  # no white peak
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (50, 77), (36, 36)])

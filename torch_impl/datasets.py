@@ -1,5 +1,7 @@
 """Data sets through torchvision's downloaders, which verify what they fetch."""
 
+import contextlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ def download(name: str, folder: str | Path) -> list[np.ndarray]:
     arrays: list[np.ndarray] = []
     for train in (True, False):
         try:
-            part = getattr(datasets, CLASSES[name])(folder, train=train, download=True)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                part = getattr(datasets, CLASSES[name])(folder, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise shared.Error(
                 f"{name} could not be downloaded into {folder}: {error}. "

@@ -128,7 +128,7 @@ def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
 
 
 def keras(needed_for: str = "") -> Any:
-    """`keras_impl`, on TensorFlow.
+    """`keras_impl`, on TensorFlow, whatever `KERAS_BACKEND` says.
 
     Raises `Error` if one of them is not installed, or Keras runs on another backend in this process already.
     """
@@ -140,7 +140,10 @@ def keras(needed_for: str = "") -> Any:
         package = importlib.import_module("keras_impl")
     running = importlib.import_module("keras").backend.backend()
     if running != name:
-        raise Error(f"Keras runs on {running} in this process already; --backend tf needs {name}")
+        raise Error(
+            f"{needed_for or 'this'} needs Keras on {name}, but in this process Keras runs on {running} already; "
+            f"set KERAS_BACKEND={name} before Keras is imported"
+        )
     return package
 
 

@@ -26,7 +26,7 @@ class Localisation(NamedTuple):
     top: list[int]  # its likeliest classes, the likeliest first
     target: int  # the class that is looked for
     response: np.ndarray  # of that class, where it may be in a box
-    peak: list[float]  # where that response is largest
+    peak: list[float] | None  # where that response is largest; None if nothing may be in a box
     window: Window
 
     def box(self, threshold: float) -> list[float] | None:
@@ -37,12 +37,13 @@ class Localisation(NamedTuple):
 def localise(maps: np.ndarray, window: Window, target: int | None = None, alone: bool = False) -> Localisation:
     """The `Localisation` from class maps (classes, height, width) of the class `target`, or of the likeliest.
 
-    Its box may hold all positions, or, with `alone`, only those of the class's `exclusive` map.
+    Box and peak are of all positions, or, with `alone`, only of those of the class's `exclusive` map.
     """
     top = np.argsort(-maps.mean((1, 2)), kind="stable")[:TOP].tolist()
     target = top[0] if target is None else target
     response = (exclusive(maps) if alone else maps)[target].copy()  # a view would keep all maps of all pictures in memory
-    return Localisation(top, target, response, peak(maps[target], window), window)
+    where = peak(response, window) if not alone or response.max() > 0 else None
+    return Localisation(top, target, response, where, window)
 
 
 def upsampled(response: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -137,11 +138,14 @@ def whole_picture_scores(sizes: Sequence[Sequence[int]], truths: Sequence[Sequen
     return _scores(overlaps, [[width / 2, height / 2] for width, height in sizes], truths)
 
 
-def _scores(overlaps: np.ndarray, points: list[list[float]], truths: Sequence[Sequence[Box]]) -> dict[str, float]:
+def _scores(
+    overlaps: np.ndarray, points: Sequence[Sequence[float] | None], truths: Sequence[Sequence[Box]]
+) -> dict[str, float]:
+    hits = [point is not None and any(inside(point, box) for box in t) for point, t in zip(points, truths, strict=True)]
     return {
         "localisation_error": float(np.mean(overlaps <= OVERLAP)),
         "mean_iou": float(overlaps.mean()),
-        "pointing_accuracy": float(np.mean([any(inside(p, box) for box in t) for p, t in zip(points, truths, strict=True)])),
+        "pointing_accuracy": float(np.mean(hits)),
     }
 
 

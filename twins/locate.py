@@ -112,7 +112,7 @@ def locate_pictures(
 
     - "image": the path; "size": its width and height in pixels;
     - "class", "name", "probability": the class that was looked for: `target`, or the entry's "class", or the likeliest;
-    - "box", "peak", "response": its box, or None; where its response is largest, and that response;
+    - "box", "peak", "response": its box, or None; where the response that the box is of is largest, or None; that response;
     - of two engines, "same_box": whether both have the same class, box and peak; "difference": how far apart their class maps
       are, ||a - b|| / ||a||;
 
@@ -145,7 +145,7 @@ def _describe(localisation: Localisation, threshold: float, names: list[str] | N
         "class": localisation.target,
         "name": names and names[localisation.target],
         "box": box and [round(side, 2) for side in box],
-        "peak": [round(side, 2) for side in localisation.peak],
+        "peak": localisation.peak and [round(side, 2) for side in localisation.peak],
         "response": float(localisation.response.max()),
     }
 

@@ -130,8 +130,9 @@ def draw_heat_map(
     box = localisation.box(threshold)
     if box:
         pen.rectangle(_corners(box), outline="red", width=broad)
-    x, y = localisation.peak
-    pen.ellipse([x - 2 * broad, y - 2 * broad, x + 2 * broad, y + 2 * broad], outline="white", width=broad)
+    if localisation.peak:
+        x, y = localisation.peak
+        pen.ellipse([x - 2 * broad, y - 2 * broad, x + 2 * broad, y + 2 * broad], outline="white", width=broad)
     with atomic_path(path) as temporary:
         image.save(temporary)
 

@@ -42,9 +42,15 @@ def best_epoch(rows: list[Row]) -> Row:
     return max(rows, key=lambda row: row["test_accuracy"])
 
 
-def largest_difference(first: list[Row], other: list[Row]) -> float:
-    """The largest relative difference of a loss, in training or testing, between the epochs that two runs have in common."""
-    pairs = [(a, b) for a, b in zip(first, other, strict=False) if a["epoch"] == b["epoch"]]
+def largest_difference(first: list[Row], other: list[Row]) -> float | None:
+    """The largest relative difference of a loss, in training or testing, between the epochs that two runs have in common.
+
+    None if they have none.
+    """
+    epochs = {row["epoch"]: row for row in other}
+    pairs = [(row, epochs[row["epoch"]]) for row in first if row["epoch"] in epochs]
+    if not pairs:
+        return None
     return max((abs(a[key] - b[key]) / a[key] for a, b in pairs for key in ("loss", "test_loss") if a[key]), default=0.0)
 
 

@@ -31,7 +31,8 @@ def curves(
     table = output.table("run", ">epochs", ">best test accuracy", ">after epoch", ">difference")
     for name, rows in zip(label, logs, strict=True):
         best = runlog.best_epoch(rows)
-        difference = "" if rows is logs[0] else f"{runlog.largest_difference(logs[0], rows):.1e}"
+        apart = None if rows is logs[0] else runlog.largest_difference(logs[0], rows)
+        difference = "" if apart is None else f"{apart:.1e}"
         table.add_row(name, f"{len(rows)}", f"{best['test_accuracy']:.2%}", f"{best['epoch']}", difference)
     output.show(table)
     if len(runs) > 1:
