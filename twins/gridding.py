@@ -59,13 +59,21 @@ def grid_period(spec: Spec, layer: str) -> int:
     return largest
 
 
-def describe(values: np.ndarray, spec: Spec, layer: str) -> str:
-    """The `gridding` of a layer's map in words: "gridding 0.03 at period 4", or why there is no such number."""
+def measured(values: np.ndarray, spec: Spec, layer: str) -> dict[str, float | int | str]:
+    """{"gridding": the number of a layer's map, "period": positions}, or {"no_gridding": why there is no such number}."""
     try:
         period = grid_period(spec, layer)
-        return f"gridding {gridding(values, period):.3f} at period {period}"
+        return {"gridding": gridding(values, period), "period": period}
     except Error as error:
-        return f"no gridding number: {error}"
+        return {"no_gridding": f"{error}"}
+
+
+def describe(values: np.ndarray, spec: Spec, layer: str) -> str:
+    """What `measured` gives, in words: "gridding 0.03 at period 4"."""
+    found = measured(values, spec, layer)
+    if "no_gridding" in found:
+        return f"no gridding number: {found['no_gridding']}"
+    return f"gridding {found['gridding']:.3f} at period {found['period']}"
 
 
 def layer_name(name: str, spec: Spec) -> str:
