@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,25 @@ def _with_channels(spec: Spec, channels: int) -> Spec:
     return spec | {"preprocessing": given | {"channels": {1: "L", 3: "RGB"}[channels]} | numbers}
 
 
+def with_size(spec: Spec, size: Sequence[int]) -> Spec:
+    """The spec of the network for images of another size, (height, width), whose preprocessing gives pictures of that size.
+
+    "crop" becomes that size and "resize" keeps its ratio to it. For images that are not square both are left out: pictures are
+    then resized to them.
+    """
+    channels, *own_size = spec["input"]
+    if [*size] == own_size:
+        return spec
+    spec = spec | {"input": [channels, *size]}
+    options = spec.get("preprocessing", {})
+    if "resize" in options:
+        rest = {key: value for key, value in options.items() if key not in ("resize", "crop")}
+        scale = size[0] / options.get("crop", options["resize"])
+        square = {"resize": round(options["resize"] * scale), "crop": size[0]} if size[0] == size[1] else {}
+        spec["preprocessing"] = square | rest
+    return spec
+
+
 def headless(spec: Spec) -> Spec:
     """The spec of a network without its classifier: the chain up to the last map, called NAME_notop.
 
@@ -232,6 +252,19 @@ def head(spec: Spec) -> tuple[list[str], str]:
 def _one_by_one(layer: Layer) -> bool:
     options = {"stride": 1, "padding": 0} | layer.options
     return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and options["padding"] in (0, "same")
+
+
+def layer_name(spec: Spec, name: str) -> str:
+    """The name of a layer of the chain in full; that of a group, as "layer1", is its last member's.
+
+    Raises `Error`, with the nearest name, where the network has no such layer.
+    """
+    names = [layer.name for layer in unroll(spec)]
+    known = {full.partition(".")[0]: full for full in names} | {full: full for full in names}
+    if name not in known:
+        near = nearest(name, known) or f"; `twins show {spec['name']}` lists them"
+        raise Error(f"{spec['name']} has no layer {name!r}{near}")
+    return known[name]
 
 
 def class_names(spec: Spec) -> list[str] | None:

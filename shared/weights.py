@@ -7,7 +7,7 @@ linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,24 @@ def randomised(state: State, seed: int = 0) -> State:
     return state
 
 
+def as_arrays(state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> State:
+    """A state of arrays or tensors of any framework as NumPy arrays, which may share their memory; bfloat16 as float32.
+
+    Raises `Error` for a value that is no array.
+    """
+    arrays = {}
+    for name, value in dict(state).items():
+        if hasattr(value, "detach"):  # PyTorch's, which may be on a GPU and have gradients; NumPy has no bfloat16
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Error(f"{name} is a {type(value).__name__}, which is no array: {error}") from None
+        arrays[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    return arrays
+
+
 def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise one `Error` that lists the arrays of a state that are missing, unexpected, misshapen or not floating-point.
 
@@ -101,6 +119,8 @@ def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
     ]
     if missing or unexpected or integers or misshapen:
         lines = shortened(missing, unexpected, integers, misshapen)
+        if missing and all(".running_" in line for line in missing):
+            lines.append("running statistics are in a module's state_dict(), not in its named_parameters()")
         raise Error("\n  ".join(["the weights do not fit the network:", *lines]))
 
 

@@ -55,12 +55,14 @@ class Network(layers.Model):
             setattr(self, group, members[0][1] if alone else layers.Chain(*(layer for _, layer in members)))
 
     def forward(self, x: Tensor) -> Tensor:
+        layers.check_images(x, self.spec)
         for group in self.groups:
             x = getattr(self, group)(x)
         return x
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
         """{layer name: output} of every layer of the `chain`, in order."""
+        layers.check_images(x, self.spec)
         outputs = {}
         for name, layer in self.chain():
             x = layer(x)
@@ -73,6 +75,7 @@ class Network(layers.Model):
         Its mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
         `shared.Error` unless the network ends in global pooling and one linear layer or 1x1 convolution.
         """
+        layers.check_images(x, self.spec)
         before, classifier = networks.head(self.spec)
         for name, layer in self.chain():
             if name in before:
@@ -102,7 +105,7 @@ class Network(layers.Model):
 def build(
     network: str | Path | Spec,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     classes: int | None = None,
     channels: int | None = None,
     weights: str | Path | None = None,
@@ -110,7 +113,8 @@ def build(
 ) -> Network:
     """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
-    `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
+    `dtype` is "float32", "float64" or another of the framework's, by default what the framework is set to. The same seed gives
+    the same weights in both frameworks.
     `classes` and `channels` are other numbers than the spec's, see `shared.networks.variant`. `head=False` leaves the
     classifier out, and `classes` is then without effect, see `shared.networks.headless`.
 

@@ -20,6 +20,7 @@ def activations(
     weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,
     weights_key: options.WeightsKey = None,
     backend: options.BackendOption = Backend.TORCH,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
 ) -> None:
     """Draw a picture, as a network sees it, beside a layer's map of highest mean activation, and measure its gridding.
 
@@ -46,5 +47,10 @@ def activations(
     title = spec["name"] + ("" if weights is not None else ", untrained")
     pixels = images.pixels([picture], spec)[0]
     plots.draw_panels([(image.name, pixels), (f"{name}, channel {channel}", values)], out, title)
+    if as_json:
+        summary = {"network": spec["name"], "image": f"{image}", "framework": engine.framework, "layer": name}
+        summary |= {"channel": channel, "shape": values.shape, "mean": values.mean(dtype=float)}
+        output.show_json(summary | gridding.measured(values, spec, name))
+        return
     measured = f"channel {channel}, a map of {shapes.text(values.shape)}, mean {values.mean(dtype=float):.4g}"
     output.show(f"{title}: {name} in {engine.framework}: {measured}; {gridding.describe(values, spec, name)}.")
