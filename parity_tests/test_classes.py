@@ -475,7 +475,10 @@ def test_a_copied_spec_says_what_to_delete():
     "changes, names",
     [
         ({}, "cifar10"),
-        ({"data": "x.npz"}, "cifar10"),  # the network's own
+        ({"data": "folder/cifar10_5k.npz"}, "cifar10"),
+        ({"data": "mnist"}, None),  # which has ten other classes than the network has names for
+        ({"data": "x.npz"}, None),
+        ({"data": "x.npz", "network": shared.load("resnet20") | {"classes": list("abcdefghij")}}, list("abcdefghij")),
         ({"data": "fashion_mnist"}, "fashion_mnist"),
         ({"classes": [[3], [5, 6]]}, ["cat", "dog, frog"]),
         ({"classes": [[3], [5, 6]], "data": "x.npz"}, None),

@@ -244,22 +244,24 @@ def network(recipe: Recipe) -> Spec:
 
 
 def _named(spec: Spec, recipe: Recipe, outputs: int) -> Spec:
-    """The spec with the names of the classes as the recipe or its data set gives them, or with its own.
+    """The spec with the names of the classes that it is trained on, or with none if they are not known.
 
-    A class of several labels is called by all of their names.
+    They are the recipe's, or the data set's, cifar10 or cifar10_5k.npz, or those that the spec lists itself. A list that comes
+    with the project is of other classes than another data set's. A class of several labels is called by all of their names.
     """
-    known = recipe["data"] if recipe["data"] in LISTS else None
+    stem = Path(recipe["data"]).stem
+    known = next((name for name in LISTS if f"{stem}_".startswith(f"{name}_")), None)
     names = networks.class_names({"classes": known}) if known else None
-    chosen: str | list[str] | None = spec.get("classes")
+    chosen: str | list[str] | None = None
     groups = label_groups(recipe)
-    if groups:
-        labels = [label for group in groups for label in group]
-        all_named = names and max(labels) < len(names)
-        chosen = [", ".join(names[label] for label in group) for group in groups] if names and all_named else None
-    elif _are_names(recipe.get("classes")):
+    if groups and names and max(map(max, groups)) < len(names):
+        chosen = [", ".join(names[label] for label in group) for group in groups]
+    elif not groups and _are_names(recipe.get("classes")):
         chosen = recipe["classes"]
-    elif names and len(names) == outputs:
+    elif not groups and names and len(names) == outputs:
         chosen = known
+    elif not groups and isinstance(spec.get("classes"), list):
+        chosen = spec["classes"]
     rest = {key: value for key, value in spec.items() if key != "classes"}
     return spec if chosen == spec.get("classes") else rest | ({"classes": chosen} if chosen else {})
 
