@@ -23,7 +23,7 @@ GOLDEN = [
 
 def test_digits():
     digits = datasets.load_data()
-    assert [array.shape for array in digits] == [(1437, 8, 8, 1), (1437,), (360, 8, 8, 1), (360,)]
+    assert [array.shape for array in digits[:4]] == [(1437, 8, 8, 1), (1437,), (360, 8, 8, 1), (360,)]
     assert digits.x_train.dtype == np.uint8 and digits.x_train.max() == 255
     assert set(digits.y_test) == set(range(10))
 

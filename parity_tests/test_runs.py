@@ -17,8 +17,8 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import files, images, networks, recipes, weights
-from twins import backends, batches, checkpoints, datasets, ladder, plots, runlog, runs, training
+from shared import files, images, networks, reading, recipes, weights
+from twins import backends, batches, datasets, ladder, plots, runlog, runs, training
 from twins.cli import train
 
 BOUNDS = ladder.BOUNDS["float64"]
@@ -325,7 +325,7 @@ def test_a_best_that_the_log_does_not_know_is_replaced(tmp_path, monkeypatch):
     assert weights.read_about(tmp_path / "best.safetensors")["step"] == 8
 
 
-WRONG = [None, True, -1, 0, 2, 3.5, 10**30, 10**300, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"name": []}]
+WRONG = [None, True, -1, 0, 2, 3.5, 10**30, 10**400, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"name": []}]
 MISSING = object()
 
 
@@ -356,7 +356,7 @@ def test_damaged_checkpoints(tmp_path, monkeypatch):
         try:
             checkpoint = training.read_checkpoint(path)
             recipe = training.resumed(checkpoint, [])
-            training._Run(run.engine, recipe, checkpoint.spec, run.arguments[3], tmp_path, checkpoint)
+            training._Run(run.engine, recipe, checkpoint.spec, run.arguments[3], tmp_path, checkpoint, None)
             accepted = True
         except shared.Error as error:
             assert str(error).startswith(f"{path}: "), where
@@ -458,23 +458,26 @@ def test_frozen_layers_are_the_same_in_both(tmp_path):
 
 
 def test_transfer_to_other_classes(tmp_path):
+    def backbone(path, spec):
+        return reading.adapted(reading.fit_weights(path, spec), spec)[0]
+
     weights.save_state(tmp_path / "w.safetensors", weights.initial("resnet20", seed=5))
     old = weights.initial("resnet20", seed=5)
-    backbone = checkpoints.load_backbone(tmp_path / "w.safetensors", spec=networks.with_classes(shared.load("resnet20"), 3))
-    assert set(old) - set(backbone) == {"fc.weight", "fc.bias"}
-    assert all(np.array_equal(old[name], array) for name, array in backbone.items())
-    assert set(checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
+    three = networks.variant(shared.load("resnet20"), 3)
+    state = backbone(tmp_path / "w.safetensors", three)
+    assert set(old) - set(state) == {"fc.weight", "fc.bias"}
+    assert all(np.array_equal(old[name], array) for name, array in state.items())
+    assert set(backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
     weights.save_state(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
-    assert set(checkpoints.load_backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
+    assert set(backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(state)
     # A classifier of the same number of classes stays.
-    three = networks.with_classes(shared.load("resnet20"), 3)
     weights.save_state(tmp_path / "3.safetensors", weights.initial(three, seed=6))
-    assert set(checkpoints.load_backbone(tmp_path / "3.safetensors", three)) == set(old)
+    assert set(backbone(tmp_path / "3.safetensors", three)) == set(old)
     weights.save_state(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
     with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has numbers that are not finite"):
-        checkpoints.load_backbone(tmp_path / "nan.safetensors", three)
+        backbone(tmp_path / "nan.safetensors", three)
     with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
-        checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
+        backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
 
 
 def test_curves(whole, tmp_path):

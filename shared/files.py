@@ -6,38 +6,70 @@ import glob
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .checks import Error
 
 
-def read_json(path: str | Path, called: str | Path | None = None) -> Any:
-    """The content of a JSON file.
+def check_readable(path: str | Path, called: str | Path | None = None, most: int | None = None) -> int:
+    """The size in bytes of a file that can be read, without opening it: a FIFO would hang, a device never end.
 
-    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read or an object has a key twice.
+    Raises `Error`, which calls the file `called` (default: its path), if it is missing, no regular file or has more than `most`
+    bytes.
     """
     called = called or path
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
+        status = os.stat(path)
     except FileNotFoundError:
         raise Error(f"{called}: there is no such file") from None
+    except OSError as error:
+        raise Error(f"{called}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a zero byte, or half of a surrogate pair
+        raise Error(f"{called}: no path can be called so") from None
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise Error(f"{called}: is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+    if most is not None and status.st_size > most:
+        raise Error(f"{called}: has {status.st_size:,} bytes, expected at most {most:,}")
+    return status.st_size
+
+
+def read_json(path: str | Path, called: str | Path | None = None, most: int = limits.JSON) -> Any:
+    """The content of a JSON file.
+
+    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read, has more than `most` bytes, an
+    object has a key twice, or a string is not Unicode.
+    """
+    called = called or path
+    check_readable(path, called, most)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+        return content
+    except UnicodeEncodeError:
+        raise Error(f"{called}: a string in it is not Unicode: it has half of a surrogate pair") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{called}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise Error(f"{called}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply, a number too long, or a duplicate key
+    except RecursionError as error:
+        raise Error(f"{called}: nested too deeply: {error}") from None
+    except ValueError as error:  # a number too long, or a duplicate key
         raise Error(f"{called}: {error}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
             where = dict(pairs).get("name")
             raise Error(f"{f'layer {where!r}: ' if where else ''}duplicate key {key!r}")
-    return dict(pairs)
+        content[key] = value
+    return content
 
 
 def check_writable(path: str | Path, folder: bool = False) -> None:

@@ -140,7 +140,7 @@ class Engine:
         """The sum of an array over all processes, float64 if there are several."""
         if self.shares == 1:
             return array
-        tensor = torch.from_numpy(np.array(array, np.float64)).to(next(self.net.parameters()).device)
+        tensor = torch.from_numpy(np.array(array, np.float64)).to(self._like().device)
         distributed.all_reduce(tensor)
         return tensor.cpu().numpy()
 
@@ -182,12 +182,16 @@ class Engine:
                 buffer.copy_(mean.view_as(buffer) / self.shares)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = next(self.net.parameters()).device.type
+        device = self._like().device.type
         return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
     def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
         """An array in the network's precision and on its device."""
-        return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
+        return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(self._like())
+
+    def _like(self) -> Tensor:
+        """A tensor of the network's precision, on its device: one of its own, unless it has no weights."""
+        return next(self.net.parameters(), torch.empty(0))
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:

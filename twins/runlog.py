@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import limits
 from shared.checks import Error
 from shared.coexist import silence
+from shared.files import check_readable
 
 Row = dict[str, Any]  # a line of the log: an epoch
 
@@ -25,14 +27,13 @@ def read_log(run: str | Path, note: Callable[[str], None] = lambda text: None) -
     path = Path(run)
     if path.is_dir():
         path = path / "log.jsonl"
+    check_readable(path, most=limits.JSON)
     try:
         lines = path.read_bytes().splitlines()
         if lines and lines[-1].strip(b"\0")[:1] in (b"{", b"") and not _is_json(lines[-1]):
             note(f"{path}: the last line is cut short and left out")
             lines.pop()
         rows = [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not the log of a run: {error}") from None
     for number, row in enumerate(rows, start=1):

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import files, recipes
+from shared import files, reading, recipes, renaming
 from shared.checks import Error
+from shared.data import Data
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, checkpoints, plots, runlog, training
-from .batches import Data
+from . import batches, plots, runlog, training
 from .training import Checkpoint
 
 DEFAULT = "digits_residual"
@@ -31,6 +31,7 @@ class Start(NamedTuple):
     steps: int  # of the whole run
     checkpoint: Checkpoint | None
     pretrained: State  # the arrays that come from the recipe's "init"
+    notes: list[str]  # on these
 
     @property
     def title(self) -> str:
@@ -64,7 +65,10 @@ def start(
     """
     checkpoint = training.read_checkpoint(resume) if resume else None
     recipe = _recipe(name, resume, checkpoint, changes, epochs)
-    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None)
+    init = None
+    if "init" in recipe and not resume:
+        init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
+    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if checkpoint:
         training.check_epochs(checkpoint, per_epoch)
@@ -72,8 +76,9 @@ def start(
         recipe = _changed(checkpoint, recipe, [*changes, f"steps={epochs * per_epoch}"])
     folder, in_place = _folder(out, resume, f"{recipe['name']}-{backend}", rank)
     steps = recipes.length(recipe, per_epoch)
-    pretrained = checkpoints.load_backbone(recipe["init"], spec) if "init" in recipe and not resume else {}
-    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained)
+    pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
+    notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
+    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     done = beginning.done
     complete = Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {-(-done // per_epoch)} to continue")
     if done >= steps and (rank or not in_place):
@@ -112,6 +117,8 @@ def _recipe(
     if epochs:
         changes = [*changes, f"epochs={epochs}" if "epochs" in recipes.changed(before, changes) else f"steps={LONGEST}"]
     recipe = _changed(checkpoint, before, changes)
+    if not checkpoint and "weights_key" in recipe and "init" not in recipe:
+        raise Error(f"{recipe['name']}: 'weights_key' says what to read of a file of weights, which --init has to name")
     if not checkpoint and recipe["freeze"] and "init" not in recipe:
         raise Error(f"{recipe['name']}: 'freeze' keeps weights as they are, so --init has to name a file of them")
     return recipe

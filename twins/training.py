@@ -16,20 +16,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from shared import files, images, networks, recipes, shapes, weights
-from shared.checks import Error, RunError, Value, check_keys, one_of, whole
+from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
+from shared.data import Data
+from shared.folders import Pictures
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
 from . import batches, datasets, predict, runlog
 from .backends import Engine
-from .batches import Data
+from .loading import Loader
 
 VERSION = 1  # of checkpoints; those without one were written before there were versions, and are as those of version 1
 LOCK = "run.lock"  # held by the process that trains in the folder
 FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl", "curves.png", LOCK)  # of a run
 LAST, BEST = FILES[:2]
 BEST_WHOLE = "best_whole_epoch.safetensors"  # beside a best.safetensors of an epoch cut short, which ends if the run goes on
+UNREADABLE = 0.05  # the fraction of the images that a run may skip
 SECONDS = 60  # after which a checkpoint is written within an epoch
 
 
@@ -68,25 +71,45 @@ ABOUT = {
 }
 
 
-def prepare(recipe: Recipe, spec: Spec | None = None) -> tuple[Spec, Data]:
+def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None) -> tuple[Spec, Data]:
     """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` if they do not fit.
 
-    A resumed run passes its own spec: the file of that name may have changed.
+    A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
+    starts from, see `recipes.following`.
     """
+    data = datasets.load_data(recipe["data"], recipe.get("holdout", datasets.HOLDOUT))
+    if data.classes:
+        recipe = recipe | {"classes": _class_names(recipe, data.classes, spec)}
     spec = spec or recipes.network(recipe)
-    data = datasets.load_data(recipe["data"])
-    if isinstance(recipe.get("classes"), list):
+    if recipes.label_groups(recipe):
         data = batches.of_classes(data, recipe)
+    if start:
+        channels = data.x_train.shape[3] if isinstance(data.x_train, np.ndarray) else spec["input"][0]
+        spec = recipes.following(spec, recipe, start, int(data.y_train.max()) + 1, channels)
     if recipe["batch"] > len(data.x_train):
         raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
             batches.check_fits(x, y, spec)
+            batches.check_one_size(x, spec)
             shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
     except Error as error:
         raise Error(f"{recipe['data']}: {error}") from None
     _check_batch(recipe, spec, data)
     return spec, data
+
+
+def _class_names(recipe: Recipe, names: list[str], spec: Spec | None) -> list[str]:
+    """The names of the classes of a folder, which a run has. Raises `Error` if its recipe or its own network has others."""
+    given = recipe.get("classes", len(names))
+    own = spec and networks.class_names(spec)
+    if len(names) < 2:
+        raise Error(f"{recipe['data']}: has one class, {names[0]}; expected at least 2")
+    if given not in (len(names), names):
+        raise Error(f"{recipe['data']}: has the {len(names)} classes {first_few(names)}, but 'classes' is {json.dumps(given)}")
+    if own and own != names:
+        raise Error(f"{recipe['data']}: has the classes {first_few(names)}, but the run has {first_few(own)}")
+    return names
 
 
 def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1) -> None:
@@ -106,18 +129,21 @@ def run(
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] = lambda: False,
     is_locked: bool = False,
+    loader: Loader | None = None,
 ) -> Iterator[Progress]:
     """Train, from a `Checkpoint` if there is one; yields a `Progress` a step, and one more an epoch.
 
     The folder, made if need be, gets `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
     `best.safetensors`, the weights with the best test accuracy; `log.jsonl`, a line an epoch. When `stop()` is true the run
-    writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`.
+    writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
+    files; if it skips those that cannot be read, the run goes on without up to 5 % of them.
     Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
     training in the folder: the last checkpoint stays.
     """
     _check_batch(recipe, spec, data, engine.shares)
-    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint)
-    with locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext():
+    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader or Loader())
+    lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
+    with lock, the_run.loader:
         the_run.begin()
         while the_run.step < the_run.steps:
             yield the_run.take_step()
@@ -192,9 +218,17 @@ class _Run:
     """A run between two steps. Of several processes, that of rank 0 writes."""
 
     def __init__(
-        self, engine: Engine, recipe: Recipe, spec: Spec, data: Data, folder: Path, checkpoint: Checkpoint | None
+        self,
+        engine: Engine,
+        recipe: Recipe,
+        spec: Spec,
+        data: Data,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        loader: Loader,
     ) -> None:
         self.engine, self.recipe, self.spec, self.data, self.folder = engine, recipe, spec, data, folder
+        self.loader = loader
         self.per_epoch = batches.steps_per_epoch(recipe, data)
         self.steps = recipes.length(recipe, self.per_epoch)
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
@@ -204,6 +238,7 @@ class _Run:
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipe["batch"])
+        self.batches = batches.stream(recipe, spec, data, self.step, loader)
         self.best = max((row["test_accuracy"] for row in self.history), default=-1.0)
         self.saved = time.monotonic()
 
@@ -233,7 +268,8 @@ class _Run:
     def take_step(self) -> Progress:
         """Train on the next batch."""
         started = time.monotonic()
-        x, y = batches.batch(self.recipe, self.spec, self.data, self.step)
+        x, y = next(self.batches)
+        self.check_readable()
         self.epoch = self.step // self.per_epoch + 1
         self.rate = recipes.learning_rate(self.recipe, self.step, self.per_epoch)
         loss, correct = self.engine.step(x, y, self.rate)
@@ -245,9 +281,18 @@ class _Run:
         losses, corrects, count, _ = self.sums
         return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
 
+    def check_readable(self) -> None:
+        """Raise `Error` if more images cannot be read than a run goes on without."""
+        bad, count = list(self.loader.unreadable), len(self.data.x_train) + len(self.data.x_test)
+        if len(bad) > UNREADABLE * count:
+            raise Error(f"{len(bad)} of {count:,} images cannot be read, more than {UNREADABLE:.0%}: {first_few(bad)}")
+
     def end_epoch(self) -> Progress:
         """Test, and write the log and the checkpoints."""
-        test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+        waited, self.loader.waited = self.loader.waited, 0.0
+        precision = batches.dtype(self.recipe)
+        test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, precision, self.loader)
+        self.check_readable()
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
         losses, correct, count, seconds = self.sums
@@ -262,6 +307,13 @@ class _Run:
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
+        if isinstance(self.data.x_train, Pictures):
+            row |= {
+                "waited": min(waited / seconds, 1.0),
+                "tested_on": self.data.tested_on,
+                "unreadable": len(self.loader.unreadable),
+            }
+        self.loader.waited = 0.0
         self.history, self.sums = [*self.history, row], [0.0, 0, 0, 0.0]
         if self.writes:
             now = self.checkpoint()
@@ -319,16 +371,18 @@ def _diverged(what: str, folder: Path) -> RunError:
     return RunError(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
 
 
-def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32") -> tuple[float, float]:
-    """(mean cross-entropy, accuracy) on the test images."""
-    sums = np.zeros(2)
-    for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype):
+def evaluate(
+    engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loader: Loader | None = None
+) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy) on the test images, read as by `predict.batched_logits`."""
+    sums = np.zeros(3)
+    for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype, loader):
         labels, logits = data.y_test[place], logits.astype(np.float64)
         largest = logits.max(1)
         losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - logits[np.arange(len(labels)), labels]
-        sums += losses.sum(), (logits.argmax(1) == labels).sum()
-    loss, accuracy = engine.total(sums) / len(data.x_test)
-    return float(loss), float(accuracy)
+        sums += losses.sum(), (logits.argmax(1) == labels).sum(), len(labels)
+    losses, correct, count = engine.total(sums).tolist()
+    return losses / count, correct / count
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from shared import limits
 from shared.checks import Error
 
 from ..backends import Backend
@@ -24,8 +25,26 @@ WeightsKey = Annotated[
         metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, as ema."
     ),
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(min=1, max=limits.WHOLE, help="Number of classes. Default: as the weights, or the network, have."),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.WHOLE, help="Channels of the images, 1 for grey. Default: as the weights, or the network, have."
+    ),
+]
+Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
+Holdout = Annotated[
+    float | None,
+    typer.Option(help="Of a folder without val and test: the fraction of each class that is tested on and not trained on."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, max=256, help="Processes that read pictures; 0: none. Default: one a core, at most 8.")
+]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without pictures that cannot be read.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")]
 

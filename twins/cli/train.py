@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shared import recipes
+from shared import limits, recipes
 from shared.checks import Error, RunError
 
 from .. import backends
@@ -20,10 +19,17 @@ from ..backends import Backend, Engine
 from . import options, output
 
 if TYPE_CHECKING:
+    from ..loading import Loader
     from ..runs import Start
     from ..training import Progress
 
 Say = Callable[[str], None]  # shows a line
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+    ),
+]
 
 
 def train(
@@ -37,14 +43,17 @@ def train(
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run of either backend: its folder.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, max=2**31 - 1, help="Total number of epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
+    data: Annotated[str | None, typer.Option(help="Images to train on: a folder, a CSV, a name or an .npz file.")] = None,
+    holdout: options.Holdout = None,
+    workers: options.Workers = None,
+    skip: options.SkipUnreadable = False,
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
+    weights_key: options.WeightsKey = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun.")
-    ] = None,
+    devices: Devices = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end; all else on stderr.")] = False,
 ) -> None:
@@ -55,17 +64,26 @@ def train(
 
     Exit status 1 if the run cannot go on: a loss that is NaN, a batch too small for a batch norm.
     """
-    from .. import runs
+    from .. import loading, runs
 
     _check(backend, devices, compiled, tensorboard, resume, init, freeze)
-    changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
-    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
+    given = {
+        "data": data,
+        "holdout": holdout,
+        "init": init,
+        "weights_key": weights_key,
+        "freeze": None if freeze is None else freeze.split(","),
+    }
+    changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, options.rank()) as start:
         with output.status("starting " + backends.frameworks(backend)[0]):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
-        last, history = _train(start, engine, resume, signals, tensorboard, output.remark if as_json else output.show)
+        loader = loading.Loader(loading.default_workers() if workers is None else workers, skip)
+        last, history = _train(start, engine, resume, loader, signals, tensorboard, output.remark if as_json else output.show)
         if not engine.rank:
+            for line in loader.unreadable:
+                output.complain(f"skipped: {line}")
             _end(start, engine, last, history, as_json)
     if not engine.rank and last.step < last.steps:
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
@@ -74,7 +92,7 @@ def train(
 
 
 def _train(
-    start: "Start", engine: "Engine", resume: Path | None, signals: "_Signals", tensorboard: bool, say: Say
+    start: "Start", engine: "Engine", resume: Path | None, loader: "Loader", signals: "_Signals", tensorboard: bool, say: Say
 ) -> "tuple[Progress, list[dict[str, Any]]]":
     """Train to the end or until a signal: (the last `Progress`, the rows of the log)."""
     from .. import runlog, runs, training
@@ -96,6 +114,7 @@ def _train(
         start.checkpoint,
         lambda: bool(signals.number),
         is_locked=True,
+        loader=loader,
     )
     history = start.history
     try:
@@ -191,6 +210,8 @@ def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> 
     if start.pretrained:
         fresh = [name for name in others if not name.startswith("optimizer.")]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
+        for note in start.notes:
+            say(note)
         say(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
 
@@ -204,7 +225,7 @@ def _watch(
     """Show a run with a bar and, by `say`, a line an epoch, which are added to `history`; returns the last `Progress`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    screen = Console(stderr=True, highlight=False, markup=False)
+    screen = output.Screen(stderr=True)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[measures]}"), TimeRemainingColumn())
     shown = screen.is_terminal and say is not None
     bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
@@ -232,7 +253,9 @@ def _epoch(row: dict[str, Any], width: int) -> str:
     if width < 90:
         return f"{epoch}  loss {loss}  {accuracy}; test loss {test_loss}  {test_accuracy}"
     line = f"{epoch}  loss {loss}  {accuracy}  test loss {test_loss}  test {test_accuracy}"
-    return line if width < 120 else f"{line}  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
+    waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
+    rest = f"  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s{waited}"
+    return line if width < 120 else line + rest
 
 
 def _loss(value: float) -> str:
