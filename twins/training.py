@@ -141,7 +141,7 @@ def run(
     training in the folder: the last checkpoint stays.
     """
     _check_batch(recipe, spec, data, engine.shares)
-    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader or Loader())
+    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader)
     lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
     with lock, the_run.loader:
         the_run.begin()
@@ -225,10 +225,10 @@ class _Run:
         data: Data,
         folder: Path,
         checkpoint: Checkpoint | None,
-        loader: Loader,
+        loader: Loader | None = None,
     ) -> None:
         self.engine, self.recipe, self.spec, self.data, self.folder = engine, recipe, spec, data, folder
-        self.loader = loader
+        self.loader = loader or Loader()
         self.per_epoch = batches.steps_per_epoch(recipe, data)
         self.steps = recipes.length(recipe, self.per_epoch)
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
@@ -238,7 +238,7 @@ class _Run:
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipe["batch"])
-        self.batches = batches.stream(recipe, spec, data, self.step, loader)
+        self.batches = batches.stream(recipe, spec, data, self.step, self.loader)
         self.best = max((row["test_accuracy"] for row in self.history), default=-1.0)
         self.saved = time.monotonic()
 
