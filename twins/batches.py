@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared import images, shapes
+from shared import images, mixup, recipes, shapes
 from shared.checks import Error
+from shared.mixup import Labels
 from shared.recipes import Recipe
 from shared.spec import Spec
 
@@ -53,17 +54,21 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
 
 
 def steps_per_epoch(recipe: Recipe, data: Data) -> int:
-    """The whole batches in an epoch."""
-    return len(data.x_train) // recipe["batch"]
+    """The steps in an epoch, of whole batches."""
+    return len(data.x_train) // recipes.images_per_step(recipe)
 
 
-def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, Labels]:
     """(images, labels) of a training step: images as the network takes them, augmented."""
-    chosen = indices(len(data.x_train), recipe["batch"], step, recipe["seed"])
-    pixels = images.pixels(data.x_train[chosen], spec)
-    if recipe["augmentation"]:
-        pixels = augment(pixels, recipe["seed"], step, **recipe["augmentation"])
-    return images.normalise(pixels, spec, dtype(recipe)), data.y_train[chosen]
+    chosen = indices(len(data.x_train), recipes.images_per_step(recipe), step, recipe["seed"])
+    pixels, labels = images.pixels(data.x_train[chosen], spec), data.y_train[chosen]
+    geometry = {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
+    if geometry:
+        pixels = augment(pixels, recipe["seed"], step, **geometry)
+    ready = images.normalise(pixels, spec, dtype(recipe))
+    if "mixup" in recipe["augmentation"]:
+        return mixup.mixed(ready, labels, recipe["augmentation"]["mixup"], recipe["seed"], step)
+    return ready, labels
 
 
 def dtype(recipe: Recipe) -> str:

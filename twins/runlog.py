@@ -37,9 +37,14 @@ def frameworks(rows: list[Row]) -> str:
     return " and ".join(dict.fromkeys(row["framework"] for row in rows))
 
 
+def accuracy(row: Row) -> float:
+    """The test accuracy after an epoch: of the weights or, if it is better, of their average."""
+    return max(row["test_accuracy"], row.get("ema_test_accuracy", 0.0))
+
+
 def best_epoch(rows: list[Row]) -> Row:
     """The row with the best test accuracy, the first of several."""
-    return max(rows, key=lambda row: row["test_accuracy"])
+    return max(rows, key=accuracy)
 
 
 def largest_difference(first: list[Row], other: list[Row]) -> float | None:

@@ -20,7 +20,7 @@ from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, datasets, predict
+from . import batches, datasets, predict, runlog
 from .backends import Engine
 from .batches import Data
 
@@ -60,8 +60,10 @@ def prepare(recipe: Recipe, spec: Spec | None = None) -> tuple[Spec, Data]:
     data = datasets.load_data(recipe["data"])
     if isinstance(recipe.get("classes"), list):
         data = batches.of_classes(data, recipe)
-    if recipe["batch"] > len(data.x_train):
-        raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
+    size = recipes.images_per_step(recipe)
+    if size > len(data.x_train):
+        times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
+        raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
             batches.check_fits(x, y, spec)
@@ -132,10 +134,10 @@ class _Run:
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
         if checkpoint:
             self.step, self.sums, self.history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
-        self.best = max((row["test_accuracy"] for row in self.history), default=-1.0)
+        self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
-            self.sums = _sums(self.history.pop(), self.per_epoch, recipe["batch"])
+            self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
         self.saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -197,18 +199,27 @@ class _Run:
             "accuracy": correct / count,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **self.evaluate_average(),
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
         self.history, self.sums = [*self.history, row], [0.0, 0, 0, 0.0]
         if self.writes:
             arrays = self.engine.state()
-            if test_accuracy > self.best:
-                self.save("best.safetensors", {n: a for n, a in arrays.items() if not n.startswith("optimizer.")})
+            if runlog.accuracy(row) > self.best:
+                self.save("best.safetensors", best_weights(arrays, row))
             _append(self.folder / "log.jsonl", json.dumps(row) + "\n")
             self.save("last.safetensors", arrays)
-        self.best, self.saved = max(self.best, test_accuracy), time.monotonic()
+        self.best, self.saved = max(self.best, runlog.accuracy(row)), time.monotonic()
         return Progress(self.step, self.steps, self.epoch, row["loss"], row["accuracy"], row)
+
+    def evaluate_average(self) -> dict[str, float]:
+        """What the log says of the averaged weights, if there are any."""
+        if not self.recipe.get("ema"):
+            return {}
+        with self.engine.averaged():
+            test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+        return {"ema_test_loss": test_loss, "ema_test_accuracy": test_accuracy}
 
     def save_within_epoch(self, stopping: bool) -> None:
         """Write a checkpoint if the run ends here, or the last one is of more than a minute ago."""
@@ -224,6 +235,11 @@ class _Run:
                 raise _diverged(f"{key} is not finite after step {self.step}", self.folder)
         about = {key: getattr(self, key) for key in Checkpoint._fields[1:]}
         weights.save_state(self.folder / name, arrays, about)
+
+
+def best_weights(arrays: State, row: dict[str, Any]) -> State:
+    """Of the weights and their average, those with the better test accuracy in a line of the log; the average if equal."""
+    return weights.of_network(arrays, averaged=row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"])
 
 
 def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
@@ -278,6 +294,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
         if not any(name.startswith("optimizer.") for name in arrays):
             raise Error(f"{path}: it has weights alone; resume from {path.with_name('last.safetensors')}")
+    if checkpoint.recipe.get("ema"):
+        expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
     try:
         weights.check_state(arrays, expected)
     except Error as error:
@@ -291,7 +309,7 @@ def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:
     recipe = recipes.changed(before, changes)
     # The checkpoint has the network: the file of that name may have changed.
     recipe = recipes.load(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
-    free = ("epochs", "steps", "schedule", "precision", "optimizer")
+    free = ("epochs", "steps", "schedule", "precision", "optimizer", "ema")
     for key in before | recipe:
         if key not in free and before.get(key) != recipe.get(key):
             raise Error(f"--set {key}: cannot change in the middle of a run; to start another with its weights, use --init")

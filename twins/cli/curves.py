@@ -32,7 +32,7 @@ def curves(
         best = runlog.best_epoch(rows)
         apart = None if rows is logs[0] else runlog.largest_difference(logs[0], rows)
         difference = "" if apart is None else f"{apart:.1e}"
-        table.add_row(name, f"{len(rows)}", f"{best['test_accuracy']:.2%}", f"{best['epoch']}", difference)
+        table.add_row(name, f"{len(rows)}", f"{runlog.accuracy(best):.2%}", f"{best['epoch']}", difference)
     output.show(table)
     if len(runs) > 1:
         output.show(

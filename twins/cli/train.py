@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from shared import recipes
+from shared import recipes, weights
 from shared.checks import Error
 
 from .. import backends
@@ -78,7 +78,7 @@ def train(
     if history:
         best, where = runlog.best_epoch(history), start.folder / "best.safetensors"
         file = f": {where}" * where.exists()
-        output.show(f"Best test accuracy {best['test_accuracy']:.2%}, after epoch {best['epoch']}{file}")
+        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}, after epoch {best['epoch']}{file}")
         runs.draw_curves(start.folder, history, start.title)
     if last.step < last.steps:
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
@@ -129,10 +129,11 @@ def _interruptible() -> Iterator[list[int]]:
 
 def _show_start(start: "Start", framework: str, others: list[str]) -> None:
     resuming = f", resuming at step {start.done:,}" if start.done else ""
-    images = f"{start.steps:,} steps of {start.recipe['batch']} images"
+    accumulate = start.recipe.get("accumulate", 1)
+    images = f"{start.steps:,} steps of {f'{accumulate} x ' * (accumulate > 1)}{start.recipe['batch']} images"
     output.show(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
     if start.pretrained:
-        fresh = [name for name in others if not name.startswith("optimizer.")]
+        fresh = [name for name in others if not name.startswith(("optimizer.", weights.EMA))]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
         output.show(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
@@ -157,7 +158,7 @@ def _watch(
         for now in run:
             for listener in listeners:
                 listener(now)
-            speed = start.recipe["batch"] * (bar.tasks[0].speed or 0)
+            speed = recipes.images_per_step(start.recipe) * (bar.tasks[0].speed or 0)
             measures = f"loss {now.loss:.4f}  accuracy {now.accuracy:.2%}  {speed:,.0f} images/s"
             bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", measures=measures)
             if now.row:
@@ -172,6 +173,8 @@ def _epoch(row: dict[str, Any]) -> str:
         f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
         f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}"
     )
+    if "ema_test_accuracy" in row:
+        line += f"  averaged {row['ema_test_accuracy']:.2%}"
     if output.width() < 100:  # the log has the rest
         return line
     return f"{line}  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
