@@ -254,7 +254,8 @@ def test_both_backends_make_the_same_run(whole):
 @pytest.mark.parametrize("backend", PACKAGES)
 def test_resumed_bit_for_bit(backend, whole, tmp_path):
     (run, straight), (other, _) = whole[backend], whole["tf" if backend == "torch" else "torch"]
-    Run(tmp_path / "a", engine=run.engine).until(7)  # the same engines, since tracing a step takes long
+    half = Run(tmp_path / "a", engine=run.engine).until(7)  # the same engines, since tracing a step takes long
+    assert half.sums[2] == 3 * 300 and 0 < half.sums[1] < 300 and half.sums[0] / 900 == pytest.approx(2.3, abs=0.3)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     found = Run(tmp_path / "a", resume=tmp_path / "a", engine=run.engine).until()
     assert found.arrays.keys() == straight.arrays.keys()

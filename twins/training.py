@@ -180,7 +180,7 @@ class _Run:
         self.step += 1
         if not math.isfinite(loss):
             raise _diverged(f"the loss of step {self.step}, in epoch {self.epoch}, is {loss}", self.folder)
-        new = (loss * len(y), correct, len(y), time.monotonic() - started)
+        new = (loss * len(x), correct, len(x), time.monotonic() - started)
         self.sums = [total + more for total, more in zip(self.sums, new, strict=True)]
         losses, corrects, count, _ = self.sums
         return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
