@@ -36,8 +36,9 @@ class Engine:
     `seed` determines what dropout drops. With `compiled`, XLA compiles the training step. A network built in the scope of a
     `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch.
 
-    `label_smoothing` is that of `torch.nn.functional.cross_entropy`. A step takes the mean gradient of as many batches as it is
-    to `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
+    `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
+    batch that is divided by the weights of its labels. A step takes the mean gradient of as many batches as it is to
+    `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
     Raises `shared.Error` on Keras's other backends.
     """
@@ -47,7 +48,8 @@ class Engine:
 
     def __init__(
         self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, compiled: bool = False,
-        label_smoothing: float = 0.0, accumulate: int = 1, ema: float | None = None,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        ema: float | None = None,
     ) -> None:  # fmt: skip
         if keras.backend.backend() != "tensorflow":
             raise shared.Error(
@@ -57,7 +59,7 @@ class Engine:
         import tensorflow
 
         self.net, self.seed, self.tf = net, seed, tensorflow
-        self.label_smoothing, self.accumulate, self.ema = label_smoothing, accumulate, ema
+        self.label_smoothing, self.class_weights, self.accumulate, self.ema = label_smoothing, class_weights, accumulate, ema
         self.dropouts = {name: layer for name, layer in named_layers(net) if isinstance(layer, Dropout)}
         self.passes = 0  # in training mode: each has dropout masks of its own
         self.weights = {name: variable for name, variable in variables(net).items() if variable.trainable}
@@ -240,11 +242,14 @@ class Engine:
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             share = ops.cast(labels.share, logits.dtype)
             return share * first + (1 - share) * second
-        loss = ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
-        if not self.label_smoothing:
-            return loss
-        uniform = -ops.mean(ops.log_softmax(logits, -1))
-        return (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        if not self.label_smoothing and self.class_weights is None:
+            return ops.mean(losses)
+        of_class = ops.ones_like(logits[0]) if self.class_weights is None else ops.cast(self.class_weights, logits.dtype)
+        scales = ops.take(of_class, labels)
+        uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1)
+        total = (1 - self.label_smoothing) * ops.sum(scales * losses) + self.label_smoothing * ops.sum(uniform)
+        return total / ops.sum(scales)
 
     def _inputs(self, images: np.ndarray, labels: Labels) -> tuple[Any, Any, Any]:
         """Images, labels and dropout masks as `_steps` takes them."""

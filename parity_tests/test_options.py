@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 
 import keras_impl
 import shared
 import torch_impl
 from keras_impl import optimizers
-from shared import mixup, recipes, weights
+from shared import images, mixup, recipes, weights
 from twins import batches, ladder, runlog, training
 
 BOUNDS = ladder.BOUNDS["float64"]
@@ -38,9 +40,11 @@ SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 ADAMW = {"name": "adamw", "learning_rate": 0.002, "weight_decay": 0.5}
 EXEMPT = {"no_decay": ["bias", "batch_norm"]}
 RATES = {"rates": {"fc.*": 2, "layer1.*": 0.1}}
+LOSS = {"label_smoothing": 0.1, "class_weights": [*range(1, 11)]}
 # name: (optimiser, what else an engine takes, alpha of mixup)
 OPTIONS = {
     "label smoothing": (SGD, {"label_smoothing": 0.1}, None),
+    "class weights": (SGD, {"class_weights": [*range(1, 11)]}, None),
     "clipping by norm": (SGD | {"clip_norm": 0.5}, {}, None),
     "clipping by value": (SGD | {"clip_value": 0.01}, {}, None),
     "no decay": (SGD | EXEMPT | {"weight_decay": 0.1}, {}, None),
@@ -49,7 +53,7 @@ OPTIONS = {
     "accumulation": (SGD, {"accumulate": 4}, None),
     "averaged weights": (SGD, {"ema": 0.9}, None),
     "mixup": (SGD, {}, 0.2),
-    "all": (ADAMW | EXEMPT | RATES | {"clip_norm": 0.5}, {"label_smoothing": 0.1, "accumulate": 2, "ema": 0.9}, 0.2),
+    "all": (ADAMW | EXEMPT | RATES | {"clip_norm": 0.5}, LOSS | {"accumulate": 2, "ema": 0.9}, 0.2),
 }
 RECIPE = {
     "name": "small",
@@ -129,19 +133,20 @@ def test_everything_is_plain_pytorchs():
         factor = 2 if name.startswith("fc.") else 0.1 if name.startswith("layer1.") else 1
         by_hand.append({"params": [weight], "weight_decay": decay, "lr": 0.002 * factor})
     theirs = torch.optim.AdamW(by_hand)
-    for images, (first, second, share) in steps_of(5, alpha):
+    for pictures, (first, second, share) in steps_of(5, alpha):
         theirs.zero_grad()
         total = 0.0
         for half in (slice(0, 4), slice(4, 8)):
-            logits = net.train()(torch.from_numpy(images[half]))
-            both = [F.cross_entropy(logits, torch.from_numpy(labels[half]), label_smoothing=0.1) for labels in (first, second)]
+            logits = net.train()(torch.from_numpy(pictures[half]))
+            targets, scales = [torch.from_numpy(labels[half]) for labels in (first, second)], torch.arange(1.0, 11.0).double()
+            both = [F.cross_entropy(logits, target, scales, label_smoothing=0.1) for target in targets]
             loss = (share * both[0] + (1 - share) * both[1]) / 2
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         theirs.step()
         average.update_parameters(net)
-        assert engine.step(images, mixup.Mixed(first, second, share))[0] == pytest.approx(total, rel=1e-13)
+        assert engine.step(pictures, mixup.Mixed(first, second, share))[0] == pytest.approx(total, rel=1e-13)
     expected = torch_impl.state(net) | {f"ema.{name}": array for name, array in torch_impl.state(average.module).items()}
     found = engine.state()
     for name, array in expected.items():
@@ -310,6 +315,52 @@ def test_what_may_change_in_the_middle_of_a_run(whole, tmp_path):
     resumed = Run(tmp_path / "plain", resume=tmp_path / "plain", changes=["ema=0.5", "optimizer.clip_norm=2"])
     assert all(np.array_equal(resumed.engine.state()[f"ema.{name}"], arrays[name]) for name in weights.initial(SPEC))
     assert resumed.until().history[-1]["ema_test_accuracy"] > 0
+
+
+def test_balanced_class_weights():
+    recipe = recipes.load({key: RECIPE[key] for key in RECIPE if key != "label_smoothing"} | {"class_weights": "balanced"})
+    with pytest.raises(shared.Error, match="pass the recipe through twins.batches.balanced"):
+        torch_impl.trainer(SPEC, recipe)
+    spec, data = training.prepare(recipe)
+    ready = batches.balanced(recipe, data, spec)
+    expected = compute_class_weight("balanced", classes=np.arange(10), y=data.y_train)
+    assert recipes.load(ready) == ready and ready["class_weights"] == pytest.approx(expected, rel=1e-15)
+    assert batches.balanced(ready, data, spec) is ready
+    few = data._replace(y_train=np.where(data.y_train == 4, 5, data.y_train))
+    with pytest.raises(shared.Error, match="'class_weights': digits has no images of class 4 to train on"):
+        batches.balanced(recipe, few, spec)
+    with pytest.raises(shared.Error, match="'class_weights' has 2 numbers, but small has 10 classes"):
+        recipes.load(recipe | {"class_weights": [1, 2]})
+
+
+def test_top_5(whole):
+    run, found = whole["torch"]
+    engine, _, spec, data = run.arguments[:4]
+    logits = engine.predict(images.preprocess(data.x_test, spec, "float64"))
+    expected = top_k_accuracy_score(data.y_test, logits, k=5)
+    assert found.history[-1]["test_top5"] == expected > found.history[-1]["test_accuracy"]
+    assert found.history[-1]["ema_test_top5"] > found.history[-1]["ema_test_accuracy"]
+    row = {"test_accuracy": 0.5, "test_top5": 0.9, "ema_test_accuracy": 0.6, "ema_test_top5": 0.8}
+    assert runlog.top5(row) == 0.8 and runlog.top5(row | {"ema_test_accuracy": 0.4}) == 0.9
+    assert runlog.top5({"test_accuracy": 0.5}) is None
+    two = recipes.load(recipes.changed(RECIPE, ["classes=[[3],[5]]", "batch=20"]))
+    spec, data = training.prepare(two)
+    assert training.evaluate(torch_impl.trainer(spec, two), spec, data, "float64").top5 is None
+
+
+def test_patience(twins, tmp_path):
+    recipe = RECIPE | {"epochs": 9, "patience": 2, "optimizer": SGD | {"learning_rate": 1e-12}, "precision": "float32"}
+    del recipe["ema"]
+    (tmp_path / "flat.json").write_text(json.dumps(recipe | {"schedule": {"name": "constant"}}))
+    status, out, error = twins("train", "flat.json", "--out", "run", folder=tmp_path)
+    found = training.read_checkpoint(tmp_path / "run")
+    best = runlog.best_epoch(found.history)["epoch"]
+    assert status == 0 and error == "" and "No better test accuracy in 2 epochs: the run ends here." in out
+    assert len(found.history) == best + 2 < 9 and " (top 5 " in out
+    status, out, error = twins("train", "--resume", "run", folder=tmp_path)
+    assert status == 2 and "run: the run has ended, with no better epoch in 2; pass --set patience above 2" in error
+    status, out, error = twins("train", "--resume", "run", "--set", "patience=3", folder=tmp_path)
+    assert status == 0 and len(training.read_checkpoint(tmp_path / "run").history) == best + 3
 
 
 def on_two_devices(backend, spec, folder):

@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
 BACKBONE = "backbone"  # of "freeze": everything but the classifier
 
+BALANCED = "balanced"  # of "class_weights": in inverse proportion to the images of a class
 KINDS_WITHOUT_DECAY = ("bias", "batch_norm")  # of "no_decay"
 
 # keys whose numbers become floats
@@ -49,7 +50,7 @@ SCHEDULES = {
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
     "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze "
-    "label_smoothing accumulate ema"
+    "label_smoothing class_weights accumulate ema patience"
 )
 AUGMENTATIONS = "pad flip mixup"
 # What other software calls a key, which no likeness finds or finds wrongly: our key
@@ -106,7 +107,12 @@ VALUES = {
     ),
     **dict.fromkeys(("momentum", "label_smoothing"), FRACTION),
     **dict.fromkeys(("mixup", "clip_norm", "clip_value"), POSITIVE),
-    "accumulate": whole(1),
+    **dict.fromkeys(("accumulate", "patience"), whole(1)),
+    "class_weights": Value(
+        lambda v: v == BALANCED or (type(v) is list and len(v) > 1 and all(map(POSITIVE.accepts, v))),
+        f'"{BALANCED}", or a list of a number above 0 for each class',
+        {"anyOf": [{"const": BALANCED}, {"type": "array", "minItems": 2, "items": POSITIVE.schema}]},
+    ),
     **dict.fromkeys(
         ("ema", "pct_start"),
         Value(
@@ -284,6 +290,9 @@ def network(recipe: Recipe) -> Spec:
         raise Error(f"{spec['name']} ends in a map, not in a vector of logits to train on")
     frozen(recipe, spec)
     _check_rates(recipe, spec)
+    class_weights, classes = recipe.get("class_weights"), rows[-1].shape[0]
+    if isinstance(class_weights, list) and len(class_weights) != classes:
+        raise Error(f"'class_weights' has {len(class_weights)} numbers, but {spec['name']} has {classes} classes")
     return spec
 
 
@@ -345,8 +354,15 @@ def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:
-    """What engines take of a recipe, beside the optimiser, by the names of their parameters."""
-    return {key: recipe[key] for key in ("label_smoothing", "accumulate", "ema") if key in recipe}
+    """What engines take of a recipe, beside the optimiser, by the names of their parameters.
+
+    Raises `Error` for class weights that are yet to be balanced, by `twins.batches.balanced`.
+    """
+    if recipe.get("class_weights") == BALANCED:
+        raise Error(
+            f"'class_weights' is \"{BALANCED}\", which needs the data: pass the recipe through twins.batches.balanced first"
+        )
+    return {key: recipe[key] for key in ("label_smoothing", "class_weights", "accumulate", "ema") if key in recipe}
 
 
 def images_per_step(recipe: Recipe) -> int:

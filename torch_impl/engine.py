@@ -7,7 +7,7 @@ layouts.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ class Engine:
     statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
     batch.
 
-    `label_smoothing` is that of `torch.nn.functional.cross_entropy`. A step takes the mean gradient of as many batches as it is
-    to `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
+    `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
+    batch that is divided by the weights of its labels. A step takes the mean gradient of as many batches as it is to
+    `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
     """
 
@@ -48,10 +49,12 @@ class Engine:
 
     def __init__(
         self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False,
-        label_smoothing: float = 0.0, accumulate: int = 1, ema: float | None = None,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        ema: float | None = None,
     ) -> None:  # fmt: skip
         self.net, self.seed, self.mixed = net, seed, mixed
         self.label_smoothing, self.accumulate, self.ema = label_smoothing, accumulate, ema
+        self.class_weights = None if class_weights is None else self._tensor(np.array(class_weights))
         self.average = {name: tensor.detach().clone() for name, tensor in self._arrays().items()} if ema else {}
         self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
         self.frozen = [m for m in net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
@@ -230,7 +233,7 @@ class Engine:
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             return labels.share * first + (1 - labels.share) * second
         target = torch.from_numpy(self._share(labels)).to(logits.device)
-        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
 
     def _share(self, batch: Any) -> Any:
         """The part of a batch that this process takes."""

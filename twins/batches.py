@@ -53,6 +53,20 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
     return Data(data.x_train[train], table[data.y_train[train]], data.x_test[test], table[data.y_test[test]])
 
 
+def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:
+    """The recipe with numbers for class weights that are "balanced": images / (classes x images of the class).
+
+    As scikit-learn's `compute_class_weight`. Raises `Error` for a class without images to train on.
+    """
+    if recipe.get("class_weights") != recipes.BALANCED:
+        return recipe
+    classes = shapes.layers(spec)[-1].shape[0]
+    counts = np.bincount(data.y_train, minlength=classes)
+    if not counts.all():
+        raise Error(f"'class_weights': {recipe['data']} has no images of class {counts.argmin()} to train on")
+    return recipe | {"class_weights": (len(data.y_train) / (classes * counts)).tolist()}
+
+
 def steps_per_epoch(recipe: Recipe, data: Data) -> int:
     """The steps in an epoch, of whole batches."""
     return len(data.x_train) // recipes.images_per_step(recipe)

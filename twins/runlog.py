@@ -42,6 +42,12 @@ def accuracy(row: Row) -> float:
     return max(row["test_accuracy"], row.get("ema_test_accuracy", 0.0))
 
 
+def top5(row: Row) -> float | None:
+    """The top-5 accuracy of what `accuracy` is of, None in a log without one."""
+    averaged = row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"]
+    return row.get("ema_test_top5" if averaged else "test_top5")
+
+
 def best_epoch(rows: list[Row]) -> Row:
     """The row with the best test accuracy, the first of several."""
     return max(rows, key=accuracy)

@@ -60,6 +60,7 @@ def start(
     checkpoint = training.read_checkpoint(resume) if resume else None
     recipe = _recipe(name, resume, checkpoint, changes, epochs)
     spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None)
+    recipe = batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if epochs and "steps" in recipe:
         recipe = recipes.changed(recipe, [f"steps={epochs * per_epoch}"])
@@ -74,6 +75,11 @@ def start(
             draw_curves(folder, checkpoint.history, beginning.title)
         done = -(-checkpoint.step // per_epoch)
         raise Error(f"{resume}: the run is complete, {checkpoint.step:,} steps; pass --epochs above {done} to continue")
+    if checkpoint and checkpoint.history and training.is_over(recipe, checkpoint.history):
+        epochs = recipe["patience"]
+        raise Error(
+            f"{resume}: the run has ended, with no better epoch in {epochs}; pass --set patience above {epochs} to continue"
+        )
     return beginning
 
 

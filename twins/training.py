@@ -33,7 +33,7 @@ class Progress(NamedTuple):
     """Where a run is after a step."""
 
     step: int
-    steps: int  # of the whole run
+    steps: int  # of the whole run; those done, if the recipe's patience is at its end
     epoch: int
     loss: float  # the mean over the epoch so far, as is the accuracy
     accuracy: float
@@ -98,10 +98,17 @@ def run(
             yield the_run.take_step()
             if the_run.step % the_run.per_epoch == 0 or the_run.step == the_run.steps:
                 yield the_run.end_epoch()
+                if is_over(recipe, the_run.history):
+                    return
             stopping = engine.total(np.array([float(stop())]))[0] > 0
             the_run.save_within_epoch(stopping)
             if stopping:
                 return
+
+
+def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
+    """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better."""
+    return "patience" in recipe and len(history) - 1 - history.index(runlog.best_epoch(history)) >= recipe["patience"]
 
 
 def check_free(folder: Path) -> None:
@@ -187,7 +194,7 @@ class _Run:
 
     def end_epoch(self) -> Progress:
         """Test, and write the log and the checkpoints."""
-        test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+        test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
         losses, correct, count, seconds = self.sums
@@ -199,6 +206,7 @@ class _Run:
             "accuracy": correct / count,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **({} if top5 is None else {"test_top5": top5}),
             **self.evaluate_average(),
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
@@ -211,15 +219,17 @@ class _Run:
             _append(self.folder / "log.jsonl", json.dumps(row) + "\n")
             self.save("last.safetensors", arrays)
         self.best, self.saved = max(self.best, runlog.accuracy(row)), time.monotonic()
-        return Progress(self.step, self.steps, self.epoch, row["loss"], row["accuracy"], row)
+        steps = self.step if is_over(self.recipe, self.history) else self.steps
+        return Progress(self.step, steps, self.epoch, row["loss"], row["accuracy"], row)
 
     def evaluate_average(self) -> dict[str, float]:
         """What the log says of the averaged weights, if there are any."""
         if not self.recipe.get("ema"):
             return {}
         with self.engine.averaged():
-            test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
-        return {"ema_test_loss": test_loss, "ema_test_accuracy": test_accuracy}
+            scores = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+        top5 = {} if scores.top5 is None else {"ema_test_top5": scores.top5}
+        return {"ema_test_loss": scores.loss, "ema_test_accuracy": scores.accuracy, **top5}
 
     def save_within_epoch(self, stopping: bool) -> None:
         """Write a checkpoint if the run ends here, or the last one is of more than a minute ago."""
@@ -262,16 +272,25 @@ def _append(path: Path, line: str) -> None:
         raise Error(f"{path}: cannot be written: {error}") from None
 
 
-def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32") -> tuple[float, float]:
-    """(mean cross-entropy, accuracy) on the test images."""
-    sums = np.zeros(2)
+class Scores(NamedTuple):
+    """What a network reaches on the test images."""
+
+    loss: float  # mean cross-entropy, without label smoothing or class weights
+    accuracy: float
+    top5: float | None = None  # how often the label is among the five likeliest; None for up to five classes
+
+
+def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32") -> Scores:
+    """The scores of an engine's network on the test images."""
+    sums = np.zeros(3)
     for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype):
         labels, logits = data.y_test[place], logits.astype(np.float64)
         largest = logits.max(1)
         losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - logits[np.arange(len(labels)), labels]
-        sums += losses.sum(), (logits.argmax(1) == labels).sum()
-    loss, accuracy = engine.total(sums) / len(data.x_test)
-    return float(loss), float(accuracy)
+        above = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(1)
+        sums += losses.sum(), (logits.argmax(1) == labels).sum(), (above < 5).sum()
+    loss, accuracy, top5 = (float(score) for score in engine.total(sums) / len(data.x_test))
+    return Scores(loss, accuracy, top5 if shapes.layers(spec)[-1].shape[0] > 5 else None)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -309,7 +328,7 @@ def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:
     recipe = recipes.changed(before, changes)
     # The checkpoint has the network: the file of that name may have changed.
     recipe = recipes.load(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
-    free = ("epochs", "steps", "schedule", "precision", "optimizer", "ema")
+    free = ("epochs", "steps", "schedule", "precision", "optimizer", "ema", "patience")
     for key in before | recipe:
         if key not in free and before.get(key) != recipe.get(key):
             raise Error(f"--set {key}: cannot change in the middle of a run; to start another with its weights, use --init")

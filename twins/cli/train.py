@@ -78,7 +78,10 @@ def train(
     if history:
         best, where = runlog.best_epoch(history), start.folder / "best.safetensors"
         file = f": {where}" * where.exists()
-        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}, after epoch {best['epoch']}{file}")
+        if last.step < start.steps and last.step == last.steps:
+            output.show(f"No better test accuracy in {start.recipe['patience']} epochs: the run ends here.")
+        top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
+        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
         runs.draw_curves(start.folder, history, start.title)
     if last.step < last.steps:
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
@@ -175,6 +178,8 @@ def _epoch(row: dict[str, Any]) -> str:
     )
     if "ema_test_accuracy" in row:
         line += f"  averaged {row['ema_test_accuracy']:.2%}"
+    if "test_top5" in row and output.width() >= 120:
+        line += f"  top 5 {row['test_top5']:.2%}"
     if output.width() < 100:  # the log has the rest
         return line
     return f"{line}  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
