@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared import images, networks, shapes
+from shared import images, networks, reading, shapes
 from shared.checks import Error
 from shared.spec import Spec
 from shared.weights import State, initial
-from twins import backends, checkpoints, gridding, plots, predict
+from twins import backends, gridding, plots, predict
 from twins.cli import options
 
 NETWORKS = ("drn_a_18", "drn_b_26", "drn_c_26")
@@ -45,12 +45,13 @@ def main(
     layers = [gridding.layer_name(layer or last_map(spec), spec) for spec in specs]
     options.check_pictures([image])
     plots.check_figure(out, source=image)
+    loaded = [reading.load_weights(source, spec) for source, spec in zip(weights or [], specs, strict=False)]
+    specs = [spec for spec, _ in loaded] or specs
     pictures, batches = zip(*(predict.read_image(image, spec) for spec in specs), strict=True)
-    states = [checkpoints.load_weights(source, spec) for source, spec in zip(weights or [], specs, strict=False)]
     panels = [(image.name, images.pixels([pictures[0]], specs[0])[0])]
     table = Table("network", "layer", "channel", "map", "", box=None)
     for number, (spec, name, batch) in enumerate(zip(specs, layers, batches, strict=True)):
-        channel, values = strongest_map(spec, states[number] if states else initial(spec), name, batch)
+        channel, values = strongest_map(spec, loaded[number][1] if loaded else initial(spec), name, batch)
         title = spec["name"] if weights else f"{spec['name']}, untrained"
         share = gridding.describe(values, spec, name)
         table.add_row(title, name, f"{channel}", shapes.text(values.shape), share)

@@ -25,11 +25,11 @@ from rich.table import Table
 
 from shared import images, networks, recipes
 from shared.checks import Error
+from shared.data import Data
 from shared.files import write_text
 from shared.recipes import Recipe
 from shared.spec import Spec
 from twins import backends, boxes, datasets, gridding, plots, predict, scattered, training
-from twins.batches import Data
 from twins.boxes import Box, Localisation
 from twins.cli import options, output
 from twins.training import Checkpoint
@@ -235,7 +235,7 @@ def in_words(key: str, values: Sequence[float]) -> str:
 def draw(experiment: Experiment, data: Data, true_boxes: np.ndarray, folder: Path) -> None:
     """Draw the three figures."""
     draw_sweeps(experiment.rows, folder / "localisation-sweep.png")
-    panels = [("image\n", data.x_test[len(true_boxes) // 2])]
+    panels = [("image\n", np.asarray(data.x_test)[len(true_boxes) // 2])]
     for network, (values, share) in experiment.strongest.items():
         panels.append((f"{network}\n" + (f"gridding {share:.2f}" if share is not None else ""), values))
     plots.draw_panels(panels, folder / "localisation-gridding.png")
@@ -262,7 +262,7 @@ def draw_examples(experiment: Experiment, data: Data, true_boxes: np.ndarray, pa
     thresholds = {row["network"]: row["threshold"] for row in reversed(experiment.rows)}  # of its first run
     with plots.figure(path, EXAMPLES, columns, (1.6 * columns, 1.6 * EXAMPLES), squeeze=False) as (_, panels):
         for row, number in zip(panels, range(half, half + EXAMPLES), strict=True):
-            row[0].imshow(data.x_test[number, ..., 0], cmap="gray")
+            row[0].imshow(np.asarray(data.x_test)[number, ..., 0], cmap="gray")
             row[0].set_ylabel(f"label {data.y_test[number]}")
             for axes, (network, localisations) in zip(row[1:], experiment.localisations.items(), strict=True):
                 localisation = localisations[number]

@@ -8,8 +8,10 @@ import keras  # noqa: E402
 
 from . import checkpoints, export  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
+from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .optimizers import SGD, Adam, AdamW  # noqa: E402
+from .plain import functional  # noqa: E402
 from .weights import load, state  # noqa: E402
 
 keras.saving.register_keras_serializable("resnet_twins")(Network)
@@ -23,7 +25,9 @@ __all__ = [
     "build",
     "checkpoints",
     "export",
+    "features",
     "folded",
+    "functional",
     "load",
     "state",
     "trainer",

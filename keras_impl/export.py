@@ -11,6 +11,7 @@ from shared.weights import State
 
 from .layers import construct
 from .network import Network
+from .plain import functional
 from .weights import load
 
 
@@ -28,6 +29,16 @@ def saved_model(path: str | Path, spec: Spec, state: State) -> None:
     except Exception as error:  # TensorFlow has its own classes of errors, even for a full disk
         reason = str(error).strip().partition("\n")[0]
         raise shared.Error(f"{spec['name']} cannot be written as a SavedModel: {reason}") from None
+
+
+def plain(path: str | Path, spec: Spec, state: State) -> None:
+    """Write a network as a `.keras` file of Keras's own layers, see `functional`.
+
+    Raises `shared.Error` if two layers would have the same name.
+    """
+    net = construct(Network, spec, "float32")
+    load(net, state)
+    functional(net).save(path)
 
 
 def keras_logits(path: str | Path, images: np.ndarray) -> np.ndarray:

@@ -40,18 +40,28 @@ class Model(keras.Model):
         self.call(keras.KerasTensor(input_shape))
 
     def get_config(self) -> dict[str, Any]:
-        """The spec, the dtype policy and the names of frozen layers: what a `.keras` file holds beside the weights."""
+        """The spec, the dtype policy and what is frozen: what a `.keras` file holds beside the weights.
+
+        "frozen" names the layers that are not trainable in one that is, and "trained" the reverse.
+        """
         config = super().get_config()
-        frozen = [layer.name for layer in self.layers if not layer.trainable]
-        return {"spec": self.spec, "dtype": config["dtype"], "frozen": frozen}
+        changed: dict[bool, list[str]] = {False: [], True: []}
+        known = {"": True}
+        for name, layer in named_layers(self):
+            known[name] = layer.trainable
+            if layer.trainable is not known[name.rpartition(".")[0]]:
+                changed[layer.trainable].append(name)
+        return {"spec": self.spec, "dtype": config["dtype"], "frozen": changed[False], "trained": changed[True]}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Model":
         """The network that `get_config` describes."""
         with precision(keras.dtype_policies.deserialize(config["dtype"])):
             model = cls(config["spec"])
-        for name in config["frozen"]:
-            model.get_layer(name).trainable = False
+        changes = dict.fromkeys(config["frozen"], False) | dict.fromkeys(config.get("trained", []), True)
+        for name, layer in named_layers(model):
+            if name in changes:
+                layer.trainable = changes[name]  # and with it what is inside
         return model
 
 
@@ -135,29 +145,38 @@ class Conv(Layer):
         return ops.conv(x, kernel, self.stride, padding, dilation_rate=self.dilation)
 
 
-class BatchNorm(Layer):
+class BatchNorm(keras.layers.BatchNormalization):
     """Batch norm by PyTorch's rules.
 
-    `momentum` is the weight of the new batch in the running statistics, and the running variance is updated with the unbiased
-    variance of the batch; in `keras.layers.BatchNormalization` momentum is the weight of the old statistics, and the variance
-    is biased. As everywhere in Keras, a layer that is not trainable keeps its running statistics and normalises by them.
+    The running variance is updated with the unbiased variance of the batch; in `keras.layers.BatchNormalization` it is biased.
+    `share` is the weight of the new batch in the running statistics, PyTorch's momentum; the attribute `momentum` is Keras's,
+    the weight of the old statistics. As everywhere in Keras, a layer that is not trainable keeps its running statistics and
+    normalises by them.
     """
 
     def __init__(self, in_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
+        super().__init__(epsilon=eps)
+        self.share = momentum
         options: dict[str, Any] = {"shape": (in_channels,), "autocast": False}
         self.weight = self.add_weight(initializer="ones", name="weight", **options)
         self.bias = self.add_weight(initializer="zeros", name="bias", **options)
         options |= {"trainable": False, "aggregation": "mean"}  # over several devices
         self.running_mean = self.add_weight(initializer="zeros", name="running_mean", **options)
         self.running_var = self.add_weight(initializer="ones", name="running_var", **options)
+        self.built = True
+
+    # Keras's names, for code that finds batch norms by their class. What its constructor sets them to is dropped.
+    gamma = property(lambda self: self.weight, lambda self, value: None)
+    beta = property(lambda self: self.bias, lambda self, value: None)
+    moving_mean = property(lambda self: self.running_mean, lambda self, value: None)
+    moving_variance = property(lambda self: self.running_var, lambda self, value: None)
+    momentum = property(lambda self: 1 - self.share, lambda self, value: setattr(self, "share", 1 - value))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         by_batch = training and self.trainable
         if fused and fused.supports(x):
             running = (None, None) if by_batch else (self.running_mean.value, self.running_var.value)
-            x, mean, variance = fused.batch_norm(x, self.weight.value, self.bias.value, *running, self.eps)
+            x, mean, variance = fused.batch_norm(x, self.weight.value, self.bias.value, *running, self.epsilon)
         else:
             x, mean, variance = self._normalise(x, by_batch)
         if by_batch:
@@ -176,11 +195,11 @@ class BatchNorm(Layer):
         else:
             mean, variance = (ops.cast(running, x.dtype) for running in (self.running_mean, self.running_var))
         bias, weight = ops.cast(self.bias, x.dtype), ops.cast(self.weight, x.dtype)
-        x = ops.batch_normalization(x, mean, variance, -1, bias, weight, self.eps)
+        x = ops.batch_normalization(x, mean, variance, -1, bias, weight, self.epsilon)
         return ops.cast(x, self.compute_dtype), mean, unbiased
 
     def _follow(self, running: keras.Variable, new: Tensor) -> None:
-        running.assign((1 - self.momentum) * running + self.momentum * ops.cast(new, running.dtype))
+        running.assign((1 - self.share) * running + self.share * ops.cast(new, running.dtype))
 
 
 class LocalResponseNorm(Layer):
@@ -242,13 +261,13 @@ class MaxPool(Layer):
         if self.padding == "same":
             return ops.max_pool(x, self.kernel, self.stride, "same")
         if self.ceil:
-            more = [(self.padding, self.padding + self._missing(n, self.padding)) for n in x.shape[1:3]]
+            more = [(self.padding, self.padding + self.missing(n, self.padding)) for n in x.shape[1:3]]
             x = ops.pad(x, [(0, 0), *more, (0, 0)], constant_values=-math.inf)
         else:
             x = pad(x, self.padding, -math.inf)
         return ops.max_pool(x, self.kernel, self.stride, "valid")
 
-    def _missing(self, pixels: int, padding: int) -> int:
+    def missing(self, pixels: int, padding: int) -> int:
         """How many pixels a last window lacks; none for a window that would begin after the last pixel, as in PyTorch."""
         windows, left = divmod(pixels + 2 * padding - self.kernel, self.stride)
         start = (windows + 1) * self.stride
@@ -372,18 +391,19 @@ def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, ke
             yield from named_layers(value, f"{prefix}{name}.")
 
 
-def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str) -> Any:
+def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str | None) -> Any:
     """The network of a spec, built for images of the spec's size, with weights whose values `load` then sets.
 
-    `dtype` is a dtype policy of Keras's: "float32", "float64", "mixed_bfloat16". Raises `Error` for what is none.
+    `dtype` is a dtype policy of Keras's: "float32", "float64", "mixed_bfloat16"; None for the global one. Raises `Error` for
+    what is none.
     """
     try:
-        keras.dtype_policies.get(dtype)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     except (TypeError, ValueError):
         raise Error(
             f"Keras has no precision {dtype!r}; expected float32, float64, bfloat16, mixed_bfloat16 or another"
         ) from None
-    with precision(dtype):
+    with precision(policy):
         model = network(spec)
     channels, height, width = spec["input"]
     model.build((None, height, width, channels))
@@ -399,6 +419,15 @@ def precision(dtype: "str | keras.DTypePolicy") -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def check_images(x: Tensor, spec: Spec) -> None:
+    """Raise `Error` unless a batch has the axes (batch, height, width, channels), and the channels of the spec."""
+    channels = spec["input"][0]
+    if len(x.shape) != 4 or x.shape[3] not in (channels, None):
+        first = "; these have the channels first, as in PyTorch" if len(x.shape) == 4 and x.shape[1] == channels else ""
+        expected = f"expected (batch, height, width, {channels}), the channels last{first}"
+        raise Error(f"images of shape {tuple(x.shape)} for a Keras network: {expected}")
 
 
 def snapshot(x: Tensor) -> Tensor:

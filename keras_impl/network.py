@@ -6,9 +6,8 @@ from pathlib import Path
 import keras
 
 import shared
-from shared import fold, networks
+from shared import fold, networks, reading, shapes
 from shared.spec import Spec
-from shared.weights import initial
 
 from . import blocks, inception, layers, preactivation
 from .layers import Tensor
@@ -44,6 +43,7 @@ class Network(layers.Model):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.name, self.spec = spec["name"], spec
+        shapes.check_fits_memory(shapes.layers(spec))
         groups: dict[str, list[tuple[str, keras.Layer]]] = {}
         for name, kind, sizes, options in shared.unroll(spec):
             groups.setdefault(name.partition(".")[0], []).append((name, TYPES[kind](*sizes, **options)))
@@ -55,12 +55,14 @@ class Network(layers.Model):
             setattr(self, group, members[0][1] if alone else layers.Chain(*(layer for _, layer in members)))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        layers.check_images(x, self.spec)
         for group in self.groups:
             x = getattr(self, group)(x)
         return x
 
     def activations(self, x: Tensor) -> dict[str, Tensor]:
         """{layer name: output} of every layer of the `chain`, in order."""
+        layers.check_images(x, self.spec)
         outputs = {}
         for name, layer in self.chain():
             x = layer(x)
@@ -73,6 +75,7 @@ class Network(layers.Model):
         Its mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
         `shared.Error` unless the network ends in global pooling and one linear layer or 1x1 convolution.
         """
+        layers.check_images(x, self.spec)
         before, classifier = networks.head(self.spec)
         for name, layer in self.chain():
             if name in before:
@@ -99,15 +102,32 @@ class Network(layers.Model):
                 yield group, layer
 
 
-def build(network: str | Path | Spec, seed: int = 0, dtype: str = "float32") -> Network:
+def build(
+    network: str | Path | Spec,
+    seed: int = 0,
+    dtype: str | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+    weights: str | Path | None = None,
+    head: bool = True,
+) -> Network:
     """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
-    `dtype` is "float32", "float64" or another of the framework's. The same seed gives the same weights in both frameworks.
-    Raises `shared.Error` if the spec is wrong or the framework does not have the dtype.
+    `dtype` is "float32", "float64" or another of the framework's, by default what the framework is set to. The same seed gives
+    the same weights in both frameworks.
+    `classes` and `channels` are other numbers than the spec's, see `shared.networks.variant`. `head=False` leaves the
+    classifier out, and `classes` is then without effect, see `shared.networks.headless`.
+
+    `weights` is a file of any kind, or "imagenet" for those that torchvision publishes. Without `classes` and `channels` the
+    network gets the file's, and all of its weights. With `classes`, a foreign classifier or one of another size is left out:
+    the network's own keeps its initial weights. With `channels`, the first kernels are made for grey images or for colour, see
+    `shared.reading.adapted`. Of several sets of weights in a file, it is the one that `shared.reading.load_weights` takes.
+
+    Raises `shared.Error` if the spec is wrong, the weights do not fit, or the framework does not have the dtype.
     """
-    spec = shared.load(network)
+    spec, arrays = reading.network(network, seed, classes, channels, weights, head)
     net = layers.construct(Network, spec, dtype)
-    adopt(net, initial(spec, seed))
+    adopt(net, arrays)
     return net
 
 

@@ -1,11 +1,12 @@
 """The weights of a Keras network as NumPy arrays under PyTorch's names, in PyTorch's layouts, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from shared.weights import TO_KERAS, TO_PYTORCH, State, check_state
+from shared.weights import TO_KERAS, TO_PYTORCH, State, as_arrays, check_state
 
 from .layers import named_layers
 
@@ -26,15 +27,16 @@ def state(net: keras.Layer) -> State:
     return {n: array.astype("float32") if array.dtype.name == "bfloat16" else array for n, array in arrays.items()}
 
 
-def load(net: keras.Layer, state: State) -> None:
+def load(net: keras.Layer, state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
     """Set the weights and running statistics of a network to a state, converted to the network's precision.
 
+    The values are arrays or tensors of any framework, on any device; pairs of names and values do as well as a mapping.
     Raises one `shared.Error` that lists every missing, unexpected and misshapen name; the network is then unchanged.
     """
-    own = variables(net)
-    check_state(state, {name: _permuted(variable.shape, TO_PYTORCH) for name, variable in own.items()})
+    own, arrays = variables(net), as_arrays(state)
+    check_state(arrays, {name: _permuted(variable.shape, TO_PYTORCH) for name, variable in own.items()})
     for name, variable in own.items():
-        variable.assign(to_keras(np.asarray(state[name])))
+        variable.assign(to_keras(arrays[name]))
 
 
 adopt = load  # PyTorch's network keeps the arrays themselves; Keras's variables have memory from the start

@@ -8,11 +8,25 @@ import sys
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # else PyTorch's idle threads spin, and TensorFlow waits for a core
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each of which gets a core
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
+
+# Inputs that Hypothesis makes up, see test_fuzz.py: the same few in every run of the suite, and others with
+# --hypothesis-profile long.
+settings.register_profile(
+    "suite",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.register_profile("long", settings.get_profile("suite"), max_examples=10_000, derandomize=False, print_blob=True)
+settings.load_profile("suite")
 
 # Files that take longest, longest first: those that wait for other processes. The networks of test_networks.py come last,
 # one by one, so that all workers are busy to the end.

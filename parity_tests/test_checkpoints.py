@@ -1,11 +1,14 @@
 """Other projects' checkpoints: every format in every direction, others' names, keras.applications, files that are wrong."""
 
 import hashlib
+import http.client
 import io
 import json
 import os
 import shutil
+import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -19,7 +22,7 @@ import keras_impl
 import shared
 import torch_impl
 from keras_impl.layers import precision
-from shared import networks, renaming, shapes, weights
+from shared import networks, published, reading, renaming, shapes, weights
 from twins import checkpoints, cli
 from twins.ladder import BOUNDS, relative
 
@@ -78,7 +81,7 @@ def test_every_format_in_every_direction(source, tmp_path):
     for destination in FORMATS:
         report = checkpoints.convert(tmp_path / source, tmp_path / f"2{destination}", "mnist_residual")
         assert report.networks == ["mnist_residual"] and len(report.moves) == len(state)
-        assert_same(checkpoints.load_weights(tmp_path / f"2{destination}", shared.load("mnist_residual")), state)
+        assert_same(reading.load_weights(tmp_path / f"2{destination}", shared.load("mnist_residual"))[1], state)
     assert sorted(os.listdir(tmp_path)) == sorted({"first.safetensors", source, *(f"2{name}" for name in FORMATS)})
 
 
@@ -128,7 +131,7 @@ def test_a_file_in_bfloat16(tmp_path):
     twin.save_weights(tmp_path / "x.weights.h5")
     torch.save(torch_impl.build("mnist_residual", dtype="bfloat16").state_dict(), tmp_path / "x.pth")
     for name in ("x.weights.h5", "x.pth"):
-        state = checkpoints.load_weights(tmp_path / name, shared.load("mnist_residual"))
+        _, state = reading.load_weights(tmp_path / name, shared.load("mnist_residual"))
         assert_same(state, torch_impl.state(torch_impl.build("mnist_residual", dtype="bfloat16")))
 
 
@@ -138,7 +141,7 @@ def test_cifar_resnets_in_circulation(tmp_path):
     tensors["module.bn1.num_batches_tracked"] = torch.tensor(7)
     for key in ("state_dict", "model", "model_state_dict", "net"):
         torch.save({"epoch": 3, "best_prec1": torch.tensor(91.5), key: tensors}, tmp_path / "x.th")
-        assert_same(checkpoints.load_weights(tmp_path / "x.th", shared.load("resnet20")), state)
+        assert_same(reading.load_weights(tmp_path / "x.th", shared.load("resnet20"))[1], state)
     report = checkpoints.convert(tmp_path / "x.th", tmp_path / "x.safetensors")
     assert "resnet20" in report.networks
     assert [(move.source, move.ignored) for move in report.moves if move.ignored] == [
@@ -204,7 +207,7 @@ def test_resnet50_of_keras_applications(resnet50):
     spec = shared.load("resnet50_keras")
     images = images_for((64, 96))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
-    for logits in outputs(spec, checkpoints.load_weights(files["whole"], spec), images):
+    for logits in outputs(*reading.load_weights(files["whole"], spec), images):
         assert relative(theirs, logits) <= BOUND
 
 
@@ -215,7 +218,7 @@ def test_resnet50_of_keras_applications_without_top(resnet50, tmp_path):
     assert (
         "conv3_block1_0_conv/kernel", (1, 1, 256, 512), "layer2.0.downsample.0.weight", (512, 256, 1, 1), ""
     ) in report.moves  # fmt: skip
-    whole = checkpoints.load_weights(files["whole"], shared.load("resnet50_keras"))
+    _, whole = reading.load_weights(files["whole"], shared.load("resnet50_keras"))
     assert_same(weights.read_state(tmp_path / "x.safetensors"), {k: a for k, a in whole.items() if not k.startswith("fc.")})
 
 
@@ -292,7 +295,7 @@ def test_keras_flattens_in_another_order(name, tmp_path):
                 whole.copy(group, alone, key)
         name = "x.h5"
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
-    for logits in outputs(SMALL_VGG, checkpoints.load_weights(tmp_path / name, SMALL_VGG), images):
+    for logits in outputs(*reading.load_weights(tmp_path / name, SMALL_VGG), images):
         assert relative(theirs, logits) <= BOUND
 
 
@@ -303,7 +306,7 @@ def test_writing_for_keras_is_reading_from_it_backwards(tmp_path, monkeypatch):
     state = {key: array.astype(np.float64) for key, array in weights.initial(SMALL_VGG).items()}
     weights.save_state(tmp_path / "x.safetensors", state)
     checkpoints.convert(tmp_path / "x.safetensors", tmp_path / "x.h5", str(tmp_path / "vgg.json"))
-    assert_same(checkpoints.load_weights(tmp_path / "x.h5", SMALL_VGG), state)
+    assert_same(reading.load_weights(tmp_path / "x.h5", SMALL_VGG)[1], state)
     model.load_weights(tmp_path / "x.h5")
     images = images_for((8, 12))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
@@ -359,7 +362,7 @@ class Code:
 def test_code_in_a_file_is_never_run(zipped, tmp_path):
     content = {"state_dict": {"conv1.weight": torch.zeros(3)}, "extra": Code(tmp_path / "ran")}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    read = checkpoints.read_weights(tmp_path / "x.pth")
+    read = reading.read_weights(tmp_path / "x.pth")
     assert list(read.arrays) == ["conv1.weight"] and read.notes == ["Skipped, with nothing of it run: posix.mkdir."]
     assert os.listdir(tmp_path) == ["x.pth"]
 
@@ -369,7 +372,7 @@ def test_a_file_that_points_into_another_is_not_followed(tmp_path):
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         file.create_dataset("fc/vars/0", (5, 10), "f4", external=[(str(tmp_path / "secret"), 0, 200)])
     with pytest.raises(shared.Error, match="fc/vars/0 is a reference to another file"):
-        checkpoints.read_weights(tmp_path / "x.weights.h5")
+        reading.read_weights(tmp_path / "x.weights.h5")
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +403,7 @@ def test_a_truncated_file(name, share, files, tmp_path):
     content = (files / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(shared.Error, match=f"{name}: not a complete ") as error:
-        checkpoints.read_weights(tmp_path / name)
+        reading.read_weights(tmp_path / name)
     assert str(error.value).count("\n") == 0
 
 
@@ -461,7 +464,7 @@ def test_what_is_there_stays_when_writing_fails(files, tmp_path, monkeypatch):
 
 
 class Server:
-    """What torchvision's downloader gets from the network."""
+    """What a downloader gets from the network."""
 
     def __init__(self, content):
         self.content, self.headers = io.BytesIO(content), {"Content-Length": str(len(content))}
@@ -472,53 +475,92 @@ class Server:
     def __exit__(self, *_):
         pass
 
-    def info(self):
-        return self
-
-    def get_all(self, name):
-        return [self.headers[name]]
-
     def read(self, size):
         return self.content.read(size)
 
 
-def test_published_weights_are_checked_and_kept(tmp_path, monkeypatch, capsys):
-    from torchvision.models import ResNet18_Weights
-
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """What download.pytorch.org serves, and PyTorch's cache folder, which does not exist yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     content = io.BytesIO()
     state = random_state("resnet18")
     torch.save({name: torch.from_numpy(array) for name, array in state.items()}, content)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", lambda request, *_, **__: Server(content.getvalue()))
-    with pytest.raises(shared.Error, match="resnet18-f37072fd.pth could not be fetched: invalid hash value"):
-        checkpoints.load_weights("imagenet", shared.load("resnet18"))
-    assert os.listdir(tmp_path / "hub" / "checkpoints") == []
+    asked = []
 
-    right = hashlib.sha256(content.getvalue()).hexdigest()[:8]
-    monkeypatch.setattr(ResNet18_Weights, "url", f"https://download.pytorch.org/models/resnet18-{right}.pth")
-    assert_same(checkpoints.load_weights("imagenet", shared.load("resnet18")), state)
-    monkeypatch.setattr("torch.hub.urlopen", None)
-    assert_same(checkpoints.load_weights("imagenet", shared.load("resnet18")), state)
+    def answer(request, *_, **__):
+        asked.append(request.full_url)
+        time.sleep(0.1)  # as long as a second process needs to ask too
+        return Server(content.getvalue())
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    return content.getvalue(), state, asked, tmp_path / "hub" / "checkpoints"
+
+
+BROKEN = [urllib.error.URLError("not known"), http.client.IncompleteRead(b""), TimeoutError("not known")]
+
+
+def visible(folder):
+    """The files in a folder but for locks."""
+    return [name for name in os.listdir(folder) if not name.endswith(".lock")]
+
+
+def test_published_weights_are_checked_and_kept(server, monkeypatch, capsys):
+    content, state, asked, folder = server
+    with pytest.raises(shared.Error, match="resnet18-f37072fd.pth could not be fetched: invalid hash value, expected f37072fd"):
+        reading.load_weights("imagenet", shared.load("resnet18"))
+    assert visible(folder) == []
+
+    right = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(published.FILES, "resnet18", right)
+    for _ in range(2):
+        assert_same(reading.load_weights("imagenet", shared.load("resnet18"))[1], state)
+    assert asked[1:] == [f"https://download.pytorch.org/models/{right}"] and visible(folder) == [right]
     assert capsys.readouterr().out == ""
+    (folder / right).write_bytes(content[:-100])
+    with pytest.raises(shared.Error, match="not a complete file of PyTorch's: .*Delete the file to have it fetched again"):
+        reading.load_weights("imagenet", shared.load("resnet18"))
 
 
-def test_without_a_network(tmp_path, monkeypatch):
+def test_of_two_that_download_one_waits_and_what_a_killed_one_left_is_removed(server, monkeypatch):
+    content, _, asked, folder = server
+    right = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(published.FILES, "resnet18", right)
+    folder.mkdir(parents=True)
+    (folder / f".4194305.{right}").write_bytes(b"half")  # beyond the largest process number
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(published.file_of, [shared.load("resnet18")] * 2)) == {folder / right}
+    assert len(asked) == 1 and visible(folder) == [right]
+
+
+def test_the_folder_is_that_of_torch_hub(monkeypatch):
+    for variable, value in (("TORCH_HOME", "~/somewhere"), ("XDG_CACHE_HOME", "/tmp/cache"), ("XDG_CACHE_HOME", None)):
+        monkeypatch.delenv("TORCH_HOME", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        if value:
+            monkeypatch.setenv(variable, value)
+        assert str(published.folder()) == os.path.join(torch.hub.get_dir(), "checkpoints")
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_without_a_network(broken, server, monkeypatch):
     def unreachable(*_, **__):
-        raise urllib.error.URLError("Name or service not known")
+        raise broken
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    with pytest.raises(shared.Error, match=r"vgg11.*could not be fetched: .*not known.*put the file into .*checkpoints"):
-        checkpoints.load_weights("imagenet", shared.load("vgg11"))
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    words = r"vgg11.*could not be fetched: .*(not known|IncompleteRead).*put the file into .*checkpoints"
+    with pytest.raises(shared.Error, match=words):
+        reading.load_weights("imagenet", shared.load("vgg11"))
+    assert visible(server[3]) == []
 
 
 def test_every_network_that_torchvision_publishes_is_found():
     from torchvision.models import get_model_weights
 
     specs = [spec for spec in map(shared.load, shared.names()) if spec.get("weights", "").startswith("torchvision ")]
-    assert len(specs) >= 15
-    for spec in specs:
-        assert get_model_weights(spec["weights"].split()[1]).IMAGENET1K_V1.url
+    assert len(specs) >= 15 and {spec["weights"].split()[1] for spec in specs} == set(published.FILES)
+    for name, file in published.FILES.items():
+        assert get_model_weights(name).IMAGENET1K_V1.url == published.URL + file
 
 
 def test_the_command_says_what_it_ignored(tmp_path):
@@ -558,9 +600,9 @@ def data():
 )
 def test_real_checkpoints(file, network, numbers, data, tmp_path):
     report = checkpoints.convert(data / file, tmp_path / "x.pth", network)
-    state = checkpoints.load_weights(data / file, shared.load(network))
+    _, state = reading.load_weights(data / file, shared.load(network))
     assert sum(array.size for array in state.values()) == numbers
-    assert_same(checkpoints.load_weights(tmp_path / "x.pth", shared.load(network)), state)
+    assert_same(reading.load_weights(tmp_path / "x.pth", shared.load(network))[1], state)
     assert len(report.moves) == len(state)
 
 
@@ -568,4 +610,4 @@ def test_predicting_needs_the_classifier(tmp_path):
     spec = networks.headless(shared.load("resnet20"))
     weights.save_state(tmp_path / "x.safetensors", weights.initial(spec))
     with pytest.raises(shared.Error, match="x.safetensors: has no classifier, which resnet20 needs"):
-        checkpoints.load_weights(tmp_path / "x.safetensors", shared.load("resnet20"))
+        reading.load_weights(tmp_path / "x.safetensors", shared.load("resnet20"))

@@ -197,3 +197,174 @@ def test_a_name_that_the_framework_has_already(package):
     layers = [{"name": name, "type": "flatten"}]
     with pytest.raises(shared.Error, match=f"layer '{name}': every .* network has an attribute of that name"):
         package.build({"name": "mine", "input": [1, 4, 4], "layers": layers})
+
+
+TINY = {
+    "name": "tiny",
+    "input": [3, 8, 8],
+    "layers": [
+        {"name": "conv1", "type": "conv", "in": 3, "out": 4, "kernel": 3, "padding": 1},
+        {"name": "bn1", "type": "batch_norm", "in": 4},
+        {"name": "relu", "type": "relu"},
+        {"name": "layer1", "type": "basic", "in": 4, "out": 4, "repeat": 2},
+        {"name": "layer2", "type": "basic", "in": 4, "out": 8, "stride": 2, "repeat": 2},
+        {"name": "pool", "type": "global_avg_pool"},
+        {"name": "flatten", "type": "flatten"},
+        {"name": "fc", "type": "linear", "in": 8, "out": 3},
+    ],
+}
+SMALL = IMAGES[:, :, :8, :8]
+NAMES = ["layer2", "bn1", "layer1.0"]
+
+
+def test_features_are_the_activations_in_the_order_of_the_names():
+    net, twin = torch_impl.build(TINY).eval(), keras_impl.build(TINY)
+    ours, theirs = torch.from_numpy(SMALL), SMALL.transpose(0, 2, 3, 1)
+    with torch.no_grad():
+        pairs = [(torch_impl.features(net, NAMES)(ours), net.activations(ours))]
+    pairs.append((keras_impl.features(twin, NAMES)(theirs), twin.activations(theirs)))
+    for outputs, activations in pairs:
+        for output, name in zip(outputs, ("layer2.1", "bn1", "layer1.0"), strict=True):
+            assert np.array_equal(output, activations[name]), name
+
+
+def test_features_train_with_the_network():
+    net = torch_impl.build(TINY)
+    part = torch_impl.features(net, ["layer1", "relu"])
+    sum(output.square().sum() for output in part(torch.from_numpy(SMALL))).backward()
+    assert net.layer1[1].conv2.weight.grad.abs().max() > 0 and net.conv1.weight.grad.abs().max() > 0
+    assert {name.partition(".")[0] for name, _ in part.named_parameters()} == {"conv1", "bn1", "layer1"}
+    first = dict(torch_impl.features(net, ["layer1.0"]).named_parameters())
+    assert "layer1.0.conv1.weight" in first and not any(name.startswith("layer1.1") for name in first)
+    torch.compile(part, fullgraph=True, backend="eager")(torch.from_numpy(SMALL))
+
+    twin = keras_impl.build(TINY)
+    images = keras.Input((8, 8, 3))
+    model = keras.Model(images, keras.layers.Flatten()(keras_impl.features(twin, ["layer1.0"])(images)[0]))
+    before = keras_impl.state(twin)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(SMALL.transpose(0, 2, 3, 1), np.array([1, 2]), verbose=0)
+    moved = {name for name, array in keras_impl.state(twin).items() if not np.array_equal(array, before[name])}
+    assert {"conv1.weight", "bn1.running_mean", "layer1.0.bn2.running_var"} <= moved
+    assert not any(name.startswith(("layer1.1", "layer2", "fc")) for name in moved)
+
+
+@pytest.mark.parametrize("package", [torch_impl, keras_impl], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("names, message", [
+    (["layer1", "layer3"], "tiny has no layer 'layer3', did you mean 'layer"),
+    (["layer1.2"], "tiny has no layer 'layer1.2', did you mean 'layer1"),
+    ("layer1", "features takes a list of names of layers, found 'layer1'"),
+    ([], "features takes a list of names of layers, found "),
+])  # fmt: skip
+def test_features_of_layers_that_are_not_there(package, names, message):
+    with pytest.raises(shared.Error, match=message):
+        package.features(package.build(TINY), names)
+
+
+def trained(twin):
+    """The names of the weights that training changes."""
+    return {name for name, variable in keras_impl.weights.variables(twin).items() if variable.trainable}
+
+
+def test_the_usual_loop_freezes_batch_norms(tmp_path):
+    twin = keras_impl.build(TINY)
+    keras_impl.load(twin, weights.randomised(weights.initial(TINY)))
+    frozen = [layer for layer in twin._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in frozen:
+        layer.trainable = False
+    assert len(frozen) == 10
+    images, before = SMALL.transpose(0, 2, 3, 1), keras_impl.state(twin)
+    assert np.array_equal(twin(images, training=True), twin(images))  # by the running statistics
+    twin.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    twin.fit(images, np.array([1, 2]), verbose=0)
+    same = {name for name, array in keras_impl.state(twin).items() if np.array_equal(array, before[name])}
+    assert same == {name for name in before if "bn" in name or "downsample.1" in name}
+    twin.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert trained(again) == trained(twin)
+
+
+def test_a_batch_norm_has_keras_attributes():
+    layer = keras_impl.build(TINY).bn1
+    assert layer.gamma is layer.weight and layer.beta is layer.bias
+    assert layer.moving_mean is layer.running_mean and layer.moving_variance is layer.running_var
+    assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+    layer.momentum = 0.75
+    assert layer.share == 0.25
+
+
+def test_frozen_members_of_groups_are_saved(tmp_path):
+    twin = keras_impl.build(TINY)
+    twin.layer1[0].trainable = False
+    twin.layer2.trainable = False
+    twin.layer2[1].conv2.trainable = True  # what is trained in a frozen group
+    twin.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert not again.layer1[0].trainable and again.layer1[1].trainable and again.layer1.trainable
+    assert not again.layer2.trainable and again.layer2[1].conv2.trainable and not again.layer2[1].conv1.trainable
+    assert trained(again) == trained(twin)
+
+
+def test_the_precision_that_a_framework_is_set_to():
+    before = keras.config.dtype_policy()
+    try:
+        for policy in ("mixed_bfloat16", "mixed_float16", "float64"):
+            keras.mixed_precision.set_global_policy(policy)
+            twin = keras_impl.build(TINY)
+            assert twin.dtype_policy.name == twin.fc.dtype_policy.name == policy
+            assert keras_impl.build(TINY, dtype="float32").dtype_policy.name == "float32"
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+    assert keras_impl.build(TINY).dtype_policy.name == "float32"
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch_impl.build(TINY).fc.weight.dtype == torch.float64
+        assert torch_impl.build(TINY, dtype="float32").fc.weight.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_go_from_one_to_the_other_as_they_are(dtype):
+    net, twin = torch_impl.build(TINY, seed=1).to(dtype), keras_impl.build(TINY)
+    keras_impl.load(twin, {**dict(net.named_parameters()), **dict(net.named_buffers())})  # tensors that have gradients
+    expected = torch_impl.state(net)
+    assert all(np.array_equal(array, expected[name]) for name, array in keras_impl.state(twin).items())
+    keras_impl.load(keras_impl.build(TINY), net.state_dict().items())
+
+    variables = {name: keras.ops.convert_to_tensor(array) for name, array in keras_impl.state(twin).items()}
+    again = torch_impl.build(TINY, seed=2)
+    torch_impl.load(again, variables)
+    assert all(np.array_equal(array, expected[name]) for name, array in torch_impl.state(again).items())
+
+
+@pytest.mark.parametrize("package", [torch_impl, keras_impl], ids=lambda package: package.__name__)
+def test_parameters_without_running_statistics(package):
+    parameters = torch_impl.build(TINY).named_parameters()
+    with pytest.raises(shared.Error, match=r"missing: bn1.running_mean(.|\n)* state_dict\(\), not in its named_parameters\(\)"):
+        package.load(package.build(TINY), parameters)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_torchscript_says_what_to_use():
+    net = torch_impl.build(TINY).eval()
+    with pytest.raises(shared.Error, match="torch.jit.script cannot compile .* torch.export.export or torch.compile"):
+        torch.jit.script(net)
+    traced = torch.jit.trace(net, torch.from_numpy(SMALL))
+    with torch.no_grad():
+        assert torch.equal(traced(torch.from_numpy(SMALL[:1])), net(torch.from_numpy(SMALL[:1])))
+
+
+def test_images_with_the_axes_of_the_other_framework():
+    net, twin = torch_impl.build(TINY), keras_impl.build(TINY)
+    last = SMALL.transpose(0, 2, 3, 1)
+    for call in (net, net.activations, torch_impl.features(net, ["fc"])):
+        with pytest.raises(shared.Error, match=r"\(2, 8, 8, 3\) .* expected \(batch, 3, height, width\).*; .* channels last"):
+            call(torch.from_numpy(np.ascontiguousarray(last)))
+    for call in (twin, twin.activations, keras_impl.features(twin, ["fc"]), lambda x: twin.predict(x, verbose=0)):
+        with pytest.raises(shared.Error, match=r"3, 8, 8\) .* expected \(batch, height, width, 3\).*; .* channels first"):
+            call(SMALL)
+    with pytest.raises(shared.Error, match=r"\(3, 8, 8\) .* expected \(batch, 3, height, width\), the channels first$"):
+        net(torch.from_numpy(SMALL[0]))
+    with pytest.raises(shared.Error, match=r"\(8, 8, 3\) .* expected \(batch, height, width, 3\), the channels last\W"):
+        twin(last[0])

@@ -35,6 +35,20 @@ def test_list():
     assert {row["name"]: row["parameters"] for row in rows}["resnet50"] == 25_557_032
 
 
+def test_list_takes_a_pattern(twins):
+    def listed(*words):
+        return [row["name"] for row in json.loads(twins("list", *words, "--json").stdout)]
+
+    assert listed("DRN_C") == ["drn_c_18_small", "drn_c_26", "drn_c_42", "drn_c_58"]  # a part of the names
+    assert listed("resnet5?") == ["resnet50", "resnet56"] and listed("resnet50") == [
+        "preact_resnet50", "resnet50", "resnet50_keras", "resnet50_v1", "wide_resnet50_2",
+    ]  # fmt: skip
+    assert "drn_d_22" in twins("list", "drn_d*").stdout and "lenet" not in twins("list", "drn_d*").stdout
+    for pattern, rest in (("resnt18", ", did you mean 'resnet18'?"), ("*bert*", "; `twins list` lists them all")):
+        done = twins("list", pattern)
+        assert done == (2, "", f"twins: no network's name matches '{pattern}'{rest}\n")
+
+
 def test_show(twins):
     done = twins("show", "drn_a_18")
     assert done.returncode == 0
@@ -238,3 +252,8 @@ def test_curves_without_a_common_epoch_have_no_difference(tmp_path, twins):
         ["late.jsonl", "1", "50.00%", "3"],
         ["both.jsonl", "2", "50.00%", "2", "5.0e-01"],
     ]
+    rows = json.loads(twins("curves", *(f"{name}.jsonl" for name in runs), "--out", "c.png", "--json", folder=tmp_path).stdout)
+    assert [(row["run"], row["epochs"], row["difference"]) for row in rows] == [
+        ("early.jsonl", 2, None), ("late.jsonl", 1, None), ("both.jsonl", 2, 0.5),
+    ]  # fmt: skip
+    assert (rows[1]["best_epoch"], rows[1]["test_accuracy"]) == (3, 0.5)

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import keras_impl
 import shared
 import torch_impl
-from shared import weights
-from twins import checkpoints, runlog, training
+from shared import reading, weights
+from twins import runlog, training
 from twins.cli import app
 from twins.ladder import BOUNDS, relative
 
@@ -52,7 +52,7 @@ def test_a_keras_file_loads():
 
 def test_a_checkpoint_loads():
     spec = shared.load(EARLIER / "tiny.json")
-    state = checkpoints.load_weights(EARLIER / "tiny.pth", spec)
+    _, state = reading.load_weights(EARLIER / "tiny.pth", spec)
     assert all(np.array_equal(state[name], array) for name, array in best().items())
     net = torch_impl.build(spec, dtype="float64")
     net.load_state_dict(torch.load(EARLIER / "tiny.pth"))

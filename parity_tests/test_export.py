@@ -3,17 +3,20 @@
 import json
 import sys
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
 import torch
+from PIL import Image
 
 import keras_impl.export
 import shared
 import torch_impl.export
-from shared import fold, shapes, weights
-from twins import export, ladder
+from shared import fold, networks, shapes, weights
+from shared.images import preprocess
+from twins import compare, export, ladder
 
 PACKAGES = (torch_impl, keras_impl)
 BOUND = ladder.BOUNDS["float64"]["activations"]
@@ -243,6 +246,7 @@ def folder(tmp_path):
     (tmp_path / "photos" / "cat.jpg").touch()
     (tmp_path / "notes").touch()
     (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "other.json").write_text(json.dumps(chain(START) | {"title": "Mine, by hand"}))
     return tmp_path
 
 
@@ -275,10 +279,64 @@ MISTAKES = {
     "a file for a folder": ([*MINE, "notes"], "notes: exists and is not a SavedModel"),
     "the weights themselves": ([*MINE, "w.safetensors"], "w.safetensors: is read and would be overwritten"),
     "the spec itself": ([*MINE, "mine.pth"], "mine.json: is read and would be overwritten"),
-    "another JSON file": ([*MINE, "settings.safetensors"], "settings.json: exists and is not a spec; not overwritten"),
+    "another JSON file": ([*MINE, "settings.safetensors"], "settings.json: exists and holds something else; not overwritten"),
+    "another network's spec": ([*MINE, "other.pth"], "other.json: exists and holds something else; not overwritten"),
+    "plain, and not of Keras": ([*MINE, "x.onnx", "--plain"], "x.onnx: --plain is for files ending in .keras"),
     "image too small": (["drn_d_22", "--weights", "x.pth", "--size", "0"], "--size"),
     "another size than a linear layer's": (["lenet5", "--weights", "x.pth", "--size", "40"], "gives"),
 }
+
+
+def test_a_spec_that_it_wrote_is_written_again(folder, twins):
+    first, second = (twins("export", *MINE, "x.safetensors", folder=folder) for _ in range(2))
+    assert first.returncode == second.returncode == 0 and second.stdout == first.stdout
+    changed = twins("export", *MINE, "x.pth", "--size", "14", folder=folder)
+    assert changed.returncode == 2 and "x.json: exists and holds something else" in changed.stderr
+    assert not (folder / "x.pth").exists() and shared.load(folder / "x.json")["input"] == [3, 12, 12]
+
+
+def test_a_plain_file_is_of_the_folded_network_at_its_size(folder, twins):
+    done = twins("export", "mine.json", "--weights", "w.safetensors", "--plain", "--fold", "--size", "14", folder=folder)
+    assert done.returncode == 0 and done.stdout.splitlines()[2].split()[:2] == ["mine_folded.keras", "Keras"]
+    model = keras.models.load_model(folder / "mine_folded.keras")
+    assert type(model).__module__ == "keras.src.models.functional" and model.input_shape == (None, 14, 14, 3)
+    assert model.get_layer("block0_conv").use_bias and model.name == "mine_folded"
+    assert ladder.relative(expected(folder, IMAGES), model(np.moveaxis(IMAGES, 1, -1)).numpy()) <= 1e-4
+
+
+def test_json_says_what_the_table_does(folder, twins):
+    done = twins("export", *MINE, "x.keras", "--plain", "--json", folder=folder)
+    report = json.loads(done.stdout)
+    (file,) = report["files"]
+    assert done.returncode == 0 and report["passed"] and report["bound"] == 1e-4 and report["network"] == "mine"
+    assert (file["path"], file["reader"], file["framework"]) == ("x.keras", "Keras", "PyTorch") and file["relative"] < 1e-5
+
+
+PREPROCESSING = {"resize": 16, "crop": 12, "channels": "RGB", "scale": 1, "mean": [9, 9, 9], "std": [2, 2, 2]}
+
+
+def test_pictures_have_the_size_of_the_images():
+    spec = chain(START) | {"preprocessing": PREPROCESSING}
+    picture = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)
+    larger, oblong = (networks.with_size(spec, size) for size in ((24, 24), (20, 24)))
+    assert larger["preprocessing"] == spec["preprocessing"] | {"resize": 32, "crop": 24} and shared.load(larger)
+    assert networks.with_size(spec, (12, 12)) is spec
+    whole = networks.with_size(spec | {"preprocessing": larger["preprocessing"] | {"resize": 9, "crop": 9}}, (24, 24))
+    assert (whole["preprocessing"]["resize"], whole["preprocessing"]["crop"]) == (24, 24)
+    for sized in (larger, oblong, whole):
+        batch = preprocess([picture], sized)
+        assert list(batch.shape[1:]) == sized["input"] and batch.max() > 2  # by the network's own mean and std
+
+
+def test_compare_shows_a_picture_of_its_size(folder, monkeypatch, twins):
+    spec = chain(START) | {"preprocessing": PREPROCESSING}
+    (folder / "mine.json").write_text(json.dumps(spec))
+    Image.new("RGB", (40, 30)).save(folder / "p.png")
+    seen = []
+    monkeypatch.setattr(compare.images, "preprocess", lambda pictures, spec, dtype: seen.append(spec) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        twins("compare", "mine.json", "--image", "p.png", "--size", "24", "--steps", "0", folder=folder)
+    assert seen == [networks.with_size(spec, (24, 24))]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

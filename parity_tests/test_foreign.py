@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import shared
 import torch_impl
-from shared import dialects, formats, mapping, networks, renaming, shapes, torch_files, unpickling, weights
+from shared import dialects, formats, mapping, networks, reading, renaming, shapes, torch_files, unpickling, weights
 from twins import checkpoints, cli
 
 # A ResNet with bottlenecks, small; every array but a few has a shape of its own.
@@ -88,7 +88,7 @@ def test_a_file_is_what_its_first_bytes_say(kind, ending, state, small, tmp_path
         torch.save({"state_dict": tensors(state)}, path, _use_new_zipfile_serialization=kind == "zip")
     else:
         path.write_bytes(pickle.dumps(tensors(state) if kind == "pickle" else state, protocol=4))
-    assert_same(checkpoints.load_weights(path, SMALL), state)
+    assert_same(reading.load_weights(path, SMALL)[1], state)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -100,15 +100,15 @@ def test_the_index_of_shards(kind, state, tmp_path):
         save_file(part, tmp_path / file) if kind == "safetensors" else torch.save(tensors(part), tmp_path / file)
     index = tmp_path / "model.index.json"
     index.write_text(json.dumps({"weight_map": {name: file for file, members in files.items() for name in members}}))
-    assert_same(checkpoints.load_weights(index, SMALL), state)
+    assert_same(reading.load_weights(index, SMALL)[1], state)
     (tmp_path / f"part-1.{kind}").unlink()
     with pytest.raises(shared.Error, match=rf"model.index.json: its shard part-1.{kind} is missing"):
-        checkpoints.load_weights(index, SMALL)
+        reading.load_weights(index, SMALL)
     (tmp_path / "sub").mkdir()
     for outside in ("../x.safetensors", "/etc/passwd", "sub/x"):
         index.write_text(json.dumps({"weight_map": {"fc.bias": outside}}))
         with pytest.raises(shared.Error, match="which is not in its folder"):
-            checkpoints.load_weights(index, SMALL)
+            reading.load_weights(index, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_index_of_shards(kind, state, tmp_path):
 def test_what_is_no_file_of_weights(content, words, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(shared.Error, match=f"x.pth: .*{words}"):
-        checkpoints.read_weights(tmp_path / "x.pth")
+        reading.read_weights(tmp_path / "x.pth")
 
 
 def test_an_archive_of_other_things(tmp_path):
@@ -176,13 +176,13 @@ def test_nothing_in_a_pickle_is_run(form, state, tmp_path):
         if form == "first":  # before any key: the object is what the file holds
             path.write_bytes(pickle.dumps(object_))
             with pytest.raises(shared.Error, match="has no state dict in it|not a complete file"):
-                checkpoints.read_weights(path)
+                reading.read_weights(path)
             continue
         if form == "pickle":
             path.write_bytes(pickle.dumps(content))
         else:
             torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-        assert_same(checkpoints.load_weights(path, SMALL), state)
+        assert_same(reading.load_weights(path, SMALL)[1], state)
         assert not (tmp_path / "ran").exists(), name
 
 
@@ -266,7 +266,7 @@ def test_arrays_of_every_protocol(protocol, state, tmp_path):
     (tmp_path / "x").write_bytes(pickle.dumps({"model": state, "fortran": np.ones((2, 3), order="F")}, protocol=protocol))
     if protocol < 2:  # no first byte says that this is a pickle
         with pytest.raises(shared.Error, match="a file that begins with"):
-            checkpoints.read_weights(tmp_path / "x")
+            reading.read_weights(tmp_path / "x")
     assert_same(torch_files.read_torch(tmp_path / "x")[0], state)
 
 
@@ -299,14 +299,14 @@ def test_a_whole_module(zipped, tmp_path):
     assert_same(arrays, torch_impl.state(net))
     assert "Skipped, with nothing of it run: torch_impl.network.Network, " in notes[0]
     torch.save({"model": nn.DataParallel(net), "epoch": 1}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    assert_same(checkpoints.load_weights(tmp_path / "x.pt", shared.load("lenet")), torch_impl.state(net))
+    assert_same(reading.load_weights(tmp_path / "x.pt", shared.load("lenet"))[1], torch_impl.state(net))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_torchscript(tmp_path):
     net = torch_impl.build("lenet", seed=1).eval()
     torch.jit.trace(net, torch.zeros(1, *shared.load("lenet")["input"])).save(tmp_path / "x.pt")
-    assert_same(checkpoints.load_weights(tmp_path / "x.pt", shared.load("lenet")), torch_impl.state(net))
+    assert_same(reading.load_weights(tmp_path / "x.pt", shared.load("lenet"))[1], torch_impl.state(net))
 
 
 def test_the_form_of_pytorchs_files_is_the_one_that_we_read(tmp_path):
@@ -345,7 +345,7 @@ def test_a_file_that_is_cut_off(zipped, share, state, tmp_path):
     content = (tmp_path / "x.bin").read_bytes()
     (tmp_path / "x.bin").write_bytes(content[: int(share * len(content))])
     with pytest.raises(shared.Error, match="x.bin: not a complete file") as error:
-        checkpoints.read_weights(tmp_path / "x.bin")
+        reading.read_weights(tmp_path / "x.bin")
     assert "\n" not in str(error.value)
 
 
@@ -377,11 +377,11 @@ def test_raw_weights_are_read_and_averaged_ones_on_demand(key, state, small, tmp
         content = {part: content}
     torch.save({**content, "model": tensors(state)}, tmp_path / "x.pth")
     notes = []
-    assert_same(checkpoints.load_weights(tmp_path / "x.pth", SMALL, tell=notes.append), state)
+    assert_same(reading.load_weights(tmp_path / "x.pth", SMALL, tell=notes.append)[1], state)
     assert notes == [f"Read model, the raw weights; averaged ones, for --weights-key, are in {key}."]
     word = re.search("ema|swa|shadow", key)[0] if key != "trainer.ema.shadow" else "ema.shadow"
     for chosen in (key, word):
-        assert_same(checkpoints.load_weights(tmp_path / "x.pth", SMALL, chosen), other(state))
+        assert_same(reading.load_weights(tmp_path / "x.pth", SMALL, chosen)[1], other(state))
     done = run("convert", tmp_path / "x.pth", tmp_path / "y.safetensors", "--network", small, "--weights-key", word)
     assert f"Read {key}, averaged weights" in done.output
     assert "Ignored (counter of an average of weights, which nothing reads): n_averaged." in done.output
@@ -398,9 +398,9 @@ def test_raw_weights_come_before_averaged_ones_wherever_they_are(state, tmp_path
 def test_a_key_that_is_none(state, tmp_path):
     torch.save({"model": tensors(state), "ema_a": tensors(state), "ema_b": tensors(state)}, tmp_path / "x")
     with pytest.raises(shared.Error, match="x: there is nothing under --weights-key modle, did you mean 'model'"):
-        checkpoints.load_weights(tmp_path / "x", SMALL, "modle")
+        reading.load_weights(tmp_path / "x", SMALL, "modle")
     with pytest.raises(shared.Error, match="--weights-key ema could be ema_a, ema_b"):
-        checkpoints.load_weights(tmp_path / "x", SMALL, "ema")
+        reading.load_weights(tmp_path / "x", SMALL, "ema")
 
 
 @pytest.mark.parametrize("prefixes", [("module.encoder_q.", "module.encoder_k."), ("student.", "teacher."), ("net.", "ema.")])
@@ -410,9 +410,9 @@ def test_two_networks_in_one_state_dict(prefixes, state, tmp_path):
     both |= {first + name: array for name, array in state.items()} | {"queue": np.zeros((4, 8), np.float32)}
     weights.save_state(tmp_path / "x", both)
     notes = []
-    assert_same(checkpoints.load_weights(tmp_path / "x", SMALL, tell=notes.append), state)
+    assert_same(reading.load_weights(tmp_path / "x", SMALL, tell=notes.append)[1], state)
     assert notes == [f"Read {first[:-1]}; --weights-key reads one of the others: {second[:-1]}."]
-    assert_same(checkpoints.load_weights(tmp_path / "x", SMALL, second[:-1].rpartition(".")[2]), other(state))
+    assert_same(reading.load_weights(tmp_path / "x", SMALL, second[:-1].rpartition(".")[2])[1], other(state))
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_foreign_head_is_left_out_and_said(prefix, head, state, small, tmp_pat
     assert [move.source for move in report.moves if move.ignored] == [head]
     assert_same(weights.read_state(tmp_path / "y.safetensors"), without_head(state))
     with pytest.raises(shared.Error, match="has no classifier, which small needs"):
-        checkpoints.load_weights(tmp_path / "x", SMALL)
+        reading.load_weights(tmp_path / "x", SMALL)
 
 
 @pytest.mark.parametrize("extra", ["layer1.2.conv1.weight", "layer3.0.conv1.weight", "layer1.0.se.fc.weight", "conv1.bias"])
@@ -679,7 +679,7 @@ def nested():
 @pytest.mark.parametrize("name", ["x.keras", "x.h5", "x.weights.h5"])
 def test_a_model_inside_a_model(name, nested, tmp_path):
     (nested.save_weights if "weights." in name else nested.save)(tmp_path / name)
-    state = checkpoints.load_weights(tmp_path / name, NESTED)
+    _, state = reading.load_weights(tmp_path / name, NESTED)
     kernel, bias, gamma, beta, dense, dense_bias, *_ = (np.asarray(variable) for variable in nested.trainable_weights)
     assert np.array_equal(state["conv1.weight"], kernel.transpose(3, 2, 0, 1)) and np.array_equal(state["bn1.weight"], gamma)
     assert np.array_equal(state["fc.weight"], dense.T) and np.array_equal(state["bn1.bias"], beta)
@@ -725,7 +725,7 @@ def test_draft_map_then_map(state, small, tmp_path):
     assert {theirs: ours and ours.removesuffix(" ?") for theirs, ours in drafted.items()} == names | {"odd": None}
     assert drafted["array000"] == "conv1.weight" and drafted["array001"].endswith(" ?")
     report = checkpoints.convert(
-        tmp_path / "x", tmp_path / "y.safetensors", str(small), checkpoints.Naming(map=tmp_path / "m.json")
+        tmp_path / "x", tmp_path / "y.safetensors", str(small), reading.Naming(map=tmp_path / "m.json")
     )
     assert_same(weights.read_state(tmp_path / "y.safetensors"), state)
     assert "names are still marked uncertain" in report.notes[0]
@@ -787,7 +787,7 @@ def test_sparse_and_quantised_tensors_are_refused(state, tmp_path):
     ):
         torch.save({"state_dict": tensors(state) | {"fc.weight": tensor}}, tmp_path / "x.pth")
         with pytest.raises(shared.Error, match=f"x.pth: fc.weight is a {kind} tensor, which is not read"):
-            checkpoints.load_weights(tmp_path / "x.pth", SMALL)
+            reading.load_weights(tmp_path / "x.pth", SMALL)
 
 
 def test_big_endian_arrays_in_hdf5(tmp_path):
@@ -799,14 +799,14 @@ def test_big_endian_arrays_in_hdf5(tmp_path):
             for word, ours in (("kernel:0", "weight"), ("bias:0", "bias")):
                 flattened = (50, 4, 4) if (layer, ours) == ("ip1", "weight") else None
                 group[word] = renaming.to_keras_layout(state[f"{layer}.{ours}"], flattened).astype(">f4")
-    assert_same(checkpoints.load_weights(tmp_path / "x", shared.load("lenet_caffe")), state)
+    assert_same(reading.load_weights(tmp_path / "x", shared.load("lenet_caffe"))[1], state)
 
 
 def test_numbers_that_are_not_finite(state, small, tmp_path):
     weights.save_state(tmp_path / "x", state | {"fc.bias": np.full(10, np.nan, np.float32)})
     report = checkpoints.convert(tmp_path / "x", tmp_path / "y.pth", str(small))
     assert report.notes == ["Numbers that are not finite in 1 arrays: fc.bias. Other commands refuse them."]
-    for load in (checkpoints.load_weights, checkpoints.load_backbone):
+    for load in (reading.load_weights, reading.fit_weights):
         with pytest.raises(shared.Error, match="x: fc.bias has numbers that are not finite"):
             load(tmp_path / "x", SMALL)
 
@@ -821,8 +821,9 @@ def test_of_networks_with_the_same_arrays_the_published_one_is_taken(tmp_path):
         name: np.broadcast_to(np.float32(0), shape)
         for name, shape in shapes.weights(shapes.layers(shared.load("drn_c_26"))).items()
     }
-    found, others = checkpoints._chosen(arrays, [shared.load("drn_b_26"), shared.load("drn_c_26")], ".keras")
-    assert [match.spec["name"] for match in found] == ["drn_c_26"] and others == ["drn_b_26"]
+    found, notes = checkpoints._chosen(arrays, [shared.load("drn_b_26"), shared.load("drn_c_26")], ".keras")
+    assert [match.spec["name"] for match in found] == ["drn_c_26"]
+    assert notes == ["The arrays also fit drn_b_26; drn_c_26 is the one that is published. --network chooses."]
 
 
 def test_the_nearest_network_has_most_in_common():

@@ -250,6 +250,10 @@ def test_the_command_in_either_framework(given, activations, files, monkeypatch)
             f"mean {values.mean():.4g}; gridding {folded(values.astype('float64'), 4):.3f} at period 4.\n"
         )
         (_, shown), (title, map_) = drawn.pop()
+        report = json.loads(activations(f"{DRN} a.png --layer layer4 --out j.png --backend {backend} {given} --json").stdout)
+        assert (report["layer"], report["channel"], report["shape"], report["period"]) == ("layer4", channel, [8, 8], 4)
+        assert report["framework"] == package.Engine.framework and report["mean"] == pytest.approx(values.mean(), rel=1e-4)
+        assert report["gridding"] == pytest.approx(folded(values.astype("float64"), 4), rel=1e-3) and drawn.pop()
         assert np.array_equal(shown, picture) and np.allclose(map_, values, rtol=1e-4) and f"channel {channel}" in title
         with Image.open(files / f"{backend}.png") as image:
             assert image.format == "PNG" and image.width > 1.5 * image.height > 400

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from shared import weights
+import shared
+from shared import published, weights
 from shared.checks import Error
 from twins import backends
 
@@ -85,7 +86,8 @@ print(json.dumps(results))
 
 def without(hidden, commands, folder):
     """[(exit status, stdout, stderr)] of commands in a process in which packages are not installed."""
-    environment = {key: value for key, value in os.environ.items() if key != "TWINS_DATA"} | {"PYTHONPATH": str(ROOT)}
+    environment = {key: value for key, value in os.environ.items() if key != "TWINS_DATA"}
+    environment |= {"PYTHONPATH": str(ROOT), "TORCH_HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, "-c", HIDDEN, json.dumps([hidden, commands])],
         capture_output=True, text=True, timeout=300, cwd=folder, env=environment,
@@ -118,7 +120,6 @@ HALVES = {  # hidden packages: commands, and what each says
             "train --epochs 1": f"{NO_PYTORCH}, or pass --backend tf",
             "compare mnist_residual": NO_PYTORCH,
             f"predict {WEIGHTS} p.png --backend both": NO_PYTORCH,
-            "predict resnet18 --weights imagenet p.png --backend tf": f"imagenet {TO_TORCHVISION}",
             "convert w.safetensors x.pth": f"x.pth {TO_PYTORCH}",
             f"export {WEIGHTS} --out saved --out x.pth": f"x.pth {TO_PYTORCH}",
             "train cifar10_resnet --backend tf": f"downloading cifar10 {TO_TORCHVISION}, or put cifar10.npz into a folder",
@@ -149,8 +150,8 @@ HALVES = {  # hidden packages: commands, and what each says
     "torchvision": (
         ["torchvision"],  # which `[export]` does not install
         {
-            "predict resnet18 --weights imagenet p.png": "imagenet needs torchvision, which is not installed: pip install "
-            "'resnet-twins[torch]'",
+            "train cifar10_resnet": "downloading cifar10 needs torchvision, which is not installed: pip install "
+            "'resnet-twins[torch]', or put cifar10.npz into a folder",
         },
     ),
 }
@@ -173,8 +174,13 @@ def test_keras_alone_is_a_working_half(folder):
         "convert x.keras y.weights.h5",
         "convert y.weights.h5 z.safetensors --network mnist_residual",
         "convert w.pth w.keras --network mnist_residual",  # reading PyTorch's files needs no PyTorch
+        "predict published.json --weights imagenet p.png --backend tf",  # nor those that torchvision publishes
     ]
     torch.save({name: torch.from_numpy(a) for name, a in weights.initial("mnist_residual").items()}, folder / "w.pth")
+    (folder / "published.json").write_text(json.dumps(shared.load("mnist_residual") | {"weights": "torchvision resnet18"}))
+    cache = folder / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (cache / published.FILES["resnet18"]).write_bytes((folder / "w.pth").read_bytes())
     results = without(PYTORCH, commands, folder)
     assert [code for code, *_ in results] == [0] * len(commands), results  # TensorFlow warns: so many networks in one process
     rows = [line.split()[:2] for line in results[2][1].splitlines()]

@@ -17,8 +17,8 @@ import torch_impl
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import localisation  # noqa: E402
 
-from shared import images, networks, recipes, weights
-from twins import backends, batches, boxes, checkpoints, datasets, ladder, locate, plots, scattered
+from shared import images, networks, reading, recipes, weights
+from twins import backends, batches, boxes, datasets, ladder, locate, plots, scattered
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 BOUND = ladder.BOUNDS["float64"]["activations"]
@@ -557,7 +557,7 @@ def test_the_documentation_shows_the_results(name, page):
 @REAL
 def test_googlenet_finds_kangaroos():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
-    state = checkpoints.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
+    _, state = reading.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
     entries = locate.read_boxes(folder / "kangaroo", spec)[::4]
     located = list(locate.locate_pictures(backends.engines([torch_impl], spec, state), spec, entries, None, 0.2))
     scores = boxes.scores([localisation for *_, localisation in located], [entry["boxes"] for entry in entries], 0.2)

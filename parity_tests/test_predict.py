@@ -15,8 +15,8 @@ from torchvision import transforms
 import keras_impl
 import shared
 import torch_impl
-from shared import images, networks, weights
-from twins import backends, checkpoints, datasets, predict
+from shared import images, networks, reading, weights
+from twins import backends, predict
 
 PACKAGES = {"torch": [torch_impl], "tf": [keras_impl], "both": [torch_impl, keras_impl]}
 IMAGENET = {"channels": "RGB", "scale": 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -184,7 +184,7 @@ def test_a_mistake_in_a_spec(mistake):
 
 
 def test_a_spec_with_other_classes():
-    with pytest.raises(shared.Error, match='\'classes\' is "imagnet", expected one of .*"imagenet"'):
+    with pytest.raises(shared.Error, match="'classes' is \"imagnet\", did you mean 'imagenet'"):
         shared.load(small(classes="imagnet"))
     with pytest.raises(shared.Error, match="'classes' is \"imagenet\", which has 1000 names, but the network has 10 outputs"):
         shared.load(small(classes="imagenet"))
@@ -236,9 +236,14 @@ def test_accuracy_of_two_that_disagree():
     images = np.eye(8, dtype=np.uint8)[:6].reshape(6, 2, 4, 1) * 255
     labels = np.array([0, 1, 2, 3, 7, 7])
     other, seen = Fake(lambda logits: logits[:, [0, 1, 2, 4, 3, 5, 6, 7]]), []
-    found = predict.accuracy([Fake(), other], PIXELS, images, labels, seen.append)
-    assert found == {"tested": 6, "accuracy": [4 / 6, 3 / 6], "same_predictions": 4} and sum(seen) == 6
-    assert predict.accuracy([Fake()], PIXELS, images, labels) == {"tested": 6, "accuracy": [4 / 6]}
+    found = predict.evaluate([Fake(), other], PIXELS, images, labels, seen.append).summary(["one", "other"])
+    assert found.pop("top1") == {"one": 4 / 6, "other": 3 / 6} and sum(seen) == 6
+    assert found == {"tested": 6, "top5": {"one": 4 / 6, "other": 4 / 6}, "same_predictions": 4}
+    alone = predict.evaluate([Fake()], PIXELS, images, labels)
+    assert alone.summary(["one"]) == {"tested": 6, "top1": {"one": 4 / 6}, "top5": {"one": 4 / 6}}
+    values = np.eye(8)[:6] * 2
+    expected = (np.exp(values) / np.exp(values).sum(1, keepdims=True)).max(1)
+    assert np.allclose(alone.probabilities[0], expected, rtol=1e-6, atol=0) and alone.places.tolist() == [*range(6)]
 
 
 def test_logits_that_are_no_numbers(tmp_path):
@@ -373,7 +378,8 @@ def test_data(backend, twins, files):
     status, out, err = twins(f"{arguments} --json")
     assert status == 0 and err == ""
     found = json.loads(out)
-    assert found["tested"] == 8 and found["accuracy"] == [0.75] * len(PACKAGES[backend]) and found["data"] == "mine.npz"
+    assert found["tested"] == 8 and found["top1"] == dict.fromkeys(found["frameworks"], 0.75) and found["data"] == "mine.npz"
+    assert len(found["frameworks"]) == len(PACKAGES[backend]) and found["top5"].keys() == found["top1"].keys()
     assert found.get("same_predictions") == (8 if backend == "both" else None)
 
 
@@ -450,16 +456,17 @@ def test_one_backend_starts_one_framework(backend, imported, files):
 )
 def test_real_weights_are_as_good_as_published(name, file, dataset, count, accuracy):
     spec = shared.load(name)
-    state = checkpoints.load_weights(Path(os.environ["TWINS_DATA"], "weights", file), spec)
-    images, labels = datasets.load_data(dataset)[2:]
-    found = predict.accuracy(backends.engines(PACKAGES["both"], spec, state), spec, images, labels)
-    assert found == {"tested": count, "accuracy": [accuracy, accuracy], "same_predictions": count}
+    _, state = reading.load_weights(Path(os.environ["TWINS_DATA"], "weights", file), spec)
+    test = predict.labelled_images(dataset, spec)
+    found = predict.evaluate(backends.engines(PACKAGES["both"], spec, state), spec, test.x, test.y).summary(["one", "other"])
+    assert found.pop("top1") == {"one": accuracy, "other": accuracy}
+    assert (found["tested"], found["same_predictions"]) == (count, count)
 
 
 @REAL
 def test_kangaroos_are_wallabies_in_both():
     spec, folder = shared.load("googlenet"), Path(os.environ["TWINS_DATA"])
-    state = checkpoints.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
+    _, state = reading.load_weights(folder / "weights" / "googlenet_bvlc.safetensors", spec)
     paths = sorted((folder / "kangaroo" / "images").glob("*.jpg"))[::20]
     found = predict.classify_pictures(backends.engines(PACKAGES["both"], spec, state), spec, paths)
     assert len(found) == 9

@@ -222,12 +222,12 @@ def test_a_recipe_of_another_kind(tmp_path):
 
 
 def test_another_number_of_classes():
-    two = networks.with_classes(shared.load("drn_c_26"), 2)
+    two = networks.variant(shared.load("drn_c_26"), 2)
     assert two["name"] == "drn_c_26_2_classes" and shapes.layers(two)[-1].shape == (2,)
-    assert networks.with_classes(shared.load("resnet20"), 10) == shared.load("resnet20")
+    assert networks.variant(shared.load("resnet20"), 10) == shared.load("resnet20")
     assert recipes.network(changed("classes=[[3],[5],[0]]"))["layers"][-1]["out"] == 3
     with pytest.raises(shared.Error, match="has no classifier"):
-        networks.with_classes({"name": "x", "input": [1, 8, 8], "layers": [{"name": "f", "type": "flatten"}]}, 2)
+        networks.variant({"name": "x", "input": [1, 8, 8], "layers": [{"name": "f", "type": "flatten"}]}, 2)
 
 
 def test_what_is_frozen():

@@ -17,8 +17,9 @@ from PIL import Image
 import keras_impl
 import shared
 import torch_impl
-from shared import images, networks, recipes, weights
-from twins import batches, checkpoints, ladder, plots, runlog, runs, training
+from shared import files, images, networks, reading, recipes, weights
+from twins import backends, batches, ladder, plots, runlog, runs, training
+from twins.cli import train
 
 BOUNDS = ladder.BOUNDS["float64"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
@@ -100,9 +101,13 @@ def test_a_batch():
 
 def test_what_a_run_leaves(tmp_path):
     run = Run(tmp_path)
-    (tmp_path / ".77.last.safetensors").write_text("half of a checkpoint")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    others = [".my.last.safetensors", f".{os.getppid()}.last.safetensors", f".{dead.pid}.other.last.safetensors"]
+    for name in (f".{dead.pid}.last.safetensors", *others):
+        (tmp_path / name).write_text("half of a checkpoint")
     found = run.until()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES} - {"curves.png"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*training.FILES, *others} - {"curves.png"})
     assert json.loads((tmp_path / "recipe.json").read_text()) == run.recipe
     assert shared.load(tmp_path / "network.json") == SPEC
     assert runlog.read_log(tmp_path) == found.history
@@ -240,6 +245,150 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert training.read_checkpoint(tmp_path).step == 5 and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_a_full_disk_in_the_middle_of_a_checkpoint(backend, tmp_path):
+    """The system's own error, halfway through the file: what was there stays, and goes on."""
+    Run(tmp_path, network=LINEAR).until(5)
+    stopped, sizes = (
+        Run(tmp_path, backend, tmp_path, network=LINEAR),
+        [path.stat().st_size for path in tmp_path.glob("*.safetensors")],
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) // 2, before[1]))
+    try:
+        with pytest.raises(shared.Error, match="last.safetensors: cannot be written: .*File too large"):
+            stopped.until()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert training.read_checkpoint(tmp_path).step == 5 and not list(tmp_path.glob(".*"))
+    assert Run(tmp_path, backend, tmp_path, network=LINEAR).until().step == 12
+
+
+def accuracies(monkeypatch, *values):
+    """Let the test accuracies of runs be these, epoch by epoch."""
+    following = iter(values)
+    monkeypatch.setattr(training, "evaluate", lambda *_: (1.0, next(following)))
+
+
+LINEAR = {
+    "name": "linear",
+    "input": [1, 8, 8],
+    "layers": [{"name": "flatten", "type": "flatten"}, {"name": "fc", "type": "linear", "in": 64, "out": 10}],
+}
+STEPS = {key: value for key, value in RECIPE.items() if key not in ("epochs", "schedule")} | {"network": LINEAR}
+
+
+@pytest.mark.parametrize(
+    "values, best",
+    [
+        ((0.5, 0.9, 0.7, 0.6), 8),  # the part of an epoch at step 6 was the best; then whole epochs at 8 and 12
+        ((0.8, 0.9, 0.7, 0.6), 4),
+        ((0.5, 0.4, 0.3, 0.6), 12),
+        ((0.5, 0.4, 0.3, 0.2), 4),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_epoch_cut_short_is_the_best_until_it_goes_on(values, best, elsewhere, tmp_path, monkeypatch):
+    accuracies(monkeypatch, *values)
+    straight = Run(tmp_path, recipe=STEPS, steps=6).until()
+    assert (
+        weights.read_about(tmp_path / "best.safetensors")["step"]
+        == max(straight.history, key=lambda r: r["test_accuracy"])["step"]
+    )
+    folder = tmp_path / "on" if elsewhere else tmp_path
+    folder.mkdir(exist_ok=True)
+    runs.copy_best(tmp_path, folder)
+    found = Run(folder, resume=tmp_path, recipe=STEPS, steps=12).until()
+    assert [row["test_accuracy"] for row in found.history] == [values[0], *values[2:]]
+    assert runlog.best_epoch(found.history)["step"] == best == weights.read_about(folder / "best.safetensors")["step"]
+    assert not (folder / training.BEST_WHOLE).exists()
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_best(tmp_path, monkeypatch):
+    accuracies(monkeypatch, 0.5, 0.7, 0.6)
+    monkeypatch.setattr(training, "write_best", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path, network=LINEAR).until()
+    monkeypatch.undo()
+    accuracies(monkeypatch, 0.4, 0.3)
+    found = Run(tmp_path, resume=tmp_path, network=LINEAR).until()
+    assert [row["test_accuracy"] for row in found.history] == [0.5, 0.4, 0.3]
+    assert weights.read_about(tmp_path / "best.safetensors")["step"] == 4
+
+
+def test_a_best_that_the_log_does_not_know_is_replaced(tmp_path, monkeypatch):
+    """As earlier versions left it."""
+    accuracies(monkeypatch, 0.5, 0.9, 0.7, 0.6)
+    Run(tmp_path, recipe=STEPS, steps=6).until()
+    (tmp_path / training.BEST_WHOLE).unlink()
+    Run(tmp_path, resume=tmp_path, recipe=STEPS, steps=12).until()
+    assert weights.read_about(tmp_path / "best.safetensors")["step"] == 8
+
+
+WRONG = [None, True, -1, 0, 2, 3.5, 10**30, 10**300, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"name": []}]
+MISSING = object()
+
+
+def mutations(value, path=()):
+    """(path, copy) of a JSON value for each of its places, at every depth, and each of `WRONG` there, or nothing."""
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, member in places:
+        here = [((*path, key), wrong) for wrong in (*WRONG[:: 1 if len(path) < 2 else 3], MISSING)]
+        for where, new in [*here, *mutations(member, (*path, key))]:
+            copy = value.copy()
+            copy[key] = new
+            if new is MISSING:
+                del copy[key]
+            yield where, copy
+
+
+def test_damaged_checkpoints(tmp_path, monkeypatch):
+    """One clear error for any other value anywhere in the metadata, unless it makes no odds."""
+    run = Run(tmp_path, network=LINEAR)
+    run.until(5)
+    path = tmp_path / "last.safetensors"
+    arrays, about = weights.read_state(path), weights.read_about(path)
+    monkeypatch.setattr(weights, "read_state", lambda _: arrays)
+    tried = 0
+    for where, damaged in [((), wrong) for wrong in WRONG] + list(mutations(about)):
+        monkeypatch.setattr(weights, "read_about", lambda _, damaged=damaged: damaged)
+        accepted = False
+        try:
+            checkpoint = training.read_checkpoint(path)
+            recipe = training.resumed(checkpoint, [])
+            training._Run(run.engine, recipe, checkpoint.spec, run.arguments[3], tmp_path, checkpoint)
+            accepted = True
+        except shared.Error as error:
+            assert str(error).startswith(f"{path}: "), where
+        essential = len(where) < 2 and where not in (("version",), ("random",))
+        assert not (accepted and essential), (where, damaged)
+        tried += 1
+    assert tried > 500
+
+
+def test_a_checkpoint_of_a_later_version(tmp_path):
+    Run(tmp_path, network=LINEAR, epochs=1).until()
+    path = tmp_path / "last.safetensors"
+    arrays, about = weights.read_state(path), weights.read_about(path)
+    assert about["version"] == 1
+    weights.save_state(path, arrays, {"version": 2, "all": "is different"})
+    with pytest.raises(shared.Error, match="last.safetensors: written by a newer version of twins.*; update twins"):
+        training.read_checkpoint(path)
+    del about["version"], about["random"]  # before there were versions
+    weights.save_state(path, arrays, about)
+    assert training.read_checkpoint(path).step == 4
+    weights.save_state(path, arrays | {"fc.bias": arrays["fc.bias"] * np.nan}, about)
+    with pytest.raises(shared.Error, match="fc.bias has numbers that are not finite"):
+        training.read_checkpoint(path)
+
+
+def test_a_checkpoint_says_who_drew(tmp_path):
+    Run(tmp_path, network=LINEAR, epochs=1).until()
+    for name in ("last", "best"):
+        about = weights.read_about(tmp_path / f"{name}.safetensors")
+        assert about["random"] == {"generator": "PCG64", "numpy": np.__version__}
+
+
 def test_a_checkpoint_whose_arrays_do_not_fit(tmp_path):
     Run(tmp_path, epochs=1).until()
     path = tmp_path / "last.safetensors"
@@ -309,23 +458,26 @@ def test_frozen_layers_are_the_same_in_both(tmp_path):
 
 
 def test_transfer_to_other_classes(tmp_path):
+    def backbone(path, spec):
+        return reading.adapted(reading.fit_weights(path, spec), spec)[0]
+
     weights.save_state(tmp_path / "w.safetensors", weights.initial("resnet20", seed=5))
     old = weights.initial("resnet20", seed=5)
-    backbone = checkpoints.load_backbone(tmp_path / "w.safetensors", spec=networks.with_classes(shared.load("resnet20"), 3))
-    assert set(old) - set(backbone) == {"fc.weight", "fc.bias"}
-    assert all(np.array_equal(old[name], array) for name, array in backbone.items())
-    assert set(checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
+    three = networks.variant(shared.load("resnet20"), 3)
+    state = backbone(tmp_path / "w.safetensors", three)
+    assert set(old) - set(state) == {"fc.weight", "fc.bias"}
+    assert all(np.array_equal(old[name], array) for name, array in state.items())
+    assert set(backbone(tmp_path / "w.safetensors", shared.load("resnet20"))) == set(old)
     weights.save_state(tmp_path / "n.safetensors", {n: a for n, a in old.items() if not n.startswith("fc.")})
-    assert set(checkpoints.load_backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(backbone)
+    assert set(backbone(tmp_path / "n.safetensors", shared.load("resnet20"))) == set(state)
     # A classifier of the same number of classes stays.
-    three = networks.with_classes(shared.load("resnet20"), 3)
     weights.save_state(tmp_path / "3.safetensors", weights.initial(three, seed=6))
-    assert set(checkpoints.load_backbone(tmp_path / "3.safetensors", three)) == set(old)
+    assert set(backbone(tmp_path / "3.safetensors", three)) == set(old)
     weights.save_state(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
     with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has numbers that are not finite"):
-        checkpoints.load_backbone(tmp_path / "nan.safetensors", three)
+        backbone(tmp_path / "nan.safetensors", three)
     with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
-        checkpoints.load_backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
+        backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
 
 
 def test_curves(whole, tmp_path):
@@ -552,9 +704,237 @@ def test_a_folder_in_use_is_refused_before_a_framework_starts(tmp_path):
     steps = training.run(*Run(tmp_path / "run").arguments)
     next(steps)
     with pytest.raises(shared.Error, match="another process is training in this folder"):
-        runs.start(None, tmp_path / "run", None, [], None, "torch")
+        runs.start(None, tmp_path / "run", None, [], None, "torch").__enter__()
     steps.close()
-    assert runs.start(None, tmp_path / "run", None, [], 99, "torch").folder == tmp_path / "run"
+    with runs.start(None, tmp_path / "run", None, [], 99, "torch") as begun:
+        assert begun.folder == tmp_path / "run"
+
+
+def test_the_folder_is_locked_before_a_framework_starts(twins, folder, monkeypatch):
+    """And to the end: a second process is refused at any time in between, with one message, and leaves nothing."""
+    seen = []
+
+    def second(*_):
+        seen.append(twins("train", "tiny.json", "--out", "locked", folder=folder))
+        raise shared.Error("no framework")
+
+    monkeypatch.setattr(backends, "start", second)
+    status, _, error = twins("train", "tiny.json", "--out", "locked", folder=folder)
+    assert status == 2 and "no framework" in error and not (folder / "locked").exists()  # nothing half-made
+    assert seen[0].returncode == 2 and seen[0].stderr.count("\n") == 1
+    assert "twins: locked: another process is training in this folder; choose another with --out" in seen[0].stderr
+    # What a process that was killed meanwhile leaves is no run: its folder is used.
+    (folder / "runs" / "other-torch").mkdir(parents=True)
+    (folder / "runs" / "other-torch" / training.LOCK).touch()
+    monkeypatch.setattr(backends, "start", lambda _: [][0])
+    with pytest.raises(IndexError):
+        twins("train", "tiny.json", "--set", "name=other", folder=folder)
+    assert [path.name for path in (folder / "runs").glob("other*")] == ["other-torch"]
+
+
+def test_two_that_resume_one_folder(twins, folder):
+    shutil.copytree(folder / "whole", folder / "twice")
+    before = (folder / "twice" / "last.safetensors").read_bytes()
+    with training.locked(folder / "twice"):
+        status, _, error = twins("train", "--resume", "twice", "--epochs", "9", folder=folder)
+    assert status == 2 and error == "twins: twice: another process is training in this folder; choose another with --out\n"
+    assert (folder / "twice" / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_framework_starts(number, twins, folder, monkeypatch):
+    monkeypatch.setattr(backends, "start", lambda _: os.kill(os.getpid(), number))
+    status, out, error = twins("train", "tiny.json", "--out", "early", folder=folder)
+    assert (status, out, error) == (128 + number, "", "twins: interrupted before the first step\n")
+    assert not (folder / "early").exists() and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_complete_run_elsewhere(twins, folder):
+    for name in ("new", "empty"):
+        (folder / "empty").mkdir(exist_ok=True)
+        status, out, error = twins("train", "--resume", "whole", "--out", name, folder=folder)
+        assert (status, out) == (2, "") and error.count("\n") == 1
+        assert "whole: the run is complete, 24 steps; pass --epochs above 6 to continue" in error
+    assert not (folder / "new").exists() and not list((folder / "empty").iterdir())
+    status, _, error = twins("train", "--resume", "whole", "--out", "new", "--epochs", "7", folder=folder)
+    assert status == 0, error
+    assert {path.name for path in (folder / "new").iterdir()} == {*training.FILES}
+    assert len(runlog.read_log(folder / "new")) == 7 and len(runlog.read_log(folder / "whole")) == 6
+
+
+def test_json(twins, folder):
+    status, out, error = twins("train", "tiny.json", "--epochs", "2", "--out", "json", "--json", folder=folder)
+    assert status == 0 and error.count("\n") == 3 and "epoch   2  loss" in error and "into json" in error
+    found = json.loads(out)
+    assert found["rows"] == runlog.read_log(folder / "json") and found["best"] == runlog.best_epoch(found["rows"])
+    assert (found["folder"], found["framework"], found["step"], found["steps"]) == ("json", "PyTorch", 8, 8)
+    assert found["weights"] == "json/best.safetensors" and found["recipe"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("loss", [0.0004, 9.99996, 99.99996, 999.996, 1e9, 1e300])
+@pytest.mark.parametrize("epoch", [1, 999])
+def test_lines_of_epochs_fit(loss, epoch):
+    row = {"epoch": epoch, "loss": loss, "test_loss": loss, "accuracy": 1.0, "test_accuracy": 1.0}
+    row |= {"learning_rate": 0.000123456, "images_per_sec": 123456.0}
+    for width in (80, 90, 120, 200):
+        line = train._epoch(row, width)
+        assert len(line) <= width and line.count("100.00%") == 2, line
+
+
+def test_a_cut_last_line_of_a_log(twins, whole, tmp_path):
+    """As a full disk or a power failure leaves it: the epochs before are read, and it is said."""
+    rows = [json.dumps(row) for row in whole["torch"].history]
+    for end in (rows[2][:70], rows[2][:-1], "{", "\0" * 30):
+        (tmp_path / "log.jsonl").write_text("\n".join([*rows[:2], end]))
+        notes = []
+        assert runlog.read_log(tmp_path, notes.append) == whole["torch"].history[:2]
+        assert notes == [f"{tmp_path / 'log.jsonl'}: the last line is cut short and left out"]
+    ended = twins("curves", str(tmp_path), "--out", str(tmp_path / "c.png"))
+    assert ended.returncode == 0 and "log.jsonl: the last line is cut short" in ended.stderr
+    (tmp_path / "log.jsonl").write_text("\n".join([rows[0][:70], *rows[1:]]))
+    with pytest.raises(shared.Error, match="not the log of a run"):
+        runlog.read_log(tmp_path)
+    (tmp_path / "log.jsonl").write_text("\n".join([*rows, "not a row"]))
+    with pytest.raises(shared.Error, match="not the log of a run"):
+        runlog.read_log(tmp_path)
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """File, rename, folder: else a power failure may leave the new name with nothing in it."""
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(f"{old} -> {new}"), rename(old, new)))
+    path = tmp_path / "a"
+    files.write_text(path, "text")
+    temporary = tmp_path / f".{os.getpid()}.a"
+    assert events == [f"{temporary}", f"{temporary} -> {path}", f"{tmp_path}"]
+    events.clear()
+    files.append_text(path, "more")
+    assert events == [f"{path}"] and path.read_text() == "textmore"
+    events.clear()
+    with files.atomic_folder(tmp_path / "f") as temporary:
+        (temporary / "in").mkdir(parents=True)
+        (temporary / "in" / "file").touch()
+    assert {*events[:3]} == {f"{temporary}", f"{temporary / 'in'}", f"{temporary / 'in' / 'file'}"}
+    assert events[3:] == [f"{temporary} -> {tmp_path / 'f'}", f"{tmp_path}"]
+
+
+ONE_VALUE = {
+    "name": "one_value",
+    "input": [1, 8, 8],
+    "layers": [
+        {"name": "conv1", "type": "conv", "in": 1, "out": 4, "kernel": 3, "stride": 8, "padding": 1, "bias": False},
+        {"name": "bn1", "type": "batch_norm", "in": 4},
+        {"name": "flatten", "type": "flatten"},
+        {"name": "fc", "type": "linear", "in": 4, "out": 10},
+    ],
+}
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_a_batch_norm_with_one_value(backend, twins, folder):
+    (folder / "one.json").write_text(json.dumps(RECIPE | {"network": ONE_VALUE, "batch": 1}))
+    status, out, error = twins("train", "one.json", "--backend", backend, "--out", f"one-{backend}", folder=folder)
+    assert (status, out) == (1, "") and error == (
+        "twins: one_value: batch norm 'bn1' has one value a channel, and so no variance, with maps of 1x1 and a batch of 1; "
+        "expected a batch of at least 2\n"
+    )
+    assert not (folder / f"one-{backend}").exists()
+
+
+def test_what_each_device_normalises(tmp_path):
+    run = Run(tmp_path, network=ONE_VALUE, batch=2)
+    run.engine.shares = 2
+    with pytest.raises(shared.checks.RunError, match="a channel on each of 2 devices, .* a batch of at least 4"):
+        next(training.run(*run.arguments))
+    training.prepare(recipes.load(RECIPE | {"network": ONE_VALUE, "batch": 1, "freeze": ["bn1"]}))  # it does not normalise
+    training.prepare(recipes.load(RECIPE | {"batch": 1}))  # maps of 8x8
+
+
+def test_a_comparison_on_one_image(twins, tmp_path):
+    image, label = np.zeros((1, 8, 8), np.uint8), np.zeros(1, int)
+    np.savez(tmp_path / "one.npz", x_train=image, y_train=label, x_test=image, y_test=label)
+    (tmp_path / "one_value.json").write_text(json.dumps(ONE_VALUE))
+    status, _, error = twins("compare", "./one_value.json", "--data", "one.npz", folder=tmp_path)
+    assert status == 1 and "twins: one_value: batch norm 'bn1' has one value a channel" in error
+
+
+def test_a_loss_that_is_no_number_ends_the_command(twins, folder):
+    with np.errstate(all="ignore"):
+        status, _, error = twins("train", "tiny.json", "--out", "nan", "--set", "optimizer.learning_rate=1e200", folder=folder)
+    assert status == 1 and "the run has ended, nan/last.safetensors is of step" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--set", "schedule.warmup=5", "--epochs", "1"], "'warmup' is 5, expected less than the run's length, 4"),
+        (["--set", "schedule.warmup=4", "--epochs", "1"], "'warmup' is 4, expected less than the run's length, 4"),
+        (["--epochs", "99999999999"], "2147483647"),
+    ],
+)
+def test_epochs_of_a_run_that_counts_in_steps(arguments, words, twins, folder):
+    """They are refused as the recipe with as many steps would be."""
+    (folder / "steps.json").write_text(json.dumps(STEPS | {"steps": 3}))
+    status, out, error = twins("train", "steps.json", "--out", "steps", *arguments, folder=folder)
+    assert status == 2 and words in error and out == "" and not (folder / "steps").exists()
+
+
+def test_epochs_are_as_a_recipe_with_as_many_steps(twins, folder):
+    """Also where the recipe's own length would not do, and when a run is resumed."""
+    (folder / "steps.json").write_text(json.dumps(STEPS | {"steps": 3}))
+    options = ("--set", "schedule.warmup=5", "--epochs", "2", "--out", "longer")
+    status, _, error = twins("train", "steps.json", *options, folder=folder)
+    assert status == 0 and training.read_checkpoint(folder / "longer").recipe["steps"] == 8, error
+    status, _, error = twins("train", "--resume", "longer", "--epochs", "1", folder=folder)
+    assert status == 2 and "'warmup' is 5, expected less than the run's length, 4" in error
+    status, _, error = twins("train", "--resume", "longer", "--epochs", "3", folder=folder)
+    assert status == 0 and training.read_checkpoint(folder / "longer").step == 12, error
+
+
+@pytest.mark.parametrize("more", [{}, {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}])
+def test_a_rank_that_is_no_number(more, twins, folder, monkeypatch):
+    for name, value in {"RANK": "x", "LOCAL_WORLD_SIZE": "y", **more}.items():
+        monkeypatch.setenv(name, value)
+    status, _, error = twins("train", "tiny.json", "--epochs", "1", "--out", f"rank-{len(more)}", folder=folder)
+    assert "Traceback" not in error and status == (2 if more else 0)
+    assert not more or "TORCHELASTIC_RUN_ID is set, but RANK is 'x': start with torchrun, or unset both" in error
+    assert twins("list", "--json").returncode == 0
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+
+
+@pytest.mark.long
+def test_a_signal_to_one_of_two_processes_ends_both(folder):
+    process = start("train", "tiny.json", "--epochs", "99999", "--out", "two", folder=folder, launcher=(*TORCHRUN, "-m"))
+    log, deadline = folder / "two" / "log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", f"{process.pid}"], capture_output=True, text=True).stdout.split()
+    (second,) = [pid for pid in children if b"\0RANK=1\0" in open(f"/proc/{pid}/environ", "rb").read()]
+    os.kill(int(second), signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    step = training.read_checkpoint(folder / "two").step
+    assert error.count(f"twins: interrupted after step {step:,} of 399,996; continue with: twins train --resume two") == 1
+    assert step > 0 and "IndexError" not in error and "RuntimeError" not in error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_of_two_processes_is_heard(rank, folder):
+    """One finds no recipe; the other, which waits for it, is ended at once."""
+    command = f'if [ $RANK = {rank} ]; then cd whole; fi; exec "{sys.executable}" -m twins train ./tiny.json --out "$0"'
+    out, started = folder / f"heard-{rank}", time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, "--no-python", "bash", "-c", command, out],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD},
+    )  # fmt: skip
+    _, error = process.communicate(timeout=100)
+    assert process.returncode and "twins: ./tiny.json: there is no such file" in error
+    assert time.monotonic() - started < 29  # torchrun kills those that do not end within 30 s
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -59,6 +59,15 @@ def test_what_the_checks_refuse_the_schema_refuses(wrong):
 
 
 @pytest.mark.parametrize(
+    "classes, valid",
+    [("cifar10", True), ("mine.txt", True), (["a", "b"], True), ("", False), ([], False), ([""], False), (3, False)],
+)
+def test_names_of_classes(classes, valid):
+    given = shared.load("resnet20") | {"classes": classes}
+    assert SPECS.is_valid(given) == valid == bool(spec.SPEC_VALUES["classes"].accepts(classes))
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"optimizer": {"name": "sgd"}},
@@ -68,6 +77,10 @@ def test_what_the_checks_refuse_the_schema_refuses(wrong):
         {"precision": "float16"},
         {"augmentation": {"mirror": True}},
         {"classes": 1},
+        {"classes": ["cat"]},
+        {"classes": ["cat", ""]},
+        {"channels": 0},
+        {"weights_key": ""},
     ],
 )
 def test_a_recipe_that_the_checks_refuse(change):

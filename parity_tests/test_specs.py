@@ -266,7 +266,7 @@ MISTAKES = {
         prepared(crop=8) | {"layers": [{"name": "mine", "type": "max_pool", "kernel": 9}]},
         ["preprocessing", "'crop' is 8", "layer 'mine'", "the image is too small"],
     ),
-    "classes that are not there": (small(classes="imagnet"), ["'classes' is \"imagnet\"", '"cifar10"', '"imagenet"']),
+    "classes that are not there": (small(classes="imagnet"), ["'classes' is \"imagnet\"", "did you mean 'imagenet'"]),
     "classes for another network": (small(classes="imagenet"), ["'classes' is \"imagenet\"", "1000", "10 outputs"]),
     "weights that are no text": (small(weights=["torchvision"]), ["'weights' is", "a string"]),
 }

@@ -49,7 +49,7 @@ def biased_variance(self, running, new, plain=layers.BatchNorm._follow):
 
 
 def old_share(self, running, new):
-    running.assign(self.momentum * running + (1 - self.momentum) * new)
+    running.assign(self.share * running + (1 - self.share) * new)
 
 
 def keras_momentum(self, gradient, variable, learning_rate):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TWINS = ["blocks.py", "preactivation.py", "inception.py", "network.py"]
+TWINS = ["blocks.py", "preactivation.py", "inception.py", "network.py", "feature_maps.py"]
 
 # PyTorch's word: Keras's. CONTRIBUTING.md prints the same table.
 WORDS = {

@@ -2,14 +2,25 @@
 
 import difflib
 import json
-import math
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from . import limits
 
 
 class Error(ValueError):
     """A user's mistake: the message says where it is and what was expected."""
+
+    status = 2  # of a command that ends with it
+
+
+class RunError(Error):
+    """What was asked for is well-formed, but cannot go on: a loss that is NaN, a batch too small to normalise by."""
+
+    status = 1
 
 
 class Value(NamedTuple):
@@ -20,12 +31,12 @@ class Value(NamedTuple):
     schema: dict[str, Any]  # the same as JSON Schema, as far as it can be expressed there
 
 
-def whole(least: int) -> Value:
-    """A whole number of at least `least`."""
+def whole(least: int, most: int = limits.WHOLE) -> Value:
+    """A whole number of at least `least`, and at most `most`."""
     return Value(
-        lambda v: type(v) is int and v >= least,
-        f"a whole number of at least {least}",
-        {"type": "integer", "minimum": least},
+        lambda v: type(v) is int and least <= v <= most,
+        f"a whole number of at least {least}" if most == limits.WHOLE else f"a whole number from {least} to {most:,}",
+        {"type": "integer", "minimum": least, "maximum": most},
     )
 
 
@@ -38,22 +49,29 @@ def one_of(*values: Any) -> Value:
     )
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
-    return type(value) in (int, float) and 0 < value < math.inf
+    return is_number(value) and value > 0
 
 
 def are_counts(values: Iterable[Any]) -> bool:
-    """Whether all values are whole numbers above 0."""
-    return all(type(v) is int and v > 0 for v in values)
+    """Whether all values are whole numbers above 0, and within the limit."""
+    return all(type(v) is int and 0 < v <= limits.WHOLE for v in values)
 
 
 def are_numbers(value: Any) -> bool:
     """Whether a value is a list of finite numbers."""
-    return type(value) is list and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    return type(value) is list and all(map(is_number, value))
 
 
-POSITIVE = Value(is_positive, "a number above 0", {"type": "number", "exclusiveMinimum": 0})
+_LARGEST = {"maximum": sys.float_info.max}
+NUMBERS = {"type": "array", "items": {"type": "number", "minimum": -sys.float_info.max, **_LARGEST}}  # as `are_numbers`
+POSITIVE = Value(is_positive, "a number above 0", {"type": "number", "exclusiveMinimum": 0, **_LARGEST})
 FRACTION = Value(
     lambda v: type(v) in (int, float) and 0 <= v < 1,
     "a number of at least 0, below 1",
@@ -62,9 +80,9 @@ FRACTION = Value(
 BOOLEAN = Value(lambda v: type(v) is bool, "one of true, false", {"type": "boolean"})
 TEXT = Value(lambda v: type(v) is str, "a string", {"type": "string"})
 NAME = Value(
-    lambda v: type(v) is str and re.fullmatch(r"[A-Za-z0-9_.-]+", v),
-    "a word of letters, digits, dots, hyphens and underscores",
-    {"type": "string", "pattern": "^[A-Za-z0-9_.-]+$"},
+    lambda v: type(v) is str and len(v) <= limits.WORD and re.fullmatch(r"[A-Za-z0-9_.-]+", v),
+    f"a word of letters, digits, dots, hyphens and underscores, at most {limits.WORD}",
+    {"type": "string", "pattern": "^[A-Za-z0-9_.-]+$", "maxLength": limits.WORD},
 )
 
 
@@ -72,6 +90,51 @@ def nearest(word: object, words: Iterable[str], cutoff: float = 0.6) -> str:
     """`, did you mean 'x'?` with the nearest of the words, or an empty string if none is near, by difflib's ratio."""
     near = difflib.get_close_matches(str(word), list(words), n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value as JSON, for a message."""
+    if type(value) is int and abs(value) > 10**60:  # Python refuses to print some of these
+        return "a number of more than 60 digits"
+    try:
+        return json.dumps(value)[:60]
+    except (TypeError, ValueError, RecursionError):  # only from Python: nothing of this kind is in a JSON file
+        return f"a {type(value).__name__}"
+
+
+def printable(text: object) -> str:
+    """A text without what a terminal would obey or cannot show: control characters, marks of direction, bytes not of UTF-8.
+
+    They become escapes, as in Python's strings; spaces and line breaks remain.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people: 1.5 GB, 12,000 GB."""
+    return f"{count / 1e9:,.1f} GB"
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raise `Error` if `what`, a plural, is more bytes than there is memory for."""
+    if needed > limits.memory():
+        raise Error(f"{what} need {gigabytes(needed)} of memory, this machine has {gigabytes(limits.memory())}")
+
+
+def check_unpacked(packed: int, unpacked: int) -> None:
+    """Raise `Error` if `packed` bytes say that they hold so many that they must be made to exhaust memory, or would.
+
+    Weights and pictures do not become `limits.RATIO` times smaller by compression, and what is small is unpacked in any case.
+    """
+    if unpacked > limits.UNPACKED and unpacked > limits.RATIO * packed:
+        raise Error(
+            f"says that it holds {gigabytes(unpacked)}, more than {limits.RATIO} times its size, so it is not unpacked; "
+            "if that is right, save it without compression"
+        )
+    check_memory(unpacked, "its contents")
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -94,4 +157,7 @@ def check_keys(given: Mapping[str, Any], needed: str, optional: str, values: Map
         raise Error(f"the keys {', '.join(missing)} are missing" if missing[1:] else f"the key {missing[0]} is missing")
     for key, value in given.items():
         if not values[key].accepts(value):
-            raise Error(f"{key!r} is {json.dumps(value)[:60]}, expected {values[key].words}")
+            too_large = type(value) is int and value > limits.WHOLE
+            raise Error(
+                f"{key!r} is {shown(value)}, expected {f'at most {limits.WHOLE:,}' if too_large else values[key].words}"
+            )

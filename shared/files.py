@@ -1,41 +1,75 @@
 """Files that are written whole or not at all, and JSON files read with error messages for people."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .checks import Error
 
 
-def read_json(path: str | Path, called: str | Path | None = None) -> Any:
-    """The content of a JSON file.
+def check_readable(path: str | Path, called: str | Path | None = None, most: int | None = None) -> int:
+    """The size in bytes of a file that can be read, without opening it: a FIFO would hang, a device never end.
 
-    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read or an object has a key twice.
+    Raises `Error`, which calls the file `called` (default: its path), if it is missing, no regular file or has more than `most`
+    bytes.
     """
     called = called or path
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
+        status = os.stat(path)
     except FileNotFoundError:
         raise Error(f"{called}: there is no such file") from None
+    except OSError as error:
+        raise Error(f"{called}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a zero byte, or half of a surrogate pair
+        raise Error(f"{called}: no path can be called so") from None
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise Error(f"{called}: is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+    if most is not None and status.st_size > most:
+        raise Error(f"{called}: has {status.st_size:,} bytes, expected at most {most:,}")
+    return status.st_size
+
+
+def read_json(path: str | Path, called: str | Path | None = None, most: int = limits.JSON) -> Any:
+    """The content of a JSON file.
+
+    Raises `Error`, which calls the file `called` (default: its path), if it cannot be read, has more than `most` bytes, an
+    object has a key twice, or a string is not Unicode.
+    """
+    called = called or path
+    check_readable(path, called, most)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_no_duplicates)
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+        return content
+    except UnicodeEncodeError:
+        raise Error(f"{called}: a string in it is not Unicode: it has half of a surrogate pair") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{called}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise Error(f"{called}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply, a number too long, or a duplicate key
+    except RecursionError as error:
+        raise Error(f"{called}: nested too deeply: {error}") from None
+    except ValueError as error:  # a number too long, or a duplicate key
         raise Error(f"{called}: {error}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
             where = dict(pairs).get("name")
             raise Error(f"{f'layer {where!r}: ' if where else ''}duplicate key {key!r}")
-    return dict(pairs)
+        content[key] = value
+    return content
 
 
 def check_writable(path: str | Path, folder: bool = False) -> None:
@@ -49,12 +83,17 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written."""
+    """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written.
+
+    Once the block is done, `path` has the new content also if the power fails; before, the old one.
+    """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the same extension: Keras selects the format by it
     try:
         yield temporary
+        sync(temporary)  # else the name may be on the disk before the content
         os.replace(temporary, path)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
@@ -68,9 +107,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{os.getpid()}.{path.name}{ending}") for ending in ("", ".old"))
     try:
         yield temporary
+        for member in (*temporary.rglob("*"), temporary):
+            sync(member)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
@@ -84,7 +126,48 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder where the system can do that, are on the disk."""
+    folder = Path(path).is_dir()
+    if folder and (os.name != "posix" or not os.access(path, os.R_OK)):
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network file systems answer
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add a text to a file, on the disk when this returns. Raises `Error` if it cannot be written."""
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error}") from None
+
+
 def remove_temporaries(path: str | Path) -> None:
-    """Remove temporary files that `atomic_path` left beside `path` in a process that was killed."""
-    for temporary in Path(path).parent.glob(f".*.{Path(path).name}"):
-        temporary.unlink(missing_ok=True)
+    """Remove temporary files, `.PID.NAME`, that `atomic_path` left beside `path` in processes that are no more."""
+    for temporary in Path(path).parent.glob(f".*.{glob.escape(Path(path).name)}"):
+        process = temporary.name[1:].partition(".")[0]
+        if temporary.name == f".{process}.{Path(path).name}" and process.isdecimal() and not _is_alive(int(process)):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of that id runs; True where that cannot be found out."""
+    if os.name != "posix":  # there, os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

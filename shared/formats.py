@@ -1,9 +1,13 @@
 """What kind of weights file a file is, by its first bytes: its name says nothing that can be relied on."""
 
 import struct
+import zipfile
 from pathlib import Path
+from typing import Any
 
-from .checks import Error
+from . import limits
+from .checks import Error, check_unpacked
+from .files import check_readable
 
 SAFETENSORS, SHARDS, KERAS, HDF5, PYTORCH = "safetensors", "an index of shards", ".keras", "HDF5", "PyTorch"
 _OTHERS = {  # what people also have in their folders
@@ -24,6 +28,7 @@ def kind_of(path: str | Path) -> str:
 
     Raises `Error`, which says what was found, if it is none of them.
     """
+    check_readable(path)
     try:
         with open(path, "rb") as file:
             start = file.read(64)
@@ -36,7 +41,7 @@ def kind_of(path: str | Path) -> str:
                 return SAFETENSORS
             if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
                 file.seek(0)
-                return _kind_of_json(path, file.read(2**26))
+                return _kind_of_json(path, file.read(limits.JSON))
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror}") from None
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):  # a pickle; legacy files begin with one
@@ -56,8 +61,6 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 
 def _kind_of_zip(path: str | Path, start: bytes) -> str:
     """The kind of a zip file by the names in it, or in a truncated one by the first name."""
-    import zipfile
-
     try:
         names = zipfile.ZipFile(path).namelist()
     except Exception:  # truncated: its list of names comes last
@@ -77,3 +80,20 @@ def _kind_of_json(path: str | Path, content: bytes) -> str:
     if b'"weight_map"' in content:
         return SHARDS
     raise Error(f'{path}: JSON without "weight_map", so no index of weights; a spec goes with --network')
+
+
+def open_zip(file: Any) -> zipfile.ZipFile:
+    """A zip file, whose members may be read: they have the sizes that it declares, and are of a compression with bounds.
+
+    Raises `Error` if it holds too much, see `checks.check_unpacked`, and what `zipfile` raises if it is damaged.
+    """
+    archive = zipfile.ZipFile(file)
+    members = archive.infolist()
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise Error("a zip file that is not compressed by deflate")
+    assert archive.fp is not None
+    size = archive.fp.seek(0, 2)
+    for member in members:
+        check_unpacked(min(member.compress_size, size), member.file_size)
+    check_unpacked(size, sum(member.file_size for member in members))
+    return archive

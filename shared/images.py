@@ -4,21 +4,26 @@ Images are (height, width, channels); sizes are (height, width) except where Pil
 """
 
 import contextlib
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from .checks import Error
+from .checks import Error, check_unpacked
+from .files import check_readable
 from .spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels: Pillow's name for them
+MOST_PIXELS = 2 * 89_478_485  # in a picture: where Pillow refuses, unless the program says otherwise
+DRAWINGS = ("EPS", "WMF")  # formats that Pillow runs another program for
 
-Images = np.ndarray | Sequence[np.ndarray]  # (count, height, width, channels), or a list of images of different sizes
+Picture = np.ndarray | Image.Image  # (height, width, 1 or 3), or as Pillow has it
+Images = np.ndarray | Iterable[Picture]  # (count, height, width, channels), or images of different sizes
 
 
 def prepare(images: Images, channels: int, size: Sequence[int], dtype: DTypeLike = "float32") -> np.ndarray:
@@ -49,6 +54,15 @@ def pixels(images: Images, spec: Spec) -> np.ndarray:
     return np.stack([_resized(image, MODES[channels], size, options) for image in images])
 
 
+def cut_out(image: Picture, spec: Spec, box: Sequence[int]) -> np.ndarray:
+    """The `box` of an image, (left, top, right, bottom), as the network takes it: (height, width, channels)."""
+    channels, height, width = spec["input"]
+    crop = _preprocessing(spec).get("crop")
+    size = (crop, crop) if crop else (width, height)
+    cut = _picture(image, MODES[channels]).crop((box[0], box[1], box[2], box[3]))
+    return np.atleast_3d(np.asarray(cut.resize(size, Image.Resampling.BILINEAR)))
+
+
 def normalise(batch: np.ndarray, spec: Spec, dtype: DTypeLike = "float32") -> np.ndarray:
     """The second half of `preprocess`: bytes (count, height, width, channels) to values (count, channels, height, width)."""
     options = _preprocessing(spec)
@@ -65,15 +79,25 @@ def _preprocessing(spec: Spec) -> dict[str, Any]:
     return spec.get("preprocessing", default)
 
 
-def _resized(pixels: np.ndarray, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
+def _resized(picture: Picture, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
     """One image in Pillow's `mode`, resized and cropped."""
-    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert(mode)
+    image = _picture(picture, mode)
     resized, window = _frame(image.size, size, options)
+    if math.prod(resized) > max(MOST_PIXELS, math.prod(image.size)):
+        width, height = image.size
+        raise Error(f"an image of {width}x{height} becomes one of {resized[0]}x{resized[1]} pixels, which is too large")
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     if window != (0, 0, *resized):
         image = image.crop(window)
     return np.atleast_3d(np.asarray(image))
+
+
+def _picture(picture: Picture, mode: str) -> Image.Image:
+    """A picture as Pillow has it, in its `mode`."""
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+    return picture if picture.mode == mode else picture.convert(mode)  # which would copy it
 
 
 def _frame(
@@ -103,12 +127,19 @@ def window(image: np.ndarray, spec: Spec) -> tuple[float, float, float, float]:
 
 
 def read_picture(path: str | Path) -> np.ndarray:
-    """The bytes of an image file as (height, width, 3): upright according to its EXIF data, on white where transparent.
+    """The bytes of an image file as (height, width, 3), as `open_picture` has it."""
+    return np.asarray(open_picture(path))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """An image file in RGB, as Pillow has it: upright according to its EXIF data, on white where transparent.
 
     16 bits become 8, CMYK becomes RGB by Pillow's formula; animations: the first frame. Raises `Error` if it is no image.
     """
-    with _opened(path) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
+    with _opened(path) as image:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F"):
             raise ValueError("its pixels have 32 bits, expected 8 or 16")
         if image.mode.startswith("I;16"):
@@ -116,23 +147,30 @@ def read_picture(path: str | Path) -> np.ndarray:
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `read_picture`."""
     with _opened(path) as file:
         width, height = file.size
+        if isinstance(file, TiffImagePlugin.TiffImageFile):  # which has turned them already, depending on Pillow's version
+            width, height = (int(file.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
         on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    size = check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data
+            if file.format in DRAWINGS:
+                raise ValueError(f"a drawing ({file.format})")
+            # A palette or a bit a pixel become as many bytes as there are channels.
+            check_unpacked(size, file.width * file.height * max(3, len(file.getbands())))
             yield file
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+    except Exception as error:  # what Pillow raises for damaged files has no common class
         raise Error(f"{path}: not an image that Pillow can read: {error}") from None

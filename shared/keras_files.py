@@ -6,8 +6,9 @@ project's. Layouts are Keras's.
 
 import io
 import json
+import math
 import re
-import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from . import networks
-from .checks import Error
+from . import limits, networks
+from .checks import Error, check_unpacked
 from .formats import KERAS as KERAS_ZIP
-from .formats import kind_of
+from .formats import kind_of, open_zip
 from .spec import Spec
 from .weights import State, normalised
 
@@ -38,7 +39,9 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
     content: Any = path
     try:
         if kind_of(path) == KERAS_ZIP:
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(path) as archive:
+                if archive.getinfo("config.json").file_size > limits.JSON:
+                    raise Error(f"its config.json has more than {limits.JSON:,} bytes")
                 model = json.loads(archive.read("config.json"))
                 content = io.BytesIO(archive.read("model.weights.h5"))
             if model.get("registered_name") == "resnet_twins>Network":
@@ -55,38 +58,76 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
 
 
 def _read_arrays(file: Any) -> State:
-    """{layer/word: array} of all layers in an HDF5 file."""
-    datasets: dict[str, Any] = {}
-    groups: dict[str, Any] = {}
-    file.visititems(lambda path, node: (groups if isinstance(node, h5py.Group) else datasets).update({path: node}))
-    arrays: State = {}
-    for path, node in groups.items():
+    """{layer/word: array} of all layers in an HDF5 file. Raises `Error` if they are larger than it can hold."""
+    groups, members = _tree(file)
+    named: dict[str, str] = {}
+    for path in groups:
         if path.endswith("/vars"):
-            numbers = sorted(int(name) for name in node if f"{path}/{name}" in datasets)
-            members = [datasets[f"{path}/{number}"] for number in numbers]
-            if members:
-                layer, words = _layer(path.removesuffix("/vars"), groups)
-                names = words.get(len(members), tuple(map(str, range(len(members)))))
-                arrays |= {f"{layer}/{word}": _array(dataset) for word, dataset in zip(names, members, strict=True)}
-        elif any(key.startswith("weight_names") for key in node.attrs):
-            older = {name: datasets[f"{path}/{name}"] for name in _text_attribute(node, "weight_names")}
+            numbers = sorted(int(name) for name in members.get(path, ()))
+            if numbers:
+                layer, words = _layer(path.removesuffix("/vars"), file, groups)
+                names = words.get(len(numbers), tuple(map(str, range(len(numbers)))))
+                pairs = zip(names, numbers, strict=True)
+                named |= {f"{layer}/{word}": f"{path}/{number}" for word, number in pairs}
+        elif any(h5py.h5a.exists(file.id, key, obj_name=_encoded(path)) for key in (b"weight_names", b"weight_names0")):
+            older = {name: f"{path}/{name}" for name in _text_attribute(file[path], "weight_names")}
             layer = path.removeprefix("model_weights/")
             if layer != "optimizer_weights":
-                arrays |= {name: _array(dataset) for name, dataset in _older_names(layer, older).items()}
+                named |= _older_names(layer, older)
+    arrays: State = {}
+    size, declared = file.id.get_filesize(), 0
+    for name, path in named.items():  # one is open at a time: HDF5 slows down as they become many
+        dataset = file[path]
+        own = _declared(dataset)
+        check_unpacked(dataset.id.get_storage_size(), own)
+        declared += own
+        check_unpacked(size, declared)
+        arrays[name] = _array(dataset)
     return arrays
 
 
-def _older_names(layer: str, members: dict[str, Any]) -> dict[str, Any]:
-    """{layer/word: dataset} of a layer in the older form, or {layer.inner layer/word: dataset} of a model in it.
+def _tree(file: Any) -> tuple[dict[str, None], dict[str, list[str]]]:
+    """(paths of all groups, {path of a group: names of the arrays in it}) of an HDF5 file, without opening any of them.
+
+    Raises `Error` if there are more than any network's.
+    """
+    groups: dict[str, None] = {}
+    members: dict[str, list[str]] = {}
+
+    def visit(name: bytes, about: Any) -> bool | None:
+        path = name.decode("utf-8", "surrogateescape")
+        if about.type == h5py.h5o.TYPE_GROUP:
+            groups[path] = None
+        elif about.type == h5py.h5o.TYPE_DATASET:
+            parent, _, last = path.rpartition("/")
+            members.setdefault(parent, []).append(last)
+        return True if len(groups) > limits.GROUPS else None  # true ends the visits
+
+    if h5py.h5o.visit(file.id, visit, info=True):
+        raise Error(f"has more than {limits.GROUPS:,} groups, which no network of Keras's has")
+    return groups, members
+
+
+def _encoded(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _declared(dataset: Any) -> int:
+    """The bytes that reading a dataset takes: its own, or those of a chunk that is larger."""
+    return int(max(dataset.size or 0, math.prod(dataset.chunks or ())) * dataset.dtype.itemsize)
+
+
+def _older_names(layer: str, members: dict[str, str]) -> dict[str, str]:
+    """{layer/word: path} of a layer in the older form, or {layer.inner layer/word: path} of a model in it.
 
     Members are called "INNER/WORD:0", in Keras 1 "LAYER_W", with more before it in some versions.
     """
-    inner: dict[str, dict[str, Any]] = {}
+    inner: dict[str, dict[str, str]] = {}
     for name, dataset in members.items():
         *parents, last = re.sub(r":\d+$", "", name).split("/")
         inner.setdefault(parents[-1] if parents else layer, {})[last] = dataset
     model = len(inner) > 1
-    names: dict[str, Any] = {}
+    names: dict[str, str] = {}
     for part, datasets in inner.items():
         words = KERAS.get(len(datasets), tuple(datasets))
         if set(datasets) <= set(KERAS[2] + KERAS[4]):
@@ -96,7 +137,7 @@ def _older_names(layer: str, members: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-def _layer(path: str, groups: dict[str, Any]) -> tuple[str, Words]:
+def _layer(path: str, file: Any, groups: Container[str]) -> tuple[str, Words]:
     """The name of a layer, and the words for its arrays.
 
     Keras files a layer under the attributes that lead to it. If none does, or a list comes earlier in the alphabet, it files
@@ -108,7 +149,7 @@ def _layer(path: str, groups: dict[str, Any]) -> tuple[str, Words]:
     for part in re.split(r"(?:^|/)layers/", path)[1:]:  # a model in a model has layers of its own
         top, *rest = part.split("/")
         here = f"{here}/layers/{top}".removeprefix("/")
-        name = groups[f"{here}/vars"].attrs.get("name") if f"{here}/vars" in groups else None
+        name = file[f"{here}/vars"].attrs.get("name") if f"{here}/vars" in groups else None
         if name is None:
             raise Error("its layers have no names, as in files of early versions of Keras 3: load and save it with a later one")
         names += [name, *rest]
@@ -126,7 +167,11 @@ def _text_attribute(group: Any, key: str) -> list[str]:
 def _array(dataset: Any) -> np.ndarray:
     if dataset.external or dataset.is_virtual:
         raise Error(f"{dataset.name.removeprefix('/')} is a reference to another file, which is not followed")
+    if dataset.dtype.kind == "O":  # texts and references, of any length
+        raise Error(f"{dataset.name.removeprefix('/')} holds objects, expected floating-point numbers")
     array = np.asarray(dataset[()])
-    if dataset.attrs.get("dtype") == "bfloat16":  # Keras's mark: HDF5 has no bfloat16 and stores untyped pairs of bytes
+    if (
+        array.dtype.kind == "V" and dataset.attrs.get("dtype") == "bfloat16"
+    ):  # Keras's mark: HDF5 has no bfloat16 and stores untyped pairs of bytes
         return array.view(ml_dtypes.bfloat16).astype(np.float32)
     return array

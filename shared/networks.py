@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import shapes
-from .checks import POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
-from .files import read_json
-from .spec import CLASSES, SPECS, Layer, Spec, check_layers, classifier, unroll
+from . import limits, shapes
+from .checks import NUMBERS, POSITIVE, Error, Value, are_numbers, check_keys, nearest, one_of, whole
+from .files import check_readable, read_json
+from .spec import CLASSES, LISTS, SPEC_VALUES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
@@ -17,11 +18,11 @@ PREPROCESSING = {
     "crop": whole(1),  # the side of the square in the centre, in pixels
     "channels": one_of("RGB", "BGR", "L"),
     "scale": POSITIVE,
-    "mean": Value(are_numbers, "a list of numbers, one per channel", {"type": "array", "items": {"type": "number"}}),
+    "mean": Value(are_numbers, "a list of numbers, one per channel", NUMBERS),
     "std": Value(
         lambda v: are_numbers(v) and all(n > 0 for n in v),
         "a list of numbers above 0, one per channel",
-        {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "array", "items": POSITIVE.schema},
     ),
 }
 
@@ -64,7 +65,34 @@ def _read_spec(network: str | Path) -> tuple[Any, str]:
                 raise Error(f"{network}: the path of a spec ends in .json, and `twins list` lists the names of networks")
             near = nearest(network, names())
             raise Error(f"no network is called {str(network)!r}{f'{near} `twins' if near else '; `twins'} list` lists them all")
-    return read_json(path, network), str(network)
+    spec = read_json(path, network, limits.SPEC)
+    if isinstance(spec, dict) and isinstance(spec.get("classes"), str) and spec["classes"] not in LISTS:
+        try:
+            spec["classes"] = names_in(spec["classes"], path.parent)
+        except Error as error:
+            raise Error(f"{network}: {error}") from None
+    return spec, str(network)
+
+
+def names_in(classes: str, folder: Path) -> list[str]:
+    """The class names in a text file of a folder, one a line, or in one of the lists that come with the project.
+
+    Raises `Error` for a file that is missing, empty or has an empty line.
+    """
+    path = CLASSES / f"{classes}.txt" if classes in LISTS else folder / classes
+    where = f"'classes' is {json.dumps(classes)}"
+    if not path.exists():
+        known = nearest(classes, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
+        raise Error(f"{where}, but there is no file {path}{known}")
+    try:
+        check_readable(path, most=limits.SPEC)
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (Error, OSError, UnicodeDecodeError) as error:
+        raise Error(f"{where}, which cannot be read: {error}") from None
+    if "" in lines or not lines:
+        number = lines.index("") + 1 if lines else 1
+        raise Error(f"{where}, whose line {number} is empty; expected a class name a line")
+    return lines
 
 
 def _check_spec(spec: Any) -> None:
@@ -72,18 +100,29 @@ def _check_spec(spec: Any) -> None:
     rows = shapes.layers(spec)
     count = shapes.parameters(rows)
     if spec.get("parameters", count) != count:
-        raise Error(f'"parameters" is {spec["parameters"]:,}, but the layers have {count:,}')
+        given = spec["parameters"]
+        raise Error(f'"parameters" is {given:,}, but the layers have {count:,}: correct it, or delete the line "parameters"')
     if "preprocessing" in spec:
         try:
             _check_preprocessing(spec)
         except Error as error:
             raise Error(f"preprocessing: {error}") from None
     if "classes" in spec:
-        classes, outputs = len(_class_lines(spec)), rows[-1].shape[0]
-        if classes != outputs:
-            raise Error(
-                f"'classes' is {json.dumps(spec['classes'])}, which has {classes} names, but the network has {outputs} outputs"
-            )
+        _check_classes(spec, rows[-1].shape[0])
+
+
+def _check_classes(spec: Spec, outputs: int) -> None:
+    given = spec["classes"]
+    if isinstance(given, str) and given not in LISTS:  # a path, in a file
+        expected = nearest(given, LISTS) or f", expected one of {', '.join(LISTS)}, or a list of names"
+        raise Error(f"'classes' is {json.dumps(given)}{expected}")
+    count = len(_class_lines(spec))
+    if count != outputs:
+        listed = json.dumps(given) if isinstance(given, str) else "a list"
+        raise Error(
+            f"'classes' is {listed}, which has {count} names, but the network has {outputs} outputs: name as many, or delete "
+            'the line "classes"'
+        )
 
 
 def _check_preprocessing(spec: Spec) -> None:
@@ -103,18 +142,84 @@ def _check_preprocessing(spec: Spec) -> None:
             raise Error(f"'crop' is {crop}, which the network does not take: {error}") from None
 
 
-def with_classes(spec: Spec, count: int) -> Spec:
-    """The spec of the network with `count` classes, the outputs of its classifier.
+def variant(spec: Spec, classes: int | None = None, channels: int | None = None) -> Spec:
+    """The spec of the network with another number of classes, the outputs of its classifier, or of channels of its images.
 
-    Called NAME_COUNT_classes, or the spec itself if it has that many. Raises `Error` if the network has no classifier.
+    It is called NAME_37_classes, NAME_1_channel or both; it is the spec itself, if that has these numbers already. Names of
+    classes and "parameters" are left out where they no longer hold. "preprocessing" follows the channels: for grey images it
+    has "L" and the averages of the means and of the deviations, for colour "RGB" and the one mean and deviation three times;
+    for other numbers of channels there is none, as pictures have 1 or 3.
+    Raises `Error` if the network has no classifier, or its layers do not fit together any more.
     """
-    last = classifier(spec)
-    if last["out"] == count:
+    before = spec
+    for name, count in (("classes", classes), ("channels", channels)):
+        if count is not None and not whole(1).accepts(count):
+            raise Error(f"{name} is {count!r}, expected {whole(1).words}")
+    if classes and classifier(spec)["out"] != classes:
+        place = spec["layers"].index(classifier(spec))
+        layers = [
+            layer | ({"out": classes} if number == place else {"in": classes} if number > place and "in" in layer else {})
+            for number, layer in enumerate(spec["layers"])
+        ]
+        spec = _without(spec, "classes") | {"layers": layers} | _called(spec, f"{classes} class{'es' * (classes > 1)}")
+    if channels and spec["input"][0] != channels:
+        spec = _with_channels(spec, channels) | _called(spec, f"{channels} channel{'s' * (channels > 1)}")
+    return spec if spec is before else load(_without(spec, "parameters"))
+
+
+def outputs(spec: Spec) -> int | None:
+    """The number of classes, the outputs of the classifier, or None if the network has none."""
+    try:
+        return int(classifier(spec)["out"])
+    except Error:
+        return None
+
+
+def _without(spec: Spec, key: str) -> Spec:
+    return {name: value for name, value in spec.items() if name != key}
+
+
+def _called(spec: Spec, words: str) -> Spec:
+    """The name and title of a variant of a spec."""
+    title = {"title": f"{spec['title']}, {words}"} if "title" in spec else {}
+    return title | {"name": f"{spec['name']}_{words.replace(' ', '_')}"}
+
+
+def _with_channels(spec: Spec, channels: int) -> Spec:
+    before = spec["input"][0]
+    layers, changing = [], True
+    for layer in spec["layers"]:
+        if changing and "in" in layer:
+            layer = layer | {"in": layer["in"] // before * channels}  # of a flattened image, a multiple of the channels
+            changing = "out" not in layer
+        layers.append(layer)
+    spec = spec | {"input": [channels, *spec["input"][1:]], "layers": layers}
+    if "preprocessing" not in spec:
         return spec
-    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
-    layers = [layer | {"out": count} if layer is last else layer for layer in spec["layers"]]
-    title = {"title": f"{spec['title']}, {count} classes"} if "title" in spec else {}
-    return load(rest | title | {"name": f"{spec['name']}_{count}_classes", "layers": layers})
+    if channels not in (1, 3):
+        return _without(spec, "preprocessing")
+    given = spec["preprocessing"]
+    numbers = {key: [round(sum(given[key]) / before, 6)] * channels for key in ("mean", "std")}
+    return spec | {"preprocessing": given | {"channels": {1: "L", 3: "RGB"}[channels]} | numbers}
+
+
+def with_size(spec: Spec, size: Sequence[int]) -> Spec:
+    """The spec of the network for images of another size, (height, width), whose preprocessing gives pictures of that size.
+
+    "crop" becomes that size and "resize" keeps its ratio to it. For images that are not square both are left out: pictures are
+    then resized to them.
+    """
+    channels, *own_size = spec["input"]
+    if [*size] == own_size:
+        return spec
+    spec = spec | {"input": [channels, *size]}
+    options = spec.get("preprocessing", {})
+    if "resize" in options:
+        rest = {key: value for key, value in options.items() if key not in ("resize", "crop")}
+        scale = size[0] / options.get("crop", options["resize"])
+        square = {"resize": round(options["resize"] * scale), "crop": size[0]} if size[0] == size[1] else {}
+        spec["preprocessing"] = square | rest
+    return spec
 
 
 def headless(spec: Spec) -> Spec:
@@ -125,7 +230,7 @@ def headless(spec: Spec) -> Spec:
     end = next((i for i, layer in enumerate(spec["layers"]) if layer["type"] in TOPS), None)
     if not end:
         return spec
-    rest = {key: value for key, value in spec.items() if key not in ("parameters", "classes")}
+    rest = _without(_without(spec, "parameters"), "classes")
     return rest | {"name": f"{spec['name']}_notop", "layers": spec["layers"][:end]}
 
 
@@ -149,10 +254,42 @@ def _one_by_one(layer: Layer) -> bool:
     return layer.type == "conv" and options["kernel"] == options["stride"] == 1 and options["padding"] in (0, "same")
 
 
+def layer_name(spec: Spec, name: str) -> str:
+    """The name of a layer of the chain in full; that of a group, as "layer1", is its last member's.
+
+    Raises `Error`, with the nearest name, where the network has no such layer.
+    """
+    names = [layer.name for layer in unroll(spec)]
+    known = {full.partition(".")[0]: full for full in names} | {full: full for full in names}
+    if name not in known:
+        near = nearest(name, known) or f"; `twins show {spec['name']}` lists them"
+        raise Error(f"{spec['name']} has no layer {name!r}{near}")
+    return known[name]
+
+
 def class_names(spec: Spec) -> list[str] | None:
-    """The names of the network's classes, or None if the spec has no list; ImageNet's without their WordNet numbers."""
+    """The names of the network's classes, or None if the spec has none; ImageNet's without their WordNet numbers."""
     return [re.sub(r"^n\d{8} ", "", line) for line in _class_lines(spec)] if "classes" in spec else None
 
 
 def _class_lines(spec: Spec) -> list[str]:
-    return (CLASSES / f"{spec['classes']}.txt").read_text(encoding="utf-8").splitlines()
+    return spec["classes"] if isinstance(spec["classes"], list) else names_in(spec["classes"], CLASSES)
+
+
+def class_numbers(spec: Spec) -> dict[str, int]:
+    """{`class_key` of a name: number of the class} for all names of a network's classes, synonyms and WordNet numbers too.
+
+    A name that several classes have is left out.
+    """
+    numbers: dict[str, set[int]] = {}
+    for number, line in enumerate(_class_lines(spec) if "classes" in spec else ()):
+        wordnet = re.match(r"n\d{8} ", line)
+        label = line[wordnet.end() :] if wordnet else line
+        for name in {*([wordnet[0]] if wordnet else []), label, *label.split(", ")}:
+            numbers.setdefault(class_key(name), set()).add(number)
+    return {name: next(iter(of)) for name, of in numbers.items() if len(of) == 1}
+
+
+def class_key(name: str) -> str:
+    """A name of a class without what is written one way or another: "Golden_Retriever" is "golden retriever"."""
+    return re.sub(r"[\W_]+", " ", name).strip().casefold()

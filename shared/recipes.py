@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import networks, shapes
+from . import limits, networks, shapes
 from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, first_few, nearest, one_of, whole
 from .files import read_json
-from .spec import Spec, classifier, unroll
+from .spec import LISTS, Spec, classifier, unroll
 
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
@@ -49,10 +49,11 @@ SCHEDULES = {
 }
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
-    "title source preprocessing augmentation epochs steps schedule seed precision classes init freeze "
+    "title source holdout preprocessing augmentation epochs steps schedule seed precision "
+    "classes channels init weights_key freeze "
     "label_smoothing class_weights accumulate ema patience"
 )
-AUGMENTATIONS = "pad flip mixup"
+AUGMENTATIONS = "pad flip crop jitter mixup"
 # What other software calls a key, which no likeness finds or finds wrongly: our key
 _ELSEWHERE = {
     "lr": "optimizer.learning_rate",
@@ -68,23 +69,40 @@ _ELSEWHERE = {
 DEFAULTS = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []}
 
 
+def _are_names(value: Any) -> bool:
+    """Whether it is a list of class names."""
+    return type(value) is list and len(value) > 1 and all(type(name) is str and name for name in value)
+
+
 def _are_groups(value: Any) -> bool:
     """Whether it is a list of lists of labels, no label in two of them: [[3], [5]]."""
     if type(value) is not list or len(value) < 2 or not all(type(group) is list and group for group in value):
         return False
     labels = [label for group in value for label in group]
-    return all(type(label) is int and label >= 0 for label in labels) and len({*labels}) == len(labels)
+    return all(map(whole(0).accepts, labels)) and len({*labels}) == len(labels)
 
 
 _TEXT = Value(lambda v: type(v) is str and v, "a string", {"type": "string", "minLength": 1})
-_LABELS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_LABELS = {"type": "array", "minItems": 1, "items": whole(0).schema}
+
+_SHARE = Value(
+    lambda v: FRACTION.accepts(v) and v > 0,
+    "a number above 0, below 1",
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+)
+_AT_MOST_ONE = Value(
+    lambda v: POSITIVE.accepts(v) and v <= 1,
+    "a number above 0, at most 1",
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+)
 
 # key: what its value must be
 VALUES = {
     "name": NAME,
-    **dict.fromkeys(("title", "source", "data", "init"), _TEXT),
-    **dict.fromkeys(("batch", "epochs", "steps", "every"), whole(1)),
-    **dict.fromkeys(("seed", "pad", "warmup"), whole(0)),
+    **dict.fromkeys(("title", "source", "data", "init", "weights_key"), _TEXT),
+    **dict.fromkeys(("batch", "epochs", "steps", "every", "channels"), whole(1)),
+    **dict.fromkeys(("seed", "warmup"), whole(0)),
+    "pad": whole(0, limits.PAD),
     **dict.fromkeys(("flip", "nesterov"), BOOLEAN),
     **dict.fromkeys(("learning_rate", "eps"), POSITIVE),
     "preprocessing": Value(lambda v: type(v) is dict, "an object", {"$ref": "#/$defs/preprocessing"}),
@@ -96,15 +114,24 @@ VALUES = {
     ),
     "precision": one_of(*PRECISIONS),
     "classes": Value(
-        lambda v: whole(2).accepts(v) or _are_groups(v),
-        "a number of at least 2, or a list of labels for each class",
-        {"anyOf": [{"type": "integer", "minimum": 2}, {"type": "array", "minItems": 2, "items": _LABELS}]},
+        lambda v: whole(2).accepts(v) or _are_groups(v) or _are_names(v),
+        "a number of at least 2, names as a list or in a text file, or a list of labels for each class",
+        {
+            "anyOf": [
+                whole(2).schema,
+                {"type": "string", "minLength": 1},
+                {"type": "array", "minItems": 2, "items": {"type": "string", "minLength": 1}},
+                {"type": "array", "minItems": 2, "items": _LABELS},
+            ]
+        },
     ),
     "freeze": Value(
         lambda v: type(v) is list and all(type(word) is str and word for word in v),
         f'a list of layers, or ["{BACKBONE}"]',
         {"type": "array", "items": {"type": "string", "minLength": 1}},
     ),
+    "holdout": _SHARE,
+    **dict.fromkeys(("crop", "jitter"), _AT_MOST_ONE),
     **dict.fromkeys(("momentum", "label_smoothing"), FRACTION),
     **dict.fromkeys(("mixup", "clip_norm", "clip_value"), POSITIVE),
     **dict.fromkeys(("accumulate", "patience"), whole(1)),
@@ -136,7 +163,7 @@ VALUES = {
         Value(
             lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
             "a number of at least 0",
-            {"type": "number", "minimum": 0},
+            {"type": "number", "minimum": 0, "maximum": POSITIVE.schema["maximum"]},
         ),
     ),
     "betas": Value(
@@ -146,12 +173,12 @@ VALUES = {
     ),
     **dict.fromkeys(
         ("divide_by", "div_factor", "final_div_factor"),
-        Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", {"type": "number", "exclusiveMinimum": 1}),
+        Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", POSITIVE.schema | {"exclusiveMinimum": 1}),
     ),
     "milestones": Value(
         lambda v: type(v) is list and v and all(map(whole(1).accepts, v)) and v == sorted({*v}),
         "whole numbers of at least 1, each larger than the one before",
-        {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "integer", "minimum": 1}},
+        {"type": "array", "minItems": 1, "uniqueItems": True, "items": whole(1).schema},
     ),
 }
 
@@ -171,6 +198,8 @@ def load(recipe: str | Path | dict[str, Any]) -> Recipe:
         if not isinstance(content, dict):
             raise Error('a recipe is a JSON object with "name", "network", "data", "batch", "optimizer" and "epochs"')
         checked: Recipe = copy.deepcopy(DEFAULTS) | content
+        if isinstance(checked.get("classes"), str):  # the names themselves, so that they go with the run
+            checked["classes"] = networks.class_names({"classes": networks.names_in(checked["classes"], Path())})
         _check_recipe(checked)
         network(checked)
     except Error as error:
@@ -191,7 +220,7 @@ def _read_recipe(recipe: str | Path | dict[str, Any]) -> tuple[Any, str]:
             near = nearest(origin, names()) or f"; there are {', '.join(names())}, and files ending in .json"
             raise Error(f"no recipe is called {origin!r}{near}")
         origin = f"recipe {origin!r}"
-    return read_json(path, recipe), origin
+    return read_json(path, recipe, limits.SPEC), origin
 
 
 def _float(value: Any) -> float | list[float]:
@@ -275,14 +304,11 @@ def _check_part(name: str, options: dict[str, Any], needed: str, optional: str) 
 
 
 def network(recipe: Recipe) -> Spec:
-    """The spec of the network that the recipe trains, with the recipe's classes and preprocessing.
+    """The spec of the network that the recipe trains, with the recipe's classes, their names, channels and preprocessing.
 
     Raises `Error` if there is no such network, or it does not end in a vector of logits.
     """
-    spec = networks.load(recipe["network"])
-    count = class_count(recipe)
-    if count:
-        spec = networks.with_classes(spec, count)
+    spec = networks.variant(networks.load(recipe["network"]), class_count(recipe), recipe.get("channels"))
     if "preprocessing" in recipe:
         spec = networks.load(spec | {"preprocessing": recipe["preprocessing"]})
     rows = shapes.layers(spec)
@@ -293,7 +319,48 @@ def network(recipe: Recipe) -> Spec:
     class_weights, classes = recipe.get("class_weights"), rows[-1].shape[0]
     if isinstance(class_weights, list) and len(class_weights) != classes:
         raise Error(f"'class_weights' has {len(class_weights)} numbers, but {spec['name']} has {classes} classes")
-    return spec
+    return _named(spec, recipe, rows[-1].shape[0])
+
+
+def _named(spec: Spec, recipe: Recipe, outputs: int) -> Spec:
+    """The spec with the names of the classes that it is trained on, or with none if they are not known.
+
+    They are the recipe's, or the data set's, cifar10 or cifar10_5k.npz, or those that the spec lists itself. A list that comes
+    with the project is of other classes than another data set's. A class of several labels is called by all of their names.
+    """
+    stem = Path(recipe["data"]).stem
+    known = next((name for name in LISTS if f"{stem}_".startswith(f"{name}_")), None)
+    names = networks.class_names({"classes": known}) if known else None
+    chosen: str | list[str] | None = None
+    groups = label_groups(recipe)
+    if groups and names and max(map(max, groups)) < len(names):
+        chosen = [", ".join(names[label] for label in group) for group in groups]
+    elif not groups and _are_names(recipe.get("classes")):
+        chosen = recipe["classes"]
+    elif not groups and names and len(names) == outputs:
+        chosen = known
+    elif not groups and isinstance(spec.get("classes"), list):
+        chosen = spec["classes"]
+    rest = {key: value for key, value in spec.items() if key != "classes"}
+    return spec if chosen == spec.get("classes") else rest | ({"classes": chosen} if chosen else {})
+
+
+def following(spec: Spec, recipe: Recipe, start: Spec, labels: int, channels: int) -> Spec:
+    """The network with the numbers of classes and channels of that which the run starts from, `start`.
+
+    A number is taken over if the recipe does not give it and the data set has it: so many labels, such images.
+    """
+    given = {"classes": class_count(recipe), "channels": recipe.get("channels")}
+    own, theirs = ({"classes": networks.outputs(each), "channels": each["input"][0]} for each in (spec, start))
+    data = {"classes": labels, "channels": channels}
+    taken = {key: count for key, count in theirs.items() if given[key] is None and own[key] != count == data[key]}
+    return network(recipe | {"network": networks.variant(spec, **taken)}) if taken else spec
+
+
+def label_groups(recipe: Recipe) -> list[list[int]] | None:
+    """The labels of each class, if the recipe makes its classes of labels of the data set."""
+    classes = recipe.get("classes")
+    return classes if _are_groups(classes) else None
 
 
 def _check_rates(recipe: Recipe, spec: Spec) -> None:

@@ -4,15 +4,16 @@ A reading says which part of the names is a prefix and which dialect the rest is
 most arrays have a name and a shape of the network's.
 """
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from . import dialects, keras_files, networks, shapes, weights
+from . import dialects, keras_files, limits, networks, shapes, weights
 from .checks import Error
 from .dialects import Source, application_names, source_of
 from .networks import headless
@@ -237,25 +238,38 @@ def _place_head(
         layer = classifier(spec)["name"]
     except Error:
         return
-    wanted = {name for name in expected if name.startswith(f"{layer}.")} - set(destinations.values())
+    placed = set(destinations.values())
+    wanted = {name: shape for name, shape in expected.items() if name.startswith(f"{layer}.") and name not in placed}
     if not wanted:
         return
+    heads = _heads(names, prefix, layer, wanted, (*outside, *unexpected), same_shape)
+    if len(heads) == 1:
+        destinations |= heads[0]
+        outside[:] = [name for name in outside if name not in heads[0]]
+        unexpected[:] = [name for name in unexpected if name not in heads[0]]
+
+
+def _heads(
+    names: Names,
+    prefix: str,
+    layer: str,
+    wanted: Mapping[str, shapes.Shape],
+    candidates: Iterable[str],
+    fits: Callable[[shapes.Shape, shapes.Shape], bool],
+) -> list[dict[str, str]]:
+    """Sets of arrays under known names that have all that is `wanted` of the classifier, each {name in the file: ours}."""
     parents = ["", *(prefix[: found.end()] for found in re.finditer(r"[./]", prefix))]
     heads: dict[str, dict[str, str]] = {}
-    for name in (*outside, *unexpected):
+    for name in candidates:
         source = names.sources[name]
         known = any(
             source.layer.startswith(parent) and dialects.HEAD.fullmatch(source.layer[len(parent) :].replace("/", "."))
             for parent in parents
         )
         ours = f"{layer}.{source.word}"
-        if known and ours in wanted and same_shape(names.shapes[name], expected[ours]):
+        if known and ours in wanted and fits(names.shapes[name], wanted[ours]):
             heads.setdefault(source.layer, {})[name] = ours
-    complete = [head for head in heads.values() if set(head.values()) == wanted]
-    if len(complete) == 1:
-        destinations |= complete[0]
-        outside[:] = [name for name in outside if name not in complete[0]]
-        unexpected[:] = [name for name in unexpected if name not in complete[0]]
+    return [head for head in heads.values() if set(head.values()) == set(wanted)]
 
 
 def _belongs_to_body(layer: str, body: Iterable[str]) -> bool:
@@ -340,47 +354,161 @@ def fit(arrays: State, spec: Spec) -> tuple[State, list[Move]]:
     return state_of(arrays, found), moves_of(arrays, found)
 
 
-def classes_in(arrays: State, spec: Spec) -> int | None:
-    """The number of outputs of the classifier in a checkpoint of a network, which may have another number, or None."""
-    names = Names(arrays)
-    reading, _ = names.best(shapes.layers(headless(spec)))
-    layer = classifier(spec)["name"]
-    for name, source in names.sources.items():
-        ours = reading.layers.get(source.layer)
-        known = ours is not None and (ours == layer or dialects.HEAD.fullmatch(ours))
-        if known and source.word == "weight" and len(names.shapes[name]) in (2, 4):
-            return names.shapes[name][0]
-    return None
+def match_variant(arrays: State, spec: Spec, names: Names | None = None) -> Match:
+    """`match` for the variant of a network, see `networks.variant`, that has the checkpoint's classes and channels.
+
+    Raises `Error` as `match`.
+    """
+    names = names or Names(arrays)
+    classes, channels = numbers_in(names, spec)
+    attempts: list[Spec] = []
+    for numbers in ((classes, channels), (None, channels)):
+        with contextlib.suppress(Error):  # the variant may be no network: a shortcut that cannot take away channels
+            fitting = networks.variant(spec, *numbers)
+            attempts += [fitting] if fitting not in attempts else []
+    found: list[Match] = []
+    misfits: list[Error] = []
+    for fitting in attempts or [spec]:
+        try:
+            found.append(match(arrays, fitting, names))
+        except Error as error:
+            misfits.append(error)
+            continue
+        if found[-1].spec is fitting:
+            break
+    if not found:
+        raise misfits[0]
+    return found[-1]
+
+
+def numbers_in(names: Names, spec: Spec) -> tuple[int | None, int | None]:
+    """(classes, channels) of the variant of a network that arrays are of; None where no array tells."""
+    rows = shapes.layers(spec)
+    expected = shapes.weights(rows)
+    reading, _ = names.best(rows)
+    if 2 * reading.hits < len(expected) - 4:  # 4: the classifier's two, and the first layer's
+        reading = Reading("", {layer: layer for layer in names.layers}, reading.hits)
+    placed = {f"{reading.layers.get(source.layer)}.{source.word}": name for name, source in names.sources.items()}
+    return _classes_in(names, reading.prefix, spec, expected, placed), _channels_in(names, spec, expected, placed)
+
+
+def _classes_in(
+    names: Names, prefix: str, spec: Spec, expected: Mapping[str, shapes.Shape], placed: Mapping[str, str]
+) -> int | None:
+    try:
+        layer = classifier(spec)["name"]
+    except Error:
+        return None
+    wanted = {name: shape for name, shape in expected.items() if name.startswith(f"{layer}.")}
+
+    def fits(shape: shapes.Shape, other: shapes.Shape) -> bool:  # whatever the outputs
+        return len(shape) > 0 and same_shape((other[0], *shape[1:]), other)
+
+    own = {placed[ours]: ours for ours in wanted if ours in placed}
+    if own:
+        heads = [own] if len(own) == len(wanted) and all(fits(names.shapes[n], wanted[ours]) for n, ours in own.items()) else []
+    else:
+        body = {name for ours, name in placed.items() if ours in expected}
+        others = [name for name in names.sources if name not in body]
+        heads = _heads(names, prefix, layer, wanted, others, fits)
+        if any(_is_one_of_several(names, head, others) for head in heads):
+            return None
+    outputs = {names.shapes[name][0] for head in heads for name in head}
+    return outputs.pop() if len(heads) == 1 and len(outputs) == 1 else None
+
+
+def _is_one_of_several(names: Names, head: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether a layer is a member of a Sequential with others that have weights: a head of several layers."""
+    layer = names.sources[next(iter(head))].layer
+    parent = re.sub(r"[^./]*$", "", layer)
+    return bool(parent) and any(
+        names.sources[name].layer.startswith(parent) and names.sources[name].layer != layer for name in others
+    )
+
+
+def _channels_in(names: Names, spec: Spec, expected: Mapping[str, shapes.Shape], placed: Mapping[str, str]) -> int | None:
+    ours = next(iter(expected), "")  # of the first layer, and of the first convolution or norm in a block
+    if ours not in placed:
+        return None
+    shape, wanted = names.shapes[placed[ours]], expected[ours]
+    axis = min(1, len(wanted) - 1)
+    if len(shape) != len(wanted) or [*shape[:axis], *shape[axis + 1 :]] != [*wanted[:axis], *wanted[axis + 1 :]]:
+        return None
+    channels, rest = divmod(shape[axis], wanted[axis] // spec["input"][0])  # a flattened image has a multiple of the channels
+    return channels if channels and not rest else None
+
+
+def needed(arrays: State, others: Iterable[str], spec: Spec) -> list[str]:
+    """Those of the names of other arrays in the file, which could not be read, that the network has a place for."""
+    nothing = np.zeros((), np.float32)
+    names, rows = Names(arrays | dict.fromkeys(others, nothing)), shapes.layers(spec)
+    return [name for name in _place(names, names.best(rows)[0], shapes.weights(rows))[0] if name not in arrays]
+
+
+def variant_note(spec: Spec, found: Spec) -> list[str]:
+    """A note that a file is of a variant of a network, if it is."""
+    counts = (
+        (networks.outputs(found), networks.outputs(spec), "class", "es"),
+        (found["input"][0], spec["input"][0], "channel", "s"),
+    )
+    numbers = [f"{count} {word}{ending * (count != 1)}" for count, before, word, ending in counts if count != before]
+    return [f"The file has {' and '.join(numbers)}: this is {found['name']}."] if numbers else []
 
 
 def guess_networks(arrays: State) -> list[Spec]:
     """The specs of the networks that the arrays of a checkpoint fit, with or without their classifiers.
 
-    For a checkpoint of `keras.applications`, only networks with its weights, if any fit: `vgg16_keras`, not `vgg16`.
+    Where no whole network fits, those are tried with the checkpoint's numbers of classes and channels, and the nearest to
+    their originals are taken. For a checkpoint of `keras.applications`, only networks with its weights, if any fit:
+    `vgg16_keras`, not `vgg16`.
     Raises `Error` if no network fits, with the nearest: that with most names and shapes in common.
     """
+    if len(arrays) > limits.ARRAYS:
+        raise Error(f"these are {len(arrays):,} arrays, far more than any network of the zoo has; pass --network ./mine.json")
     names, fits, misfits = Names(arrays), [], []
+    whole = False
     for network in networks.names():
         spec = networks.load(network)
         try:
-            match(arrays, spec, names)
+            found = match(arrays, spec, names)
             fits.append(spec)
+            whole = whole or found.spec is found.whole
         except Error as error:
             misfits.append((str(error), spec))
+    if not whole:
+        fits = _variants(arrays, names, fits or [spec for _, spec in misfits]) or fits
     if not fits:
-        hits, count, _, text, spec = max(
-            (_common(names, spec) + ("weights" in spec, text, spec) for text, spec in misfits), key=lambda misfit: misfit[:3]
-        )
-        if 2 * hits < max(-count, len(names.sources)):
-            raise Error(
-                f"this is no network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
-                f"{len(names.sources)} arrays. Write its spec and pass --network ./mine.json, or --rename OLD=NEW, or "
-                "--map FILE.json, of which --draft-map FILE.json writes a first version"
-            )
-        lines = text.splitlines()[1:] or [text]
-        raise Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(lines))
+        raise _nearest(names, misfits)
     applications = [spec for spec in fits if is_application(spec)]
     return applications if applications and from_application(arrays) else fits
+
+
+def _variants(arrays: State, names: Names, specs: Iterable[Spec]) -> list[Spec]:
+    """The networks of which arrays fit a variant: those with the checkpoint's channels, if any, else the others."""
+    fits: dict[bool, list[Spec]] = {True: [], False: []}
+    for spec in specs:
+        try:
+            found = match_variant(arrays, spec, names)
+        except Error:
+            continue
+        if found.whole is not spec:
+            fits[found.whole["input"][0] == spec["input"][0]].append(spec)
+    return fits[True] or fits[False]
+
+
+def _nearest(names: Names, misfits: list[tuple[str, Spec]]) -> Error:
+    """What to say of arrays that fit no network: which is the nearest."""
+    hits, count, _, text, spec = max(
+        (_common(names, spec) + ("weights" in spec, text, spec) for text, spec in misfits), key=lambda misfit: misfit[:3]
+    )
+    if 2 * hits < max(-count, len(names.sources)):
+        return Error(
+            f"this is no network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
+            f"{len(names.sources)} arrays. Write its spec and pass --network ./mine.json, or --rename OLD=NEW, or "
+            "--map FILE.json, of which --draft-map FILE.json writes a first version"
+        )
+    lines = text.splitlines()[1:] or [text]
+    return Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(lines))
 
 
 def _common(names: Names, spec: Spec) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .checks import Error
+from . import limits
+from .checks import Error, check_memory
 from .spec import Layer, Spec, unroll
 
 Shape = tuple[int, ...]
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     dilations: tuple[int, ...]  # of its convolutions that are larger than 1x1
     parts: tuple["Row", ...] = ()
     eps: float | None = None  # of a batch norm
+    padded: int = 0  # numbers in its input with the padding around it
 
     @property
     def parameters(self) -> int:
@@ -43,14 +45,28 @@ def layers(spec: Spec, size: Sequence[int] | None = None) -> list[Row]:
     """
     channels, *own_size = spec["input"]
     row = Row("the input", "input", (channels, *(size or own_size)), {}, 0, 1, 1, ())
-    rows = []
+    rows, count = [], 0
     for layer in unroll(spec):
         try:
             row = _block(row, layer) if layer.type in _BLOCKS else _leaf(row, layer)
+            count += row.parameters
+            if count > limits.NUMBERS:
+                raise Error(f"the parameters up to it are {count:,}, expected at most {limits.NUMBERS:,}")
         except Error as error:
             raise Error(f"layer {layer.name!r}: {error}") from None
         rows.append(row)
     return rows
+
+
+def check_fits_memory(rows: Sequence[Row], size: Sequence[int] = ()) -> None:
+    """Raise `Error` if there is less memory than the weights and the largest map, of one image in float32, need.
+
+    `size` is that of the images, for the message.
+    """
+    numbers = sum(math.prod(shape) for shape in weights(rows).values())
+    largest = max(max(math.prod(row.shape), row.padded) for row in leaves(rows))
+    what = f"the weights and the largest map{f' of images of {text(size)}' if size else ''}"
+    check_memory(4 * (numbers + largest), what)
 
 
 def leaves(rows: Iterable[Row]) -> list[Row]:
@@ -69,7 +85,14 @@ def weights(rows: Iterable[Row]) -> dict[str, Shape]:
 
 
 def _leaf(before: Row, layer: Layer) -> Row:
-    """The row of an elementary layer that takes the output of `before`."""
+    """The row of an elementary layer that takes the output of `before`. Raises `Error` if its map is beyond the limit."""
+    row = _elementary(before, layer)
+    if max(math.prod(row.shape), row.padded) > limits.NUMBERS:
+        raise Error(f"its map, {text(row.shape)} or more with padding, has more than {limits.NUMBERS:,} numbers")
+    return row
+
+
+def _elementary(before: Row, layer: Layer) -> Row:
     name, kind, sizes, options = layer
     _check_input(before, kind, sizes)
     own_weights = {f"{name}.{key}": shape for key, shape in _weights(kind, sizes, options).items()}
@@ -86,6 +109,8 @@ def _leaf(before: Row, layer: Layer) -> Row:
             return row._replace(shape=(before.shape[0], 1, 1), field=math.inf)
         case "flatten":
             return row._replace(shape=(math.prod(before.shape),))
+        case "local_response_norm":
+            return row._replace(padded=(before.shape[0] + options["size"]) * math.prod(before.shape[1:]))
         case "linear":
             return row._replace(shape=(sizes[1],), field=math.inf, macs=sizes[0] * sizes[1])
     return row
@@ -135,7 +160,9 @@ def _windowed(
         given, window = text(before.shape), f"{extent}x{extent}"
         raise Error(f"the image is too small: {before.name} gives {given}, a window of {window} does not fit")
     field = before.field + (extent - 1) * before.stride
-    return row._replace(shape=(channels, *size), field=field, stride=before.stride * stride)
+    border = 2 * padding if isinstance(padding, int) else extent
+    padded = channels * math.prod(n + border for n in before.shape[1:])
+    return row._replace(shape=(channels, *size), field=field, stride=before.stride * stride, padded=padded)
 
 
 def _windows(pixels: int, extent: int, stride: int, padding: int, ceil: bool) -> int:

@@ -3,11 +3,11 @@
 A spec is a dictionary as in `specs/*.json`: a chain of layers and blocks, one per line. Shapes are (channels, height, width).
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import limits
 from .checks import (
     BOOLEAN,
     FRACTION,
@@ -21,10 +21,14 @@ from .checks import (
     is_positive,
     nearest,
     one_of,
+    shown,
     whole,
 )
 
 SPECS, CLASSES = (Path(__file__).parent / name for name in ("specs", "classes"))
+LISTS = sorted(path.stem for path in CLASSES.glob("*.txt"))  # of class names, that come with the project
+
+LAYER_NAME = r"([A-Za-z]\w*)(?:\.(0|[1-9][0-9]*))?"
 
 Spec = dict[str, Any]  # a checked spec
 
@@ -73,11 +77,12 @@ SHORTCUTS = {
     "residual_unit": ("pad", "conv", "exclusive_gate", "shortcut_gate", "dropout"),
 }
 VALUES = {
-    **dict.fromkeys("in out kernel stride dilation first_dilation repeat size width groups".split(), whole(1)),
+    **dict.fromkeys("in out kernel stride dilation first_dilation size width groups".split(), whole(1)),
+    "repeat": whole(1, limits.LAYERS),
     "padding": Value(
         lambda v: v == "same" or whole(0).accepts(v),
         'a number of pixels, 0 or more, or "same"',
-        {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "same"}]},
+        {"anyOf": [whole(0).schema, {"const": "same"}]},
     ),
     **dict.fromkeys(("bias", "norm", "ceil", "first_activation"), BOOLEAN),
     **dict.fromkeys(("alpha", "beta", "k", "shortcut_scale", "residual_scale"), POSITIVE),
@@ -97,7 +102,7 @@ VALUES = {
     "branches": Value(
         lambda v: type(v) is list and [type(b) is list and len(b) for b in v] == [1, 2, 2, 1] and all(map(are_counts, v)),
         "four branches and the channels in them, [[1x1], [reduce, 3x3], [reduce, 5x5], [projection]]",
-        {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "array", "items": {"type": "integer", "minimum": 1}}},
+        {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "array", "items": whole(1).schema}},
     ),
 }
 # The keys of a spec itself
@@ -109,15 +114,28 @@ SPEC_VALUES = {
     "input": Value(
         lambda v: type(v) is list and len(v) == 3 and are_counts(v),
         "[channels, height, width], each a whole number of at least 1",
-        {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "integer", "minimum": 1}},
+        {"type": "array", "minItems": 3, "maxItems": 3, "items": whole(1).schema},
     ),
-    "parameters": whole(0),
+    "parameters": whole(0, limits.NUMBERS),
     "preprocessing": Value(
         lambda v: type(v) is dict, "an object with channels, scale, mean and std", {"$ref": "#/$defs/preprocessing"}
     ),
-    "classes": one_of(*sorted(path.stem for path in CLASSES.glob("*.txt"))),
+    "classes": Value(
+        lambda v: v and (type(v) is str or (type(v) is list and all(type(name) is str and name for name in v))),
+        f"{' or '.join(LISTS)}, the path of a text file with a name a line, or a list of names",
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "examples": LISTS},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+            ]
+        },
+    ),
     "weights": TEXT._replace(words="a string: who publishes the weights, and their name for the network"),
-    "layers": Value(lambda v: type(v) is list and v, "a list of layers, at least one", {"$ref": "#/$defs/layers"}),
+    "layers": Value(
+        lambda v: type(v) is list and 0 < len(v) <= limits.LAYERS,
+        f"a list of layers, at least one, at most {limits.LAYERS:,}",
+        {"$ref": "#/$defs/layers"},
+    ),
 }
 
 
@@ -131,17 +149,19 @@ def check_layers(spec: Any) -> None:
     if not isinstance(spec, dict):
         raise Error('a spec is a JSON object with "name", "input" and "layers"')
     check_keys(spec, REQUIRED, OPTIONAL, SPEC_VALUES)
-    names: list[str] = []
+    names: dict[str, int] = {}
     for number, layer in enumerate(spec["layers"], start=1):
         if not isinstance(layer, dict):
-            raise Error(f"layer {number}: expected an object with a name and a type, found {json.dumps(layer)}")
-        where = f"layer {layer['name']!r}" if "name" in layer else f"layer {number}"
+            raise Error(f"layer {number}: expected an object with a name and a type, found {shown(layer)}")
+        where = f"layer {layer['name']!r}" if isinstance(layer.get("name"), str) else f"layer {number}"
         try:
             _check_layer(layer)
             _check_name(layer, names)
         except Error as error:
             raise Error(f"{where}: {error}") from None
-        names.append(layer["name"])
+    count = sum(layer.get("repeat", 1) for layer in spec["layers"])
+    if count > limits.LAYERS:
+        raise Error(f"it has {count:,} layers and blocks, expected at most {limits.LAYERS:,}, 'repeat' counted")
 
 
 def _check_layer(layer: dict[str, Any]) -> None:
@@ -158,24 +178,31 @@ def _check_layer(layer: dict[str, Any]) -> None:
         raise Error(f"'padding' is {layer['padding']}, expected \"same\", or no such key for symmetric padding")
 
 
-def _check_name(layer: dict[str, Any], earlier: list[str]) -> None:
+def _check_name(layer: dict[str, Any], earlier: dict[str, int]) -> None:
+    """Check a name and add it to the `earlier` ones: {the word of a layer or a group: how many members, or 0 for a layer}."""
     # A name becomes an attribute, so it must be a word; `features.0` is a member of a group, and groups count up from 0.
     name = layer["name"]
-    match = re.fullmatch(r"([A-Za-z]\w*)(?:\.(\d+))?", name) if isinstance(name, str) else None
+    match = re.fullmatch(LAYER_NAME, name) if isinstance(name, str) and len(name) <= limits.WORD else None
     if not match:
-        raise Error("a name is a word, or in a group a word, a dot and a number: features.0, features.1")
+        raise Error(
+            f"a name is a word of at most {limits.WORD} letters, digits and underscores, "
+            "or in a group a word, a dot and a number: features.0, features.1"
+        )
     group, number = match.groups()
-    if name in earlier:
-        raise Error("an earlier layer has the same name")
+    members = earlier.get(group)
     if number is None:
-        if any(other.startswith(f"{name}.") for other in earlier):
-            raise Error(f"the name is taken by the group that begins with '{name}.0'")
-    else:
-        members = [other for other in earlier if other.startswith(f"{group}.")]
-        if group in earlier or int(number) != len(members) or members != earlier[len(earlier) - len(members) :]:
-            raise Error("the layers of a group follow one another and count up from 0")
-        if "repeat" in layer:
-            raise Error("a layer of a group cannot repeat")
+        if members is not None:
+            taken = f"the name is taken by the group that begins with '{name}.0'"
+            raise Error(taken if members else "an earlier layer has the same name")
+        earlier[group] = 0
+        return
+    if members and int(number) < members:
+        raise Error("an earlier layer has the same name")
+    if members == 0 or int(number) != (members or 0) or (members and next(reversed(earlier)) != group):
+        raise Error("the layers of a group follow one another and count up from 0")
+    if "repeat" in layer:
+        raise Error("a layer of a group cannot repeat")
+    earlier[group] = int(number) + 1
 
 
 def unroll(spec: Spec) -> list[Layer]:

@@ -4,10 +4,11 @@ A file may hold several state dicts (names to tensors), under keys of any depth:
 at the top is "".
 """
 
+import functools
+import itertools
 import pickle
 import re
 import struct
-import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import weights
-from .checks import Error, first_few
+from . import limits, weights
+from .checks import Error, check_unpacked, first_few
+from .files import check_readable
+from .formats import open_zip
 from .unpickling import Array, Placeholder, Storage, Tensor, Unpickler
 from .weights import State
 
@@ -34,16 +37,18 @@ class Content(NamedTuple):
     script: bool = False
 
 
-def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[str]]:
+def read_torch(path: str | Path, key: str | None = None, unread: dict[str, str] | None = None) -> tuple[State, list[str]]:
     """The arrays of a state dict in a file, and notes on what else there was.
 
     `key` chooses among several state dicts: a key path, its end, or a prefix of names. Without one, it is the raw weights
     rather than an average, in one of the places that are `DOCUMENTED` rather than another, and the largest.
-    Raises `Error` if the file is truncated, has no state dict, or the tensors cannot be read as arrays.
+    Raises `Error` if the file is truncated, has no state dict, or a tensor cannot be read as an array; if there is an `unread`,
+    that gets {name: message} of such tensors, unless all are.
     """
+    size = check_readable(path)
     try:
         with open(path, "rb") as file:
-            content = _read_zip(file) if file.read(2) == b"PK" else _read_pickles(file)
+            content = _read_zip(file) if file.read(2) == b"PK" else _read_pickles(file, _read_nested)
             found = {place: state for place, state in _state_dicts(content) if any(_rank(v) for v in state.values())}
             if not found:
                 listed = ", ".join(DOCUMENTED)
@@ -51,7 +56,8 @@ def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[st
                     f"has no state dict in it: a dictionary of names and tensors, on its own or under a key ({listed}, …)"
                 )
             place, rest_of_key = _chosen(list(found), key, found)
-            arrays = {name: _array(name, tensor) for name, tensor in found[place].items()}
+            check_unpacked(size, sum(tensor.declared for tensor in found[place].values()))
+            arrays = _arrays(found[place], unread)
     except Error as error:
         raise Error(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can raise anything
@@ -61,7 +67,6 @@ def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[st
     if content.skipped:
         notes.append(f"Skipped, with nothing of it run: {first_few(content.skipped)}.")
     try:
-        arrays = weights.normalised(arrays)
         return (weights.under_key(arrays, rest_of_key, list(found)) if rest_of_key else arrays), notes
     except Error as error:
         raise Error(f"{path}: {error}") from None
@@ -69,7 +74,7 @@ def read_torch(path: str | Path, key: str | None = None) -> tuple[State, list[st
 
 def _read_zip(file: Any) -> Content:
     """The content of a zip file as PyTorch has written it since 1.6, and of TorchScript."""
-    archive = zipfile.ZipFile(file)
+    archive = open_zip(file)
     names = archive.namelist()
     pickles = [name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
     if not pickles:
@@ -77,10 +82,12 @@ def _read_zip(file: Any) -> Content:
     root = pickles[0].removesuffix("data.pkl")
     big = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
 
+    read = functools.cache(archive.read)  # once, however many tensors are views of a storage
+
     def load_storage(pid: tuple[Any, ...]) -> Storage:
         record = f"{root}data/{pid[2]}"
         dtype = pid[1].dtype
-        return Storage(dtype.newbyteorder(">") if big and dtype else dtype, read=lambda: archive.read(record))
+        return Storage(dtype.newbyteorder(">") if big and dtype else dtype, read=lambda: read(record))
 
     unpickler = Unpickler(BytesIO(archive.read(pickles[0])), load_storage, _read_nested)
     top = unpickler.load()
@@ -88,11 +95,11 @@ def _read_zip(file: Any) -> Content:
     return Content(top, [] if script else unpickler.skipped, script)
 
 
-def _read_pickles(file: Any) -> Content:
+def _read_pickles(file: Any, load_nested: Any = None) -> Content:
     """The content of a legacy file, some pickles with the storages after them, or of a single pickle."""
     file.seek(0)
     skipped: list[str] = []
-    first = _load(file, skipped)
+    first = _load(file, skipped, load_nested=load_nested)
     if first != _MAGIC:
         return Content(first, skipped)
     if _load(file, skipped) != _PROTOCOL:
@@ -107,19 +114,21 @@ def _read_pickles(file: Any) -> Content:
         storages.setdefault(pid[2], []).append(storage)
         return storage
 
-    top = _load(file, skipped, load_storage)
+    top = _load(file, skipped, load_storage, load_nested)
     for key in _load(file, skipped):
         (count,) = struct.unpack("<q" if little else ">q", file.read(8))
         members = storages.get(key, [])
         itemsize = next((member.dtype.itemsize for member in members if member.dtype), 1)
         start, length = file.tell(), count * itemsize
+        read = _section(file, start, length)
         for member in members:
-            member.read = _section(file, start, length)
+            member.read = read
         file.seek(start + length)
     return Content(top, skipped)
 
 
 def _section(file: Any, start: int, length: int) -> Any:
+    @functools.cache
     def read() -> bytes:
         file.seek(start)
         content: bytes = file.read(length)
@@ -130,9 +139,9 @@ def _section(file: Any, start: int, length: int) -> Any:
     return read
 
 
-def _load(file: Any, skipped: list[str], load_storage: Any = None) -> Any:
+def _load(file: Any, skipped: list[str], load_storage: Any = None, load_nested: Any = None) -> Any:
     """One pickle; what became a placeholder is added to `skipped`."""
-    unpickler = Unpickler(file, load_storage, _read_nested)
+    unpickler = Unpickler(file, load_storage, load_nested)
     try:
         return unpickler.load()
     except pickle.UnpicklingError as error:
@@ -142,20 +151,21 @@ def _load(file: Any, skipped: list[str], load_storage: Any = None) -> Any:
 
 
 def _read_nested(content: bytes) -> Any:
-    """The storage in a legacy file inside a pickle, as `pickle.dump` puts tensors."""
+    """The storage in a legacy file inside a pickle, as `pickle.dump` puts tensors; it has no such file in it."""
     return _read_pickles(BytesIO(content)).top
 
 
 def _state_dicts(content: Content) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key path, names to tensors) of every state dict in a file: its dictionaries, and the modules that are pickled whole."""
     visited: set[int] = set()
+    modules = itertools.count()
 
     def visit(value: Any, path: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
         if id(value) in visited or depth > _DEEPEST or path.startswith("optim"):
             return
         visited.add(id(value))
         if isinstance(value, Placeholder) and (content.script or "_modules" in value.members):
-            yield path, dict(_module_tensors(value, content.script))
+            yield path, dict(_module_tensors(value, content.script, modules))
             return
         if isinstance(value, (list, tuple)):
             pairs = [(str(number), item) for number, item in enumerate(value)]
@@ -172,8 +182,15 @@ def _state_dicts(content: Content) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from visit(content.top, "", 0)
 
 
-def _module_tensors(module: Placeholder, script: bool, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(name, tensor) of a pickled module, as its `state_dict` would have them. TorchScript keeps all as plain attributes."""
+def _module_tensors(
+    module: Placeholder, script: bool, modules: Iterator[int], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of a pickled module, as its `state_dict` would have them. TorchScript keeps all as plain attributes.
+
+    `modules` counts the visits: a module may be in several places, and so in a hostile file in any number of them.
+    """
+    if next(modules) > limits.VISITS:
+        raise Error(f"has more than {limits.VISITS:,} modules")
     if depth > _DEEPEST:
         return
     groups = [module.members] if script else [module.members.get(key) for key in ("_parameters", "_buffers", "_modules")]
@@ -182,13 +199,13 @@ def _module_tensors(module: Placeholder, script: bool, prefix: str = "", depth: 
             if isinstance(value, (Tensor, Array)):
                 yield f"{prefix}{name}", value
             elif isinstance(value, Placeholder):
-                yield from _module_tensors(value, script, f"{prefix}{name}.", depth + 1)
+                yield from _module_tensors(value, script, modules, f"{prefix}{name}.", depth + 1)
 
 
 def _rank(tensor: Tensor | Array) -> int:
     """The number of axes: a dictionary with nothing but scalars is no state dict."""
     if isinstance(tensor, Array):
-        return 0 if tensor.content is None else tensor.content.ndim
+        return 0 if tensor.content is None else len(tensor.shape)
     return 1 if tensor.kind else len(tensor.size)
 
 
@@ -226,6 +243,20 @@ def _choice(place: str, others: list[str]) -> list[str]:
         weights_read = f"Read {name}, {kind} weights" if kind == "averaged" else f"Read {name}"
         notes.append(f"{weights_read}; --weights-key reads one of the others: {first_few(rest)}.")
     return notes
+
+
+def _arrays(tensors: dict[str, Any], unread: dict[str, str] | None) -> State:
+    arrays: State = {}
+    for name, tensor in tensors.items():
+        try:
+            arrays |= weights.normalised({name: _array(name, tensor)})
+        except Error as error:
+            if unread is None:
+                raise
+            unread[name] = str(error)
+    if unread and not arrays:
+        raise Error(next(iter(unread.values())))
+    return arrays
 
 
 def _array(name: str, tensor: Tensor | Array) -> np.ndarray:

@@ -5,7 +5,9 @@ PyTorch's tensors and NumPy's arrays have a stand-in below, and any other become
 keep what they are given and do nothing.
 """
 
+import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from . import limits
 from .checks import Error
 
 # {PyTorch's name of a type of numbers: NumPy's}; `torch.FloatStorage` is the older way to say `torch.float32`.
@@ -40,6 +43,7 @@ class Placeholder:
     """An object of a class that is not known: takes any arguments, items and state, keeps items and state, and does nothing."""
 
     described = "an unknown object"
+    charge: Callable[..., None] = staticmethod(lambda *_: None)  # see `Unpickler`
     members: dict[Any, Any]  # attributes, and the items of a dictionary
     items: list[Any]  # of a list
 
@@ -57,6 +61,7 @@ class Placeholder:
     def __setstate__(self, state: Any) -> None:
         for part in state if type(state) is tuple else (state,):
             if isinstance(part, dict):
+                self.charge(part)
                 self.members.update(part)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -81,12 +86,13 @@ class Sealed:
 class Standin(Sealed):
     """Stands for a function that pickles name."""
 
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_charge")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], charge: Callable[..., None]) -> None:
+        self._function, self._charge = function, charge
 
     def __call__(self, *arguments: Any) -> Any:
+        self._charge(*arguments)
         return self._function(*arguments)
 
 
@@ -134,6 +140,12 @@ class Tensor(Sealed):
         self.storage, self.offset, self.size, self.stride, self.dtype = storage, offset, size, stride, dtype
         self.kind = kind
 
+    @property
+    def declared(self) -> int:
+        """The bytes that `array` says it has, and needs once it is no longer a view; 0 if it has no shape."""
+        numbers = all(type(number) is int and 0 <= number < 2**48 for number in self.size)
+        return math.prod(self.size) * self.dtype.itemsize if numbers and self.dtype else 0
+
     def array(self) -> np.ndarray:
         """The numbers, as a view of the storage. Raises `Error` if the tensor is sparse, quantised or beyond its storage."""
         if self.kind:
@@ -159,10 +171,10 @@ class Tensor(Sealed):
 class Array(Sealed):
     """An array or a scalar of NumPy's."""
 
-    __slots__ = ("content",)
+    __slots__ = ("content", "dtype", "shape", "order")
 
     def __init__(self, *_: Any) -> None:
-        self.content: np.ndarray | None = None
+        self.content: bytes | bytearray | str | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
@@ -171,15 +183,22 @@ class Array(Sealed):
     def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> "Array":
         """Take the bytes of an array, unless they are objects or texts."""
         if isinstance(dtype, NumpyDtype) and dtype.dtype and isinstance(content, (bytes, bytearray, str)):
-            content = content.encode("latin1") if isinstance(content, str) else content
-            self.content = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+            self.content, self.dtype, self.order = content, dtype.dtype, "F" if order == "F" else "C"
+            self.shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
         return self
+
+    @property
+    def declared(self) -> int:
+        """The bytes of it."""
+        return 0 if self.content is None else len(self.content)
 
     def array(self) -> np.ndarray:
         """The numbers. Raises `Error` if they are none."""
         if self.content is None:
             raise Error("is an array of objects or texts")
-        return self.content
+        content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
+        array = np.frombuffer(content, self.dtype)
+        return array.reshape(self.shape, order="F" if self.order == "F" else "C")
 
 
 _LAZY = "lazily negated or conjugated"  # as the metadata of a tensor say
@@ -235,6 +254,55 @@ _PLAIN = {  # not worth a word when skipped
 }
 
 
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "FROZENSET", "BINPERSID"}
+_PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
+_CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # of the object below what they take
+
+
+def _check_program(file: Any) -> int:
+    """The length in bytes of the pickle that begins here, where the file then is again.
+
+    Raises `Error` for one that would end the process or take all memory: Python's reader makes a list as long as the largest
+    number of an object, and the hash of a tuple, as a key of a dictionary, follows the tuples in it without counting.
+    What it needs is read off the program: of every tuple on the stack, how many members it has with those of the tuples in it.
+    """
+    start, work = file.tell(), 0
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[Any, int] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name, before = opcode.name, opcode.stack_before
+        if name in _PUTS:
+            number = len(memo) if name == "MEMOIZE" else int(argument or 0)
+            if number > count:
+                raise Error(f"the pickle numbers an object {number:,}, of {count:,} at most")
+            memo[number] = stack[-1] or 0
+            continue
+        if name == "MARK":
+            stack.append(None)
+            continue
+        members: list[int] = []
+        takes = len(before)
+        if pickletools.markobject in before or (name == "POP" and stack[-1] is None):
+            while (member := stack.pop()) is not None:
+                members.append(member)
+            takes = before.index(pickletools.markobject) if pickletools.markobject in before else 0
+        members += [stack.pop() or 0 for _ in range(takes)]
+        result = 0
+        if name in _TUPLES:
+            result = sum(members) + len(members)
+        elif name in _GETS:
+            result = memo.get(argument, 0)
+        elif name in _CHANGES or name == "DUP":
+            result = members[-1]
+        stack += [result] * len(opcode.stack_after)
+        work += sum(members)
+        if work > limits.HASHED:
+            raise Error("the pickle has tuples in tuples without end")
+    end = file.tell()
+    file.seek(start)
+    return int(end - start)
+
+
 class Unpickler(pickle.Unpickler):
     """Reads one pickle from a file; `skipped` then lists the classes and functions that became placeholders.
 
@@ -248,21 +316,28 @@ class Unpickler(pickle.Unpickler):
         load_storage: Callable[[tuple[Any, ...]], Storage] | None = None,
         load_nested: Callable[[bytes], Any] | None = None,
     ) -> None:
+        self._budget = limits.UNPACKED + 4 * _check_program(file)
         super().__init__(file, encoding="latin1")
         self._load_storage, self._load_nested = load_storage, load_nested
         self.skipped: list[str] = []
+
+    def _charge(self, *contents: Any) -> None:
+        """Count what is copied, which a pickle can have done to one long text any number of times."""
+        self._budget -= sum(len(content) for content in contents if isinstance(content, (str, bytes, tuple, list, dict)))
+        if self._budget < 0:
+            raise Error("the pickle copies the same contents again and again")
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name, or a class of `Placeholder`. Nothing is imported."""
         full_name = f"{module}.{name}"
         if full_name == "collections.OrderedDict":
-            return OrderedDict
+            return Standin(OrderedDict, self._charge)
         if full_name == "numpy.dtype":
             return NumpyDtype
         if full_name in _RULES:
-            return Standin(_RULES[full_name])
+            return Standin(_RULES[full_name], self._charge)
         if full_name == "torch.storage._load_from_bytes" and self._load_nested:
-            return Standin(self._load_nested)
+            return Standin(self._load_nested, self._charge)
         if module in ("torch", "torch.cuda", "torch.storage"):
             if name in DTYPES:
                 return Dtype(DTYPES[name])
@@ -272,7 +347,7 @@ class Unpickler(pickle.Unpickler):
                     return Dtype(DTYPES[kind] if kind else None)
         if full_name.replace("__builtin__", "builtins") not in _PLAIN and full_name not in self.skipped:
             self.skipped.append(full_name)
-        return type("Unknown", (Placeholder,), {"described": full_name})
+        return type("Unknown", (Placeholder,), {"described": full_name, "charge": self._charge})
 
     def persistent_load(self, pid: Any) -> Any:
         """The storage, or in old files the class of a module, for which a persistent id stands."""

@@ -7,7 +7,7 @@ linear layers (out, in), batch norms `weight`, `bias`, `running_mean`, `running_
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as serialise
 
 from . import networks, shapes
-from .checks import Error, nearest
-from .files import atomic_path, read_json
+from .checks import Error, check_memory, nearest
+from .files import atomic_path, check_readable, read_json
+from .formats import SHARDS, kind_of
 from .spec import Spec
 
 State = dict[str, np.ndarray]
@@ -40,8 +41,9 @@ def initial(network: str | Path | Spec, seed: int = 0) -> State:
     of its own, from the seed and its name, so that a change to one layer does not change the others.
     Raises `Error` as `shared.load`.
     """
-    leaves = shapes.leaves(shapes.layers(networks.load(network)))
-    origins = {name: (leaf, shape) for leaf in leaves for name, shape in leaf.weights.items()}
+    rows = shapes.layers(networks.load(network))
+    shapes.check_fits_memory(rows)
+    origins = {name: (leaf, shape) for leaf in shapes.leaves(rows) for name, shape in leaf.weights.items()}
     with ThreadPoolExecutor() as pool:  # NumPy draws without holding Python's lock
         return dict(zip(origins, pool.map(lambda name: _drawn(name, *origins[name], seed), origins), strict=True))
 
@@ -79,6 +81,24 @@ def randomised(state: State, seed: int = 0) -> State:
     return state
 
 
+def as_arrays(state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> State:
+    """A state of arrays or tensors of any framework as NumPy arrays, which may share their memory; bfloat16 as float32.
+
+    Raises `Error` for a value that is no array.
+    """
+    arrays = {}
+    for name, value in dict(state).items():
+        if hasattr(value, "detach"):  # PyTorch's, which may be on a GPU and have gradients; NumPy has no bfloat16
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise Error(f"{name} is a {type(value).__name__}, which is no array: {error}") from None
+        arrays[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    return arrays
+
+
 def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise one `Error` that lists the arrays of a state that are missing, unexpected, misshapen or not floating-point.
 
@@ -101,6 +121,8 @@ def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
     ]
     if missing or unexpected or integers or misshapen:
         lines = shortened(missing, unexpected, integers, misshapen)
+        if missing and all(".running_" in line for line in missing):
+            lines.append("running statistics are in a module's state_dict(), not in its named_parameters()")
         raise Error("\n  ".join(["the weights do not fit the network:", *lines]))
 
 
@@ -152,19 +174,23 @@ def save_state(path: str | Path, state: State, about: Any = None) -> None:
 
 def read_about(path: str | Path) -> Any:
     """What `save_state` wrote about the state in a file, or None. Raises `Error` if that is no complete safetensors file."""
+    check_readable(path)
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
         return json.loads(metadata["twins"]) if "twins" in metadata else None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a complete safetensors file: {error}") from None
 
 
 def read_state(path: str | Path) -> State:
     """The state in a safetensors file, `normalised`. Raises `Error` if it is missing, truncated or another format."""
     path = Path(path)
-    if not path.is_file():
-        raise Error(f"{path}: there is no such file")
+    size = check_readable(path)
+    try:
+        check_memory(size, "its arrays")
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
     import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 
     try:
@@ -193,6 +219,8 @@ def read_shards(path: str | Path) -> list[Path]:
             raise Error(f"{path}: names {str(shard)!r}, which is not in its folder")
         if not shard.is_file():
             raise Error(f"{path}: its shard {shard.name} is missing")
+        if kind_of(shard) == SHARDS:
+            raise Error(f"{path}: its shard {shard.name} is an index of shards itself")
     return shards
 
 

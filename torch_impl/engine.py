@@ -177,7 +177,7 @@ class Engine:
         """The sum of an array over all processes, float64 if there are several."""
         if self.shares == 1:
             return array
-        tensor = torch.from_numpy(np.array(array, np.float64)).to(next(self.net.parameters()).device)
+        tensor = torch.from_numpy(np.array(array, np.float64)).to(self._like().device)
         distributed.all_reduce(tensor)
         return tensor.cpu().numpy()
 
@@ -249,12 +249,16 @@ class Engine:
                 buffer.copy_(mean.view_as(buffer) / self.shares)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = next(self.net.parameters()).device.type
+        device = self._like().device.type
         return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
     def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
         """An array in the network's precision and on its device."""
-        return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(next(self.net.parameters()))
+        return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(self._like())
+
+    def _like(self) -> Tensor:
+        """A tensor of the network's precision, on its device: one of its own, unless it has no weights."""
+        return next(self.net.parameters(), torch.empty(0))
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
@@ -263,13 +267,17 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     In each of several processes that torchrun has started, it is the engine of that process. Raises `shared.Error` if these
     are more than the GPUs, or there is no compiler for `compiled`.
     """
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if distributed.is_torchelastic_launched() and 0 < gpus < processes:
+    launched, gpus = distributed.is_torchelastic_launched(), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched else 1
+    if 0 < gpus < processes:
         raise shared.Error(f"torchrun has started {processes} processes, but there are {gpus} GPUs")
     if compiled and not gpus and not shutil.which(os.environ.get("CXX", "g++")):
         raise shared.Error("torch.compile needs a C++ compiler: install g++, or name another in the environment variable CXX")
-    if distributed.is_torchelastic_launched() and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if launched and not distributed.is_initialized():
+        try:
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise shared.Error(f"the processes of torchrun do not reach one another: {error}") from None
     precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.frozen(recipe, spec):

@@ -17,7 +17,7 @@ def onnx(path: str | Path, spec: Spec, state: State) -> None:
 
     Raises `shared.Error` if PyTorch cannot export the network.
     """
-    net = build(spec)
+    net = build(spec, dtype="float32")
     load(net, state)
     images = torch.zeros(2, *spec["input"])  # PyTorch would take a batch size of 1 for a constant
     shapes = ({0: torch.export.Dim("batch")},)

@@ -13,12 +13,21 @@ from shared.spec import Spec, unroll
 
 Padding = int | Literal["same"]
 
-Model = nn.Module
 Identity = nn.Identity
 BatchNorm = nn.BatchNorm2d
 Linear = nn.Linear
 Flatten = nn.Flatten
 ReLU = nn.ReLU  # `construct` says which may overwrite their input
+
+
+class Model(nn.Module):
+    """A module that says why TorchScript cannot compile it."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise Error(
+            "torch.jit.script cannot compile this network: TorchScript knows neither layers by name nor super(). Use "
+            "torch.export.export or torch.compile; or, for a TorchScript file, torch.jit.trace(net.eval(), images)"
+        )
 
 
 class Chain(nn.Sequential):
@@ -160,12 +169,12 @@ def pad_same(x: Tensor, extent: int, stride: int, value: float = 0.0) -> Tensor:
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), value=value)
 
 
-def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str) -> Any:
+def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str | None) -> Any:
     """The network of a spec on the meta device, without values for its weights, which `adopt` or `load` then fills in.
 
-    `dtype` is "float32", "float64", "bfloat16" or "float16". Raises `Error` for any other.
+    `dtype` is "float32", "float64", "bfloat16" or "float16"; None for PyTorch's default. Raises `Error` for any other.
     """
-    precision = getattr(torch, str(dtype), None)
+    precision = torch.get_default_dtype() if dtype is None else getattr(torch, str(dtype), None)
     if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
         raise Error(f"PyTorch has no precision {dtype!r}; expected float32, float64, bfloat16 or float16")
     default = torch.get_default_dtype()
@@ -182,6 +191,17 @@ def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str) -> Any:
     return net
 
 
+def check_images(x: Tensor, spec: Spec) -> None:
+    """Raise `Error` unless a batch has the axes (batch, channels, height, width), and the channels of the spec."""
+    if torch.jit.is_tracing():  # sizes are tensors there
+        return
+    channels = spec["input"][0]
+    if x.ndim != 4 or x.shape[1] != channels:
+        last = "; these have the channels last, as in Keras" if x.ndim == 4 and x.shape[3] == channels else ""
+        expected = f"expected (batch, {channels}, height, width), the channels first{last}"
+        raise Error(f"images of shape {tuple(x.shape)} for a PyTorch network: {expected}")
+
+
 def snapshot(x: Tensor) -> Tensor:
     """A copy of an output, which the next layer may overwrite."""
     return x.clone()
@@ -189,11 +209,11 @@ def snapshot(x: Tensor) -> Tensor:
 
 def dtype_name(net: nn.Module) -> str:
     """The name of a network's precision, as "float32"."""
-    return str(next(net.parameters()).dtype).removeprefix("torch.")
+    return str(next(net.parameters(), torch.empty(0)).dtype).removeprefix("torch.")
 
 
 def for_inference(net: nn.Module, like: nn.Module) -> None:
     """Prepare a network for inference only, in place of the network `like`: on its device, with the channels last in memory."""
-    net.eval().requires_grad_(False).to(next(like.parameters()).device)
+    net.eval().requires_grad_(False).to(next(like.parameters(), torch.empty(0)).device)
     if dtype_name(net) != "float64":
         net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64

@@ -1,10 +1,13 @@
 """The weights of a PyTorch network as NumPy arrays, and back."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.weights import State, check_state
+from shared.weights import State, as_arrays, check_state
 
 
 def state(net: nn.Module) -> State:
@@ -14,12 +17,13 @@ def state(net: nn.Module) -> State:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in wide.items()}  # NumPy has no bfloat16
 
 
-def load(net: nn.Module, state: State) -> None:
+def load(net: nn.Module, state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
     """Set the weights and running statistics of a network to a state, converted to the network's precision.
 
+    The values are arrays or tensors of any framework, on any device; pairs of names and values do as well as a mapping.
     Raises one `shared.Error` that lists every missing, unexpected and misshapen name; the network is then unchanged.
     """
-    adopt(net, {name: np.array(array) for name, array in state.items()})
+    adopt(net, {name: np.array(array) for name, array in as_arrays(state).items()})
 
 
 def adopt(net: nn.Module, state: State) -> None:

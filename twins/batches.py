@@ -1,38 +1,71 @@
-"""Data sets in memory, and the batches that training takes from them: pure functions of the seed and the step.
+"""The batches that training takes from a data set: pure functions of the seed and the step.
 
-A data set has uint8 images (count, height, width, channels) and whole-number labels. A batch is ready for a network:
-(count, channels, height, width). Steps count from 0.
+A batch is ready for a network: (count, channels, height, width). Steps count from 0.
 """
 
 import functools
-from typing import NamedTuple
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared import images, mixup, recipes, shapes
-from shared.checks import Error
+from shared.checks import Error, RunError
+from shared.data import Data, Images
+from shared.folders import Pictures
+from shared.images import Picture
 from shared.mixup import Labels
 from shared.recipes import Recipe
 from shared.spec import Spec
 
+from . import augmentation
+from .loading import Loader
 
-class Data(NamedTuple):
-    """Images and labels for training and for testing."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+PICTURES = {"crop", "jitter"}  # augmentations of a picture by itself, before or after it is resized; the others are of a batch
 
 
-def check_fits(x: np.ndarray, y: np.ndarray, spec: Spec) -> None:
+class Read(NamedTuple):
+    """Images that have been read: bytes (count, height, width, channels), which they are, and what is wrong with others."""
+
+    pixels: np.ndarray
+    places: list[int]
+    errors: list[str]
+
+
+def check_fits(x: Images, y: np.ndarray, spec: Spec) -> None:
     """Raise `Error` unless the images have the network's channels and the labels are among its classes."""
     words, channels, classes = {1: "grey", 3: "colour"}, spec["input"][0], shapes.layers(spec)[-1].shape[0]
-    if x.shape[3] != channels:
+    if isinstance(x, np.ndarray) and x.shape[3] != channels:  # files become grey or colour
         expected = words.get(channels, f"images of {channels} channels")
         raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} takes {expected}")
     if y.max() >= classes:
         raise Error(f"its labels go up to {y.max()}, {spec['name']} has {classes} classes, counted from 0")
+
+
+def check_one_size(x: Images, spec: Spec) -> None:
+    """Raise `Error` if the images do not all become of one size, so that they make no batch."""
+    options = spec.get("preprocessing", {})
+    if isinstance(x, Pictures) and "resize" in options and "crop" not in options:
+        raise Error(f"pictures of different sizes need a 'crop' in the preprocessing of {spec['name']}")
+
+
+def check_normalises(spec: Spec, size: Sequence[int], count: int, shares: int = 1, frozen: Iterable[str] = ()) -> None:
+    """Raise `RunError` if a batch gives a batch norm one value a channel, on which PyTorch stops and Keras goes on.
+
+    `size` is (height, width) of the images, `count` how many make a batch, `shares` how many devices divide it among them, and
+    `frozen` the names of layers that do not train.
+    """
+    prefixes = tuple(f"{name}." for name in frozen)
+    for leaf in shapes.leaves(shapes.layers(spec, size)):
+        values = count // shares * math.prod(leaf.shape[1:])
+        if leaf.type == "batch_norm" and values < 2 and not f"{leaf.name}.".startswith(prefixes):
+            where = f" on each of {shares} devices" if shares > 1 else ""
+            raise RunError(
+                f"{spec['name']}: batch norm {leaf.name!r} has one value a channel{where}, and so no variance, with maps of "
+                f"{shapes.text(leaf.shape[1:])} and a batch of {count}; expected a batch of at least {2 * shares}"
+            )
 
 
 def of_classes(data: Data, recipe: Recipe) -> Data:
@@ -50,7 +83,9 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
     train, test = (np.flatnonzero(table[labels] >= 0) for labels in (data.y_train, data.y_test))
     if not len(train) or not len(test):
         raise Error(f"'classes': {recipe['data']} has no images of them to {'train' if not len(train) else 'test'} on")
-    return Data(data.x_train[train], table[data.y_train[train]], data.x_test[test], table[data.y_test[test]])
+    return Data(
+        data.x_train[train], table[data.y_train[train]], data.x_test[test], table[data.y_test[test]], tested_on=data.tested_on
+    )
 
 
 def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:
@@ -73,16 +108,98 @@ def steps_per_epoch(recipe: Recipe, data: Data) -> int:
 
 
 def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, Labels]:
-    """(images, labels) of a training step: images as the network takes them, augmented."""
-    chosen = indices(len(data.x_train), recipes.images_per_step(recipe), step, recipe["seed"])
-    pixels, labels = images.pixels(data.x_train[chosen], spec), data.y_train[chosen]
-    geometry = {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
-    if geometry:
-        pixels = augment(pixels, recipe["seed"], step, **geometry)
-    ready = images.normalise(pixels, spec, dtype(recipe))
-    if "mixup" in recipe["augmentation"]:
-        return mixup.mixed(ready, labels, recipe["augmentation"]["mixup"], recipe["seed"], step)
-    return ready, labels
+    """(images, labels) of a training step: images as the network takes them, augmented. Raises `Error` as `stream`."""
+    return next(stream(recipe, spec, data, step, Loader()))
+
+
+def stream(recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader) -> Iterator[tuple[np.ndarray, Labels]]:
+    """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
+
+    The next image of the batch takes the place of one that cannot be read, if the loader skips those; otherwise raises `Error`.
+    """
+
+    changes = {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
+    alpha = recipe["augmentation"].get("mixup")
+
+    def chosen(step: int) -> np.ndarray:
+        return indices(len(data.x_train), recipes.images_per_step(recipe), step, recipe["seed"])
+
+    def arguments() -> Iterator[tuple[Any, ...]]:
+        for number in itertools.count(step):
+            yield data.x_train[chosen(number)], spec, changes, recipe["seed"], number, loader.skip
+
+    for number, read in enumerate(mapped(loader, data.x_train, read_augmented, arguments()), start=step):
+        loader.note(read.errors)
+        x, labels = images.normalise(read.pixels, spec, dtype(recipe)), data.y_train[chosen(number)][read.places]
+        yield mixup.mixed(x, labels, alpha, recipe["seed"], number) if alpha else (x, labels)
+
+
+def mapped(loader: Loader, x: Images, function: Callable[..., Read], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Read]:
+    """`loader.map`, or here in this process for images in memory, which other processes would only copy."""
+    return loader.map(function, arguments) if isinstance(x, Pictures) else itertools.starmap(function, arguments)
+
+
+def read_augmented(x: Images, spec: Spec, changes: Mapping[str, Any], seed: int, step: int, skip: bool = False) -> Read:
+    """The images of a training step, of the size and colour that the network takes, with the `changes` of a recipe.
+
+    Raises `Error` for one that cannot be read, or with `skip` takes the next one for it, unless there is none.
+    """
+    if isinstance(x, np.ndarray) and not changes.keys() & PICTURES:
+        read = Read(images.pixels(x, spec), [*range(len(x))], [])
+    else:
+        read = _read(x, lambda place, one: _changed(one, spec, changes, augmentation.generator(seed, step, place)), skip)
+        if not read.places:
+            raise Error(f"no image of a whole batch can be read: {read.errors[0]}")
+        following = np.searchsorted(read.places, np.arange(len(x))) % len(read.places)
+        read = Read(read.pixels[following], [read.places[place] for place in following], read.errors)
+    whole = {key: value for key, value in changes.items() if key not in PICTURES}
+    return read._replace(pixels=augment(read.pixels, seed, step, **whole)) if whole else read
+
+
+def read_plain(x: Images, spec: Spec, skip: bool = False) -> Read:
+    """Images of the size and colour that the network takes.
+
+    Raises `Error` for one that cannot be read, or with `skip` leaves it out.
+    """
+    if isinstance(x, np.ndarray):
+        return Read(images.pixels(x, spec), [*range(len(x))], [])
+    return _read(x, lambda place, one: images.pixels([one], spec)[0], skip)
+
+
+def _read(x: Images, prepared: Callable[[int, Picture], np.ndarray], skip: bool) -> Read:
+    """The images that can be read, each `prepared`, a function of its place and of itself."""
+    read, errors = {}, []
+    for place, one in enumerate(_each(x)):
+        if isinstance(one, Error):
+            if not skip:
+                raise one
+            errors.append(str(one))
+        else:
+            read[place] = prepared(place, one)
+    return Read(np.stack([*read.values()]) if read else np.zeros((0, 1, 1, 1), np.uint8), [*read], errors)
+
+
+def _each(x: Images) -> Iterator[Picture | Error]:
+    """The images, one by one, or the error of one that cannot be read."""
+    if isinstance(x, np.ndarray):
+        yield from x
+        return
+    for path in x.paths():
+        try:
+            yield images.open_picture(path)
+        except Error as error:
+            yield error
+
+
+def _changed(image: Picture, spec: Spec, changes: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:
+    """One image of the network's size and colour, with those of the `changes` that are made to an image by itself."""
+    if "crop" in changes:
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+        box = augmentation.random_box(generator, height, width, changes["crop"])
+        pixels = images.cut_out(image, spec, box)
+    else:
+        (pixels,) = images.pixels([image], spec)
+    return augmentation.jittered(generator, pixels, changes["jitter"]) if "jitter" in changes else pixels
 
 
 def dtype(recipe: Recipe) -> str:

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared import images, shapes
+from shared import images, networks, shapes
 from shared.checks import Error
+from shared.data import Data
 from shared.spec import Spec
 from shared.weights import State, initial, randomised
 
 from . import batches, datasets, ladder, predict
 from .backends import Engine, Package
-from .batches import Data
 from .ladder import BOUNDS, Difference, relative
 
 MOMENTUM = 0.9  # of the training
@@ -165,16 +165,12 @@ def _rungs_two_to_four(
 ) -> Report:
     """A report with everything but the training."""
     spec, size = setup.spec, setup.size
-    channels, *own_size = spec["input"]
     say("activations")
     # White noise: in a smooth picture all positions are alike, and batch norms, which remove what is alike, leave rounding.
-    noise = np.random.default_rng(0).standard_normal((4, channels, *size)).astype(setup.precision)
+    noise = np.random.default_rng(0).standard_normal((4, spec["input"][0], *size)).astype(setup.precision)
     viewed = noise
     if image is not None:
-        shown_spec = (
-            spec if size == tuple(own_size) else {"input": [channels, *size]}
-        )  # another size leaves out resize and crop
-        viewed = images.preprocess([image], shown_spec, setup.precision)
+        viewed = images.preprocess([image], networks.with_size(spec, size), setup.precision)
     trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
     counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
     report = Report(
@@ -207,6 +203,7 @@ def _rung_five(
     packages, spec, state = setup.packages, setup.spec, setup.state
     channels, classes = spec["input"][0], shapes.layers(spec, setup.size)[-1].shape[0]
     size, count = _training_size(spec, setup.size)
+    batches.check_normalises(spec, size, min(count, len(data.x_train)))
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = batches.indices(len(data.x_train), count, step)

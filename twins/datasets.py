@@ -1,50 +1,46 @@
-"""Data sets by name or by path, as uint8 images (count, height, width, channels) and whole-number labels."""
+"""Data sets by name: those on this machine, those that torchvision downloads, and those that are made of them."""
 
 import contextlib
-import os
-import zipfile
-import zlib
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 from filelock import FileLock
 
-from shared.checks import Error, nearest
+from shared import data
+from shared.checks import Error
+from shared.data import HOLDOUT, Data, Labelled
 
 from . import backends, scattered
-from .batches import Data
 
 DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 SCATTERED = ("scattered_digits", "scattered_mnist")
 
 
-def load_data(name: str | Path = "digits") -> Data:
-    """The data set of a name or of the path of an `.npz` file.
+def load_data(name: str | Path = "digits", holdout: float = HOLDOUT) -> Data:
+    """The data set of a name, or of the path of an `.npz` file, a folder or a CSV: what `shared.data.load` has, and
 
-    - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
-      testing;
-    - any name for which the folder `TWINS_DATA` has an `.npz`;
     - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder;
     - "scattered_mnist", "scattered_digits": those digits on larger canvases, see `load_scattered`.
 
-    A file has `x_train y_train x_test y_test`. Raises `Error` for a data set that does not exist or is not of this form.
+    Raises `Error` for a data set that does not exist or cannot be read.
     """
-    name = str(name)
-    if name == "digits":
-        return _digits()
-    folder = os.environ.get("TWINS_DATA")
-    path = Path(name) if name.endswith(".npz") else Path(folder, f"{name}.npz") if folder else None
-    if path and (path.is_file() or path == Path(name)):
-        return _read_npz(path)
-    if name in DOWNLOADS:
-        return _download(name)
     if name in SCATTERED:
-        return load_scattered(name).data
-    known = ["digits", *DOWNLOADS, *SCATTERED]
-    known += sorted({file.stem for file in Path(folder).glob("*.npz")} - set(known)) if folder else []
-    where = f"in TWINS_DATA, {folder}" if folder else "in the folder named by TWINS_DATA, which is not set"
-    raise Error(f"no data set is called {name!r}{nearest(name, known)}; there are {', '.join(known)}, and .npz files {where}")
+        return load_scattered(str(name)).data
+    if name in DOWNLOADS and not data.find(name):
+        return _download(str(name))
+    return data.load(name, holdout, (*DOWNLOADS, *SCATTERED))
+
+
+def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
+    """The images of a data set to test trained networks on: of a folder its part "test", or else "val", or else all.
+
+    With `holdout`, those of the folder that `load_data` leaves out of the training. Raises `Error` as `load_data`.
+    """
+    test = data.load_test(name) if holdout is None and name not in SCATTERED else None
+    if test is None:
+        whole = load_data(name, HOLDOUT if holdout is None else holdout)
+        test = Labelled(whole.x_test, whole.y_test, whole.classes)
+    return test
 
 
 def load_scattered(name: str) -> scattered.Scattered:
@@ -74,43 +70,3 @@ def _download(name: str) -> Data:
         return Data(*downloader.download(name, folder))
     finally:
         lock.release()  # which does nothing if it was not acquired
-
-
-def _digits() -> Data:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Data(images[:-360], digits.target[:-360], images[-360:], digits.target[-360:])
-
-
-def _read_npz(path: Path) -> Data:
-    try:
-        with np.load(path) as file:
-            arrays = [file[key] for key in Data._fields]
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except KeyError as error:
-        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(Data._fields)}") from None
-    except (OSError, TypeError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise Error(f"{path}: not a complete .npz file: {error}") from None
-    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-            raise Error(
-                f"{path}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8, "
-                "(count, height, width) or (count, height, width, 1 or 3)"
-            )
-        if labels.dtype.kind not in "iu" or labels.size != len(images):
-            raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
-        if not len(images) or labels.min() < 0 or labels.max() > 999_999:
-            raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
-    x_train, y_train, x_test, y_test = arrays
-    return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))
-
-
-def _channels(images: np.ndarray) -> np.ndarray:
-    return images if images.ndim == 4 else images[..., None]
-
-
-def _labels(labels: np.ndarray) -> np.ndarray:
-    return labels.reshape(-1).astype(np.int64)

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared import networks
+from shared import networks, reading
 from shared.checks import Error
 from shared.coexist import silence
-from shared.files import atomic_folder, atomic_path, check_writable, write_text
+from shared.files import atomic_folder, atomic_path, check_writable, read_json, write_text
 from shared.fold import folded
 from shared.spec import Spec
 from shared.weights import State
@@ -51,9 +51,16 @@ class Row(NamedTuple):
     largest: float  # of the differences of single logits
 
 
-def check_destinations(paths: Sequence[Path], sources: Sequence[str | Path]) -> None:
-    """Raise `Error` if `run` could not write all paths, or would overwrite one of the sources."""
+def check_destinations(
+    paths: Sequence[Path], sources: Sequence[str | Path], spec: Spec | None = None, plain: bool = False
+) -> None:
+    """Raise `Error` if `run` could not write a network of this spec to all paths, or would overwrite what is not its own.
+
+    That is one of the sources, and the JSON file beside weights unless this spec, if it is known already, is in it.
+    """
     for path in paths:
+        if plain and path.suffix != ".keras":
+            raise Error(f"{path}: --plain is for files ending in .keras")
         if path.suffix not in READERS or not path.name.strip("."):
             kinds = ", ".join(kind for kind in READERS if kind)
             raise Error(f"{path}: expected a file ending in {kinds}; or a folder, without an extension, for a SavedModel")
@@ -61,13 +68,10 @@ def check_destinations(paths: Sequence[Path], sources: Sequence[str | Path]) -> 
             raise Error(f"{path}: exists and is not a SavedModel; not overwritten")
         for file in _files(path):
             check_writable(file, folder=not path.suffix)
-            if file.suffix == ".json" and file.exists():
-                try:
-                    networks.load(file)
-                except Error:
-                    raise Error(f"{file}: exists and is not a spec; not overwritten, choose another name with --out") from None
             if file.exists() and any(Path(source).exists() and file.samefile(source) for source in sources):
                 raise Error(f"{file}: is read and would be overwritten; choose another name with --out")
+            if spec and file.suffix == ".json" and file.exists() and not _holds(file, spec):
+                raise Error(f"{file}: exists and holds something else; not overwritten, choose another name with --out")
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing and any(path.suffix == ".onnx" for path in paths):
         raise Error(f".onnx needs {', '.join(missing)}: pip install 'resnet-twins[export]'")
@@ -89,10 +93,12 @@ def needed_backend(paths: Sequence[Path]) -> Backend:
 
 
 def run(
-    spec: Spec, state: State, folds: bool, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None
-) -> list[Row]:
+    spec: Spec, state: State, folds: bool, paths: Sequence[Path], say: Callable[[str], None] = lambda text: None,
+    plain: bool = False,
+) -> list[Row]:  # fmt: skip
     """Write a network to each path, with its batch norms folded if it `folds`; `say` is called with what is being done.
 
+    With `plain`, `.keras` files are of Keras's own layers and load without this package.
     Raises `Error` if something cannot be written.
     """
     state = {name: array.astype(np.float32) for name, array in state.items()}
@@ -106,7 +112,7 @@ def run(
     for path in paths:
         say(f"writing {path}")
         with _quiet():
-            _write(path, spec, state)
+            _write(path, spec, state, plain)
     for path in paths:
         say(f"reading {path}")
         with _quiet():
@@ -132,8 +138,19 @@ def _files(path: Path) -> list[Path]:
     return [path, path.with_suffix(".json")] if path.suffix in (".safetensors", ".pth") else [path]
 
 
-def _write(path: Path, spec: Spec, state: State) -> None:
-    if path.suffix == ".onnx":
+def _holds(file: Path, spec: Spec) -> bool:
+    """Whether a file is the JSON of a spec."""
+    try:
+        return read_json(file) == json.loads(json.dumps(spec))
+    except Error:
+        return False
+
+
+def _write(path: Path, spec: Spec, state: State, plain: bool) -> None:
+    if plain:
+        with atomic_path(path) as temporary:
+            backends.keras().export.plain(temporary, spec, state)
+    elif path.suffix == ".onnx":
         with atomic_path(path) as temporary:
             backends.pytorch().export.onnx(temporary, spec, state)
     elif not path.suffix:
@@ -155,4 +172,4 @@ def _logits(path: Path, images: np.ndarray, package: Package) -> np.ndarray:
         reader = backends.keras().export
         return (reader.keras_logits if path.suffix else reader.tensorflow_logits)(path, np.moveaxis(images, 1, -1))
     spec = networks.load(path.with_suffix(".json"))
-    return backends.engines([package], spec, checkpoints.load_weights(path, spec))[0].predict(images)
+    return backends.engines([package], *reading.load_weights(path, spec))[0].predict(images)

@@ -5,8 +5,8 @@ A layer's output is (channels, height, width), one of its maps (height, width). 
 
 import numpy as np
 
-from shared import shapes
-from shared.checks import Error, nearest, whole
+from shared import networks, shapes
+from shared.checks import Error, whole
 from shared.spec import Spec
 
 from .backends import Engine
@@ -59,13 +59,21 @@ def grid_period(spec: Spec, layer: str) -> int:
     return largest
 
 
-def describe(values: np.ndarray, spec: Spec, layer: str) -> str:
-    """The `gridding` of a layer's map in words: "gridding 0.03 at period 4", or why there is no such number."""
+def measured(values: np.ndarray, spec: Spec, layer: str) -> dict[str, float | int | str]:
+    """{"gridding": the number of a layer's map, "period": positions}, or {"no_gridding": why there is no such number}."""
     try:
         period = grid_period(spec, layer)
-        return f"gridding {gridding(values, period):.3f} at period {period}"
+        return {"gridding": gridding(values, period), "period": period}
     except Error as error:
-        return f"no gridding number: {error}"
+        return {"no_gridding": f"{error}"}
+
+
+def describe(values: np.ndarray, spec: Spec, layer: str) -> str:
+    """What `measured` gives, in words: "gridding 0.03 at period 4"."""
+    found = measured(values, spec, layer)
+    if "no_gridding" in found:
+        return f"no gridding number: {found['no_gridding']}"
+    return f"gridding {found['gridding']:.3f} at period {found['period']}"
 
 
 def layer_name(name: str, spec: Spec) -> str:
@@ -73,12 +81,8 @@ def layer_name(name: str, spec: Spec) -> str:
 
     Raises `Error` where the network has no such layer, or the layer gives no map.
     """
-    rows = shapes.layers(spec)
-    known = {row.name.partition(".")[0]: row for row in rows} | {row.name: row for row in rows}
-    if name not in known:
-        near = nearest(name, known) or f"; `twins show {spec['name']}` lists them"
-        raise Error(f"{spec['name']} has no layer {name!r}{near}")
-    row = known[name]
+    full = networks.layer_name(spec, name)
+    row = next(row for row in shapes.layers(spec) if row.name == full)
     if row.shape[1:] in ((), (1, 1)):
         raise Error(f"layer {row.name!r} of {spec['name']} gives {shapes.text(row.shape)}, expected one that gives maps")
     return row.name

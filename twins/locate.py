@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared import images, networks, shapes
-from shared.checks import Error, Value, check_keys, is_positive, nearest, whole
+from shared.checks import Error, Value, check_keys, is_number, nearest, whole
 from shared.files import read_json
 from shared.spec import Spec
 
@@ -28,10 +28,11 @@ def class_number(name: str, spec: Spec) -> int:
     Raises `Error` if the network has no such class, or several of that name.
     """
     count, names = shapes.layers(spec)[-1].shape[0], networks.class_names(spec) or []
-    if str(name).isdecimal():
-        if int(name) < count:
-            return int(name)
-        raise Error(f"class {name}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
+    digits = str(name)
+    if digits.isdecimal():
+        if len(digits) < 20 and int(digits) < count:
+            return int(digits)
+        raise Error(f"class {digits[:60]}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
     known: dict[str, list[int]] = {}
     for number, label in enumerate(names):
         for word in {*label.split(", "), label}:
@@ -73,7 +74,7 @@ def read_boxes(folder: str | Path, spec: Spec) -> list[Entry]:
 def _are_boxes(value: Any) -> bool:
     if type(value) is not list or not value or not all(type(box) is list and len(box) == 4 for box in value):
         return False
-    return all(type(n) in (int, float) and (n == 0 or is_positive(abs(n))) for n in sum(value, []))
+    return all(is_number(n) for box in value for n in box)
 
 
 _KEYS = {

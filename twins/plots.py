@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shared.checks import Error
+from shared.checks import Error, printable
 from shared.files import atomic_path, check_writable
 
 from .boxes import Box, Localisation, upsampled
@@ -53,7 +53,8 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
     from matplotlib.ticker import MaxNLocator
 
     with figure(path, 1, 2, (10, 4)) as (canvas, (losses, accuracies)):
-        for number, (label, rows) in enumerate(runs.items()):
+        for number, (name, rows) in enumerate(runs.items()):
+            label = printable(name)
             epochs = [row["epoch"] for row in rows]
             # Curves may coincide: the first of several is broad and pale, the others are drawn over it.
             broad = number == 0 and len(runs) > 1
@@ -69,7 +70,7 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
             axes.spines[["top", "right"]].set_visible(False)
             for text in axes.legend(frameon=False).get_texts():
                 text.set_parse_math(False)  # a dollar is a dollar
-        canvas.suptitle(title, parse_math=False)
+        canvas.suptitle(printable(title), parse_math=False)
 
 
 def draw_comparison(report: "compare.Report", path: str | Path) -> None:
@@ -101,9 +102,9 @@ def draw_panels(panels: Sequence[tuple[str, np.ndarray]], path: str | Path, titl
         for place, (above, pixels) in zip(axes[0], panels, strict=True):
             colours: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255} if pixels.ndim == 3 else {"cmap": "viridis"}
             place.imshow(pixels, interpolation="nearest", **colours)
-            place.set_title(above, fontsize="medium", parse_math=False)
+            place.set_title(printable(above), fontsize="medium", parse_math=False)
             place.set_axis_off()
-        canvas.suptitle(title, parse_math=False)
+        canvas.suptitle(printable(title), parse_math=False)
 
 
 def draw_heat_map(
@@ -143,12 +144,52 @@ def _corners(box: Box) -> list[float]:
     return [left, top, max(left, right - 1), max(top, bottom - 1)]
 
 
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+    """Draw how many images of each class, a row, are taken for which, as fractions of the row; of few classes with the numbers.
+
+    Raises `Error` if the file cannot be written.
+    """
+    count = len(names)
+    side = 3 + 0.35 * min(count, 40)
+    with figure(path, 1, 1, (side + 0.8, side)) as (canvas, axes):
+        totals = np.maximum(matrix.sum(1, keepdims=True), 1)
+        drawn = axes.imshow(matrix / totals, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        canvas.colorbar(drawn, ax=axes, shrink=0.7, label="fraction of the class")
+        axes.set(xlabel="prediction", ylabel="label")
+        if count <= 40:
+            axes.set_xticks(range(count), [_cut(name) for name in names], rotation=90)
+            axes.set_yticks(range(count), [_cut(name) for name in names])
+            for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+                text.set_parse_math(False)
+        if count <= 20:
+            for row, column in np.argwhere(matrix):
+                colour = "white" if matrix[row, column] > totals[row] / 2 else "black"
+                axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def draw_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, title: str = "") -> None:
+    """Draw pictures, uint8 (height, width, 1 or 3), side by side, five in a row. Raises `Error` if it cannot be written."""
+    rows = -(-len(pictures) // 5)
+    with figure(path, rows, 5, (10, 2.3 * rows), squeeze=False) as (canvas, axes):
+        for place in axes.flat:
+            place.set_axis_off()
+        for place, pixels, above in zip(axes.flat, pictures, titles, strict=False):
+            place.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+            place.set_title("\n".join(map(_cut, above.splitlines())), fontsize="small", parse_math=False)
+        canvas.suptitle(title, parse_math=False)
+
+
+def _cut(name: str, most: int = 24) -> str:
+    """A name, shortened to `most` characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def draw_sweep(sweep: Mapping[float, Mapping[str, float]], path: str | Path, title: str = "") -> None:
     """Draw {threshold: `boxes.scores`} over the thresholds. Raises `Error` if the file cannot be written."""
     with figure(path) as (_, axes):
         for key, label in (("localisation_error", "localisation error"), ("mean_iou", "mean intersection over union")):
             axes.plot(list(sweep), [scores[key] for scores in sweep.values()], "o-", markersize=3, label=label)
         axes.set(xlabel="threshold, as a fraction of the peak", ylim=(0, 1))
-        axes.set_title(title, parse_math=False)
+        axes.set_title(printable(title), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

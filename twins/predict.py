@@ -5,46 +5,81 @@ Functions take engines that hold the same network, one or two of them; where the
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shared import images, networks, shapes
 from shared.checks import Error
+from shared.data import Images, Labelled
 from shared.spec import Spec
 
+from . import datasets
 from .backends import Engine
-from .batches import Data, check_fits
+from .batches import check_fits, check_one_size, mapped, read_plain
 from .ladder import relative
+from .loading import Loader
 
 TOP = 5  # classes of a picture that are shown
 
 Advance = Callable[[int], None]  # called with how many more images are done
 
 
-def check_classifies(spec: Spec, data: Data | None = None) -> None:
-    """Raise `Error` unless the network classifies pictures, and the data set, if given, has its channels and classes."""
+def check_classifies(spec: Spec) -> None:
+    """Raise `Error` unless the network classifies pictures."""
     shape, channels = shapes.layers(spec)[-1].shape, spec["input"][0]
     if len(shape) > 1:
         raise Error(f"{spec['name']} ends in a map of {shapes.text(shape)}, not in a vector with a number a class")
     if channels not in images.MODES:
         raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
-    if data is not None:
-        check_fits(data.x_test, data.y_test, spec)
+
+
+def labelled_images(name: str, spec: Spec, holdout: float | None = None) -> Labelled:
+    """The images of a data set to test a network on, as `datasets.load_test` gives them, labelled by the network's classes.
+
+    Where all classes of a folder have names of classes of the network, they are those; otherwise they are the network's in the
+    order of their names. Raises `Error` if the images or their labels do not fit the network.
+    """
+    test = datasets.load_test(name, holdout)
+    try:
+        if test.classes:
+            test = test._replace(y=_numbers(test.classes, spec)[test.y])
+        check_fits(test.x, test.y, spec)
+        check_one_size(test.x, spec)
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+    return test
+
+
+def _numbers(classes: list[str], spec: Spec) -> np.ndarray:
+    """The number in a network of each class of a folder."""
+    known = networks.class_numbers(spec)
+    numbers = [known.get(networks.class_key(name)) for name in classes]
+    if None not in numbers and len({*numbers}) == len(classes):
+        return np.array(numbers)
+    outputs = shapes.layers(spec)[-1].shape[0]
+    if len(classes) == outputs:
+        return np.arange(outputs)
+    unknown = next(name for name, number in zip(classes, numbers, strict=True) if number is None or numbers.count(number) > 1)
+    raise Error(f"has {len(classes):,} classes, {spec['name']} has {outputs:,}, none of which is called {unknown!r}")
 
 
 def batched_logits(
-    engines: Sequence[Engine], spec: Spec, x: np.ndarray, dtype: str = "float32"
-) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """(place in `x`, logits of each engine) of images (count, height, width, channels), batch by batch.
+    engines: Sequence[Engine], spec: Spec, x: Images, dtype: str = "float32", loader: Loader | None = None
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """(indices in `x`, logits of each engine) of images, batch by batch, read ahead by the loader if they are files.
 
-    Each of several processes takes its share of the batches.
+    Each of several processes takes its share of the batches. Images that cannot be read are left out, if the loader skips
+    those; otherwise raises `Error`.
     """
-    size = batch_size(spec)
-    for number, start in enumerate(range(0, len(x), size)):
-        if number % engines[0].processes == engines[0].rank:
-            batch = images.preprocess(x[start : start + size], spec, dtype)
-            yield slice(start, start + len(batch)), [engine.predict(batch) for engine in engines]
+    size, loader = batch_size(spec), loader or Loader()
+    starts = range(engines[0].rank * size, len(x), engines[0].processes * size)
+    reads = mapped(loader, x, read_plain, ((x[start : start + size], spec, loader.skip) for start in starts))
+    for start, read in zip(starts, reads, strict=True):
+        loader.note(read.errors)
+        if read.places:
+            batch = images.normalise(read.pixels, spec, dtype)
+            yield start + np.array(read.places), [engine.predict(batch) for engine in engines]
 
 
 def batch_size(spec: Spec) -> int:
@@ -53,26 +88,58 @@ def batch_size(spec: Spec) -> int:
     return int(np.clip(3e10 // max(cost, 1), 2, 100))
 
 
-def accuracy(
-    engines: Sequence[Engine], spec: Spec, x: np.ndarray, y: np.ndarray, advance: Advance = lambda count: None
-) -> dict[str, Any]:
-    """How many of the images `x`, (count, height, width, channels), are classified as their labels `y` say: a dictionary of
+class Evaluation(NamedTuple):
+    """What engines predict for images with labels."""
 
-    - "tested": their count;
-    - "accuracy": the fraction that each engine classifies right;
-    - of two engines, "same_predictions": how many images have the same class in both.
+    places: np.ndarray  # of the images that were read, in what was given
+    labels: np.ndarray
+    top: list[np.ndarray]  # of each engine, the likeliest classes of each image, the likeliest first: (count, at most 5)
+    probabilities: list[np.ndarray]  # of each engine, that of the likeliest class of each image
 
-    Raises `Error` for logits that are not finite.
+    def correct(self, count: int) -> list[float]:
+        """The fraction of images whose label is among the `count` likeliest classes of each engine."""
+        return [float(np.mean((top[:, :count] == self.labels[:, None]).any(1))) for top in self.top]
+
+    def summary(self, frameworks: Sequence[str]) -> dict[str, Any]:
+        """How many images are classified as their labels say, where each engine's framework has a name: a dictionary of
+
+        - "tested": their count;
+        - "top1", "top5": by framework, the fraction whose label is the likeliest class, or among the five likeliest;
+        - of two engines, "same_predictions": how many images have the same likeliest class in both.
+        """
+        result: dict[str, Any] = {"tested": len(self.labels)}
+        result |= {f"top{n}": dict(zip(frameworks, self.correct(n), strict=True)) for n in (1, TOP)}
+        if len(self.top) > 1:
+            result["same_predictions"] = int((self.top[0][:, 0] == self.top[1][:, 0]).sum())
+        return result
+
+
+def evaluate(
+    engines: Sequence[Engine],
+    spec: Spec,
+    x: Images,
+    y: np.ndarray,
+    advance: Advance = lambda count: None,
+    loader: Loader | None = None,
+) -> Evaluation:
+    """What the engines predict for the images `x`, whose labels are `y`, read as by `batched_logits`.
+
+    Raises `Error` for logits that are not finite, and if no image can be read.
     """
-    predictions: list[list[int]] = [[] for _ in engines]
-    for place, logits in batched_logits(engines, spec, x):
-        for engine, classes, rows in zip(engines, predictions, logits, strict=True):
-            classes.extend(check_finite(engine, rows).argmax(1).tolist())
-        advance(place.stop - place.start)
-    result: dict[str, Any] = {"tested": len(x), "accuracy": [float(np.mean(p == y)) for p in predictions]}
-    if len(engines) > 1:
-        result["same_predictions"] = sum(one == other for one, other in zip(*predictions, strict=True))
-    return result
+    places: list[np.ndarray] = []
+    top: list[list[np.ndarray]] = [[] for _ in engines]
+    likeliest: list[list[np.ndarray]] = [[] for _ in engines]
+    for chosen, logits in batched_logits(engines, spec, x, loader=loader):
+        places.append(chosen)
+        for engine, classes, values, rows in zip(engines, top, likeliest, logits, strict=True):
+            order = np.argsort(-check_finite(engine, rows), 1, kind="stable")[:, :TOP]
+            classes.append(order)
+            values.append(1 / np.exp(rows.astype(np.float64) - rows.max(1, keepdims=True)).sum(1))
+        advance(len(chosen))
+    if not places:
+        raise Error("none of the images can be read")
+    where = np.concatenate(places)
+    return Evaluation(where, y[where], [np.concatenate(c) for c in top], [np.concatenate(v) for v in likeliest])
 
 
 def classify_pictures(
@@ -113,9 +180,10 @@ def read_image(path: Path, spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     Raises `Error` for a file that is not an image, and for one of a shape that the network does not take.
     """
     picture = images.read_picture(path)
-    batch = images.preprocess([picture], spec)
     try:
-        shapes.layers(spec, batch.shape[2:])  # without a crop an image may be too small
+        batch = images.preprocess([picture], spec)
+        # Without a crop an image may be too small, or too large.
+        shapes.check_fits_memory(shapes.layers(spec, batch.shape[2:]), batch.shape[2:])
     except Error as error:
         raise Error(f"{path}: {error}") from None
     return picture, batch

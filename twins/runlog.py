@@ -1,35 +1,73 @@
 """The log of a training run: reading it, comparing runs by it, and writing it for TensorBoard."""
 
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import limits
 from shared.checks import Error
 from shared.coexist import silence
+from shared.files import check_readable
 
 Row = dict[str, Any]  # a line of the log: an epoch
 
 
-def read_log(run: str | Path) -> list[Row]:
-    """The rows of a run's log, one an epoch, from its folder or the path of the log. Raises `Error` if it cannot be read."""
+# What a row has; a log needs the first four alone.
+NUMBERS = ("epoch", "loss", "test_loss", "test_accuracy", "step", "accuracy", "learning_rate", "images_per_sec")
+MORE = ("test_top5", "ema_test_loss", "ema_test_accuracy", "ema_test_top5")  # that some rows have
+
+
+def read_log(run: str | Path, note: Callable[[str], None] = lambda text: None) -> list[Row]:
+    """The rows of a run's log, one an epoch, from its folder or the path of the log. Raises `Error` if it cannot be read.
+
+    A last line that is cut short, by a full disk or a power failure, is left out, and `note` is called with a text about it.
+    """
     path = Path(run)
     if path.is_dir():
         path = path / "log.jsonl"
+    check_readable(path, most=limits.JSON)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for row in rows:
-            numbers = [row[key] for key in ("epoch", "loss", "test_loss", "test_accuracy")]
-            if not all(type(number) in (int, float) for number in numbers) or type(row["framework"]) is not str:
-                raise ValueError(f"epoch {row['epoch']} has a value of another kind")
-    except FileNotFoundError:
-        raise Error(f"{path}: there is no such file") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = path.read_bytes().splitlines()
+        if lines and lines[-1].strip(b"\0")[:1] in (b"{", b"") and not _is_json(lines[-1]):
+            note(f"{path}: the last line is cut short and left out")
+            lines.pop()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not the log of a run: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if not is_row(row, NUMBERS[:4]):
+            raise Error(f"{path}: not the log of a run: line {number} lacks a value, or has one of another kind")
     if not rows:
         raise Error(f"{path}: the log of a run whose first epoch is not complete")
     return rows
+
+
+def is_row(row: Any, numbers: Sequence[str] = NUMBERS) -> bool:
+    """Whether a value is a row of a log that has these numbers, finite and at least 0, and a framework."""
+    if (
+        type(row) is not dict
+        or type(row.get("framework")) is not str
+        or type(row.get("epoch")) is not int
+        or type(row.get("step", 0)) is not int
+    ):
+        return False
+    return all(is_amount(row.get(key)) for key in numbers) and all(is_amount(row[key]) for key in MORE if key in row)
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a finite number of at least 0."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def frameworks(rows: list[Row]) -> str:

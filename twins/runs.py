@@ -1,21 +1,24 @@
 """What a training run starts from: a recipe or a checkpoint, a folder, and weights."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import recipes
+from shared import files, reading, recipes, renaming
 from shared.checks import Error
+from shared.data import Data
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, checkpoints, plots, runlog, training
-from .batches import Data
+from . import batches, plots, runlog, training
 from .training import Checkpoint
 
 DEFAULT = "digits_residual"
+LONGEST = 2**31 - 1  # steps, while the data set whose size decides on them is not read yet
 
 
 class Start(NamedTuple):
@@ -28,6 +31,7 @@ class Start(NamedTuple):
     steps: int  # of the whole run
     checkpoint: Checkpoint | None
     pretrained: State  # the arrays that come from the recipe's "init"
+    notes: list[str]  # on these
 
     @property
     def title(self) -> str:
@@ -49,46 +53,58 @@ class Start(NamedTuple):
         return self.checkpoint.arrays if self.checkpoint else initial | self.pretrained
 
 
+@contextlib.contextmanager
 def start(
     name: str | None, resume: Path | None, out: Path | None, changes: list[str], epochs: int | None, backend: str, rank: int = 0
-) -> Start:
+) -> Iterator[Start]:
     """The start of a run by the recipe of a name or path, or of one resumed from its folder, with changes to the recipe.
 
     `out` is the folder, by default a new one under runs/, named after the recipe and the backend, or that of the resumed run.
+    In the block, no other process trains in it; where nothing was written, it goes again.
     Raises `Error` if there is nothing to run, or nowhere to put it.
     """
     checkpoint = training.read_checkpoint(resume) if resume else None
     recipe = _recipe(name, resume, checkpoint, changes, epochs)
-    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None)
+    init = None
+    if "init" in recipe and not resume:
+        init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
+    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
     recipe = batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if epochs and "steps" in recipe:
-        recipe = recipes.changed(recipe, [f"steps={epochs * per_epoch}"])
-    folder = _folder(out, resume, f"{recipe['name']}-{backend}", rank)
-    if not rank:
-        training.check_free(folder)
+        recipe = _changed(checkpoint, recipe, [*changes, f"steps={epochs * per_epoch}"])
+    folder, in_place = _folder(out, resume, f"{recipe['name']}-{backend}", rank)
     steps = recipes.length(recipe, per_epoch)
-    pretrained = checkpoints.load_backbone(recipe["init"], spec) if "init" in recipe and not resume else {}
-    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained)
-    if checkpoint and checkpoint.step >= steps:
-        if folder.is_dir():
-            draw_curves(folder, checkpoint.history, beginning.title)
-        done = -(-checkpoint.step // per_epoch)
-        raise Error(f"{resume}: the run is complete, {checkpoint.step:,} steps; pass --epochs above {done} to continue")
-    if checkpoint and checkpoint.history and training.is_over(recipe, checkpoint.history):
+    pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
+    notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
+    beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
+    done = beginning.done
+    complete = Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {-(-done // per_epoch)} to continue")
+    if done >= steps and (rank or not in_place):
+        raise complete
+    if checkpoint and done < steps and training.is_over(recipe, checkpoint.history):
         epochs = recipe["patience"]
         raise Error(
             f"{resume}: the run has ended, with no better epoch in {epochs}; pass --set patience above {epochs} to continue"
         )
-    return beginning
+    with contextlib.nullcontext() if rank else training.locked(folder):
+        if checkpoint and in_place:
+            training.check_current(folder, checkpoint)
+        if checkpoint and done >= steps:  # what a process that was killed at the very end did not come to
+            training.mend_best(folder, checkpoint, whole_epoch=done % per_epoch == 0)
+            draw_curves(folder, checkpoint.history, beginning.title)
+            raise complete
+        yield beginning
 
 
 def copy_best(resume: Path | None, folder: Path) -> None:
     """Copy the best weights of the resumed run into the folder of its continuation, until better ones come."""
-    best = resume and (resume if resume.is_dir() else resume.parent) / "best.safetensors"
-    if best and best.exists() and folder != best.parent:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(best, folder)
+    origin = resume if not resume or resume.is_dir() else resume.parent
+    if origin and origin != folder:
+        best = next((path for name in (training.BEST_WHOLE, training.BEST) if (path := origin / name).exists()), None)
+        if best:
+            with files.atomic_path(folder / training.BEST) as temporary:
+                shutil.copy(best, temporary)
 
 
 def draw_curves(folder: Path, history: list[runlog.Row], title: str) -> None:
@@ -102,26 +118,31 @@ def _recipe(
     if checkpoint and name is not None and recipes.load(name)["name"] != checkpoint.recipe["name"]:
         raise Error(f"{resume}: a checkpoint of a run of {checkpoint.recipe['name']}, not of {name}")
     before = checkpoint.recipe if checkpoint else recipes.load(DEFAULT if name is None else name)
-    if epochs and "epochs" in recipes.changed(before, changes):
-        changes = [*changes, f"epochs={epochs}"]
-    if checkpoint:
-        return training.resumed(checkpoint, changes)
-    recipe = recipes.load(recipes.changed(before, changes))
-    if recipe["freeze"] and "init" not in recipe:
+    if epochs:
+        changes = [*changes, f"epochs={epochs}" if "epochs" in recipes.changed(before, changes) else f"steps={LONGEST}"]
+    recipe = _changed(checkpoint, before, changes)
+    if not checkpoint and "weights_key" in recipe and "init" not in recipe:
+        raise Error(f"{recipe['name']}: 'weights_key' says what to read of a file of weights, which --init has to name")
+    if not checkpoint and recipe["freeze"] and "init" not in recipe:
         raise Error(f"{recipe['name']}: 'freeze' keeps weights as they are, so --init has to name a file of them")
     return recipe
 
 
-def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> Path:
-    """The folder of a run. Raises `Error` if another run is in it, or it cannot be made."""
+def _changed(checkpoint: Checkpoint | None, recipe: Recipe, changes: list[str]) -> Recipe:
+    """The recipe of a checkpoint, or the one given, with changes, checked."""
+    return training.resumed(checkpoint, changes) if checkpoint else recipes.load(recipes.changed(recipe, changes))
+
+
+def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> tuple[Path, bool]:
+    """(folder, whether it is the resumed run's own) of a run. Raises `Error` if another run is in it, or it cannot be made."""
     own = resume and (resume if resume.is_dir() else resume.parent)
     if resume and own and (not out or (out.exists() and out.samefile(own))):
         if resume.is_file() and not resume.samefile(own / "last.safetensors"):
             raise Error(f"{resume}: the run in {own} has been continued since; choose another folder with --out")
-        return own
+        return own, True
     if not out:
         out, number = Path("runs", name), 1
-        while out.exists():
+        while not training.is_unused(out):
             number += 1
             out = Path("runs", f"{name}-{number}")
     elif (out / "last.safetensors").exists() and not rank:
@@ -129,4 +150,4 @@ def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> Path
     existing = next(path for path in (out, *out.parents, Path()) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise Error(f"{out}: cannot be made: {existing} is {'not writable' if existing.is_dir() else 'a file'}")
-    return out
+    return out, False

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .batches import Data
+from shared.data import Data
 
 SIZE = 64  # height and width of a canvas, in pixels
 TRAIN, TEST = 10_000, 2_000  # images
@@ -32,8 +32,8 @@ def make(digits: Data, seed: int = 0, train: int = TRAIN, test: int = TEST) -> S
     On each canvas are one to three signs, whole and apart from one another, then snippets cut out of others as clutter (as
     Mnih et al. 2014, arXiv:1406.6247, section 4.1, clutter theirs). Test canvases are made of the test images.
     """
-    x_train, y_train, _ = _canvases(digits.x_train, digits.y_train, train, np.random.default_rng([seed, 0]))
-    x_test, y_test, boxes = _canvases(digits.x_test, digits.y_test, test, np.random.default_rng([seed, 1]))
+    x_train, y_train, _ = _canvases(np.asarray(digits.x_train), digits.y_train, train, np.random.default_rng([seed, 0]))
+    x_test, y_test, boxes = _canvases(np.asarray(digits.x_test), digits.y_test, test, np.random.default_rng([seed, 1]))
     return Scattered(Data(x_train, y_train, x_test, y_test), boxes)
 
 

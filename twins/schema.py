@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from shared import networks, recipes, spec
+from shared import limits, networks, recipes, spec
 from shared.checks import Value
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -13,7 +13,7 @@ def spec_schema() -> dict[str, Any]:
     """The JSON Schema of a network spec. It knows keys and values, not whether layers fit: loading the spec tells that."""
     kinds = [_layer(kind, *keys) for kind, keys in spec.TYPES.items()]
     definitions = {
-        "layers": {"type": "array", "minItems": 1, "items": {"oneOf": kinds}},
+        "layers": {"type": "array", "minItems": 1, "maxItems": limits.LAYERS, "items": {"oneOf": kinds}},
         "preprocessing": _object("channels scale mean std", "resize crop", networks.PREPROCESSING),
     }
     schema = _object(spec.REQUIRED, spec.OPTIONAL, spec.SPEC_VALUES)
@@ -41,7 +41,7 @@ def _object(required: str, optional: str, values: Mapping[str, Value]) -> dict[s
 
 
 def _layer(kind: str, required: str, optional: str) -> dict[str, Any]:
-    name = {"type": "string", "pattern": r"^[A-Za-z]\w*(\.\d+)?$"}
+    name = {"type": "string", "pattern": f"^{spec.LAYER_NAME}$", "maxLength": limits.WORD}
     schema = _object(required, optional, spec.values_of(kind))
     schema["properties"] = {"name": name, "type": {"const": kind}, **schema["properties"]}
     schema["required"] = ["name", "type", *schema["required"]]

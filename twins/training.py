@@ -6,6 +6,7 @@ Images are bytes (count, height, width, channels) until they are a batch. Comple
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +16,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from shared import files, images, networks, recipes, shapes, weights
-from shared.checks import Error
+from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
+from shared.data import Data
+from shared.folders import Pictures
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
 from . import batches, datasets, predict, runlog
 from .backends import Engine
-from .batches import Data
+from .loading import Loader
 
+VERSION = 1  # of checkpoints; those without one were written before there were versions, and are as those of version 1
 LOCK = "run.lock"  # held by the process that trains in the folder
 FILES = ("last.safetensors", "best.safetensors", "network.json", "recipe.json", "log.jsonl", "curves.png", LOCK)  # of a run
+LAST, BEST = FILES[:2]
+BEST_WHOLE = "best_whole_epoch.safetensors"  # beside a best.safetensors of an epoch cut short, which ends if the run goes on
+UNREADABLE = 0.05  # the fraction of the images that a run may skip
 SECONDS = 60  # after which a checkpoint is written within an epoch
 
 
@@ -51,15 +58,34 @@ class Checkpoint(NamedTuple):
     history: list[dict[str, Any]]  # the lines of the log
 
 
-def prepare(recipe: Recipe, spec: Spec | None = None) -> tuple[Spec, Data]:
+# key of a checkpoint's metadata: what its value must be
+_OBJECT = Value(lambda v: type(v) is dict, "an object", {})
+ABOUT = {
+    "recipe": _OBJECT,
+    "spec": _OBJECT,
+    "step": whole(0),
+    "sums": Value(
+        lambda v: type(v) is list and len(v) == 4 and all(map(runlog.is_amount, v)), "four numbers of at least 0", {}
+    ),
+    "history": Value(lambda v: type(v) is list and all(map(runlog.is_row, v)), "a list of the lines of a log", {}),
+}
+
+
+def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None) -> tuple[Spec, Data]:
     """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` if they do not fit.
 
-    A resumed run passes its own spec: the file of that name may have changed.
+    A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
+    starts from, see `recipes.following`.
     """
+    data = datasets.load_data(recipe["data"], recipe.get("holdout", datasets.HOLDOUT))
+    if data.classes:
+        recipe = recipe | {"classes": _class_names(recipe, data.classes, spec)}
     spec = spec or recipes.network(recipe)
-    data = datasets.load_data(recipe["data"])
-    if isinstance(recipe.get("classes"), list):
+    if recipes.label_groups(recipe):
         data = batches.of_classes(data, recipe)
+    if start:
+        channels = data.x_train.shape[3] if isinstance(data.x_train, np.ndarray) else spec["input"][0]
+        spec = recipes.following(spec, recipe, start, int(data.y_train.max()) + 1, channels)
     size = recipes.images_per_step(recipe)
     if size > len(data.x_train):
         times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
@@ -67,10 +93,33 @@ def prepare(recipe: Recipe, spec: Spec | None = None) -> tuple[Spec, Data]:
     try:
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
             batches.check_fits(x, y, spec)
+            batches.check_one_size(x, spec)
             shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
     except Error as error:
         raise Error(f"{recipe['data']}: {error}") from None
+    _check_batch(recipe, spec, data)
     return spec, data
+
+
+def _class_names(recipe: Recipe, names: list[str], spec: Spec | None) -> list[str]:
+    """The names of the classes of a folder, which a run has. Raises `Error` if its recipe or its own network has others."""
+    given = recipe.get("classes", len(names))
+    own = spec and networks.class_names(spec)
+    if len(names) < 2:
+        raise Error(f"{recipe['data']}: has one class, {names[0]}; expected at least 2")
+    if given not in (len(names), names):
+        raise Error(f"{recipe['data']}: has the {len(names)} classes {first_few(names)}, but 'classes' is {json.dumps(given)}")
+    if own and own != names:
+        raise Error(f"{recipe['data']}: has the classes {first_few(names)}, but the run has {first_few(own)}")
+    return names
+
+
+def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1) -> None:
+    """Raise `Error` unless `shares` devices can divide a batch of the recipe, and batch norms normalise their shares."""
+    if recipe["batch"] % shares:
+        raise Error(f"'batch' is {recipe['batch']}, expected a multiple of {shares}: each device takes an equal share")
+    size = images.pixels(data.x_train[:1], spec).shape[1:3]
+    batches.check_normalises(spec, size, recipe["batch"], shares, recipes.frozen(recipe, spec))
 
 
 def run(
@@ -81,18 +130,22 @@ def run(
     folder: str | Path,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] = lambda: False,
+    is_locked: bool = False,
+    loader: Loader | None = None,
 ) -> Iterator[Progress]:
     """Train, from a `Checkpoint` if there is one; yields a `Progress` a step, and one more an epoch.
 
     The folder, made if need be, gets `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
     `best.safetensors`, the weights with the best test accuracy; `log.jsonl`, a line an epoch. When `stop()` is true the run
-    writes a checkpoint and ends. Raises `Error` for a loss that is NaN or infinite, for what cannot be written, and if another
-    process is training in the folder: the last checkpoint stays.
+    writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
+    files; if it skips those that cannot be read, the run goes on without up to 5 % of them.
+    Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
+    training in the folder: the last checkpoint stays.
     """
-    if recipe["batch"] % engine.shares:
-        raise Error(f"'batch' is {recipe['batch']}, expected a multiple of {engine.shares}: each device takes an equal share")
-    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint)
-    with the_run.locked():
+    _check_batch(recipe, spec, data, engine.shares)
+    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader or Loader())
+    lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
+    with lock, the_run.loader:
         the_run.begin()
         while the_run.step < the_run.steps:
             yield the_run.take_step()
@@ -108,17 +161,24 @@ def run(
 
 def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
     """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better."""
-    return "patience" in recipe and len(history) - 1 - history.index(runlog.best_epoch(history)) >= recipe["patience"]
+    return (
+        "patience" in recipe
+        and len(history) > 0
+        and len(history) - 1 - history.index(runlog.best_epoch(history)) >= recipe["patience"]
+    )
 
 
-def check_free(folder: Path) -> None:
-    """Raise `Error` if another process is training in the folder, so that we fail before a framework starts."""
-    if (folder / LOCK).exists():
-        _acquired(folder).release()
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other processes from training in it; a folder in which nothing was written goes again.
 
-
-def _acquired(folder: Path) -> FileLock:
-    """The lock of a folder, acquired. Raises `Error` if another process holds it, or the folder cannot be written."""
+    Raises `Error` if another process trains in it, or it cannot be written.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{folder}: cannot be made: {error.strerror}") from None
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -126,61 +186,91 @@ def _acquired(folder: Path) -> FileLock:
         raise Error(f"{folder}: another process is training in this folder; choose another with --out") from None
     except OSError as error:
         raise Error(f"{folder}: cannot be written: {error.strerror}") from None
-    return lock
+    try:
+        yield
+    finally:
+        if is_new and is_unused(folder):
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.release()
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a run may begin in the folder: it is not there, or a run that was killed before its first step left its lock."""
+    return not folder.exists() or (folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()))
+
+
+def check_current(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raise `Error` if the folder has a later checkpoint than the one that a run is about to be resumed from."""
+    if (step_of(folder / LAST) or 0) > checkpoint.step:
+        raise Error(f"{folder}: another process has continued this run since; resume it again")
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a checkpoint is of, or None if it is none."""
+    try:
+        step = weights.read_about(path)["step"]
+    except (Error, KeyError, TypeError):
+        return None
+    return step if type(step) is int else None
 
 
 class _Run:
     """A run between two steps. Of several processes, that of rank 0 writes."""
 
     def __init__(
-        self, engine: Engine, recipe: Recipe, spec: Spec, data: Data, folder: Path, checkpoint: Checkpoint | None
+        self,
+        engine: Engine,
+        recipe: Recipe,
+        spec: Spec,
+        data: Data,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        loader: Loader,
     ) -> None:
         self.engine, self.recipe, self.spec, self.data, self.folder = engine, recipe, spec, data, folder
+        self.loader = loader
         self.per_epoch = batches.steps_per_epoch(recipe, data)
         self.steps = recipes.length(recipe, self.per_epoch)
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
         if checkpoint:
             self.step, self.sums, self.history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
-        self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
+        self.batches = batches.stream(recipe, spec, data, self.step, loader)
+        self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.saved = time.monotonic()
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder, and keep other processes from training in it."""
-        if not self.writes:
-            yield
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Error(f"{self.folder}: cannot be made: {error.strerror}") from None
-        lock = _acquired(self.folder)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def begin(self) -> None:
         """Write what describes the run, and a first checkpoint. Raises `Error` if a later one is there."""
         if not self.writes:
             return
-        last = self.folder / FILES[0]
-        if self.step and last.exists() and (weights.read_about(last) or {}).get("step", 0) > self.step:
-            raise Error(f"{self.folder}: another process has continued this run since; resume it again")
-        for name in FILES:
+        now = self.checkpoint()
+        if self.step:
+            check_current(self.folder, now)
+        for name in (*FILES, BEST_WHOLE):
             files.remove_temporaries(self.folder / name)
         files.write_text(self.folder / "network.json", json.dumps(self.spec, indent=2) + "\n")
         files.write_text(self.folder / "recipe.json", json.dumps(self.recipe, indent=2) + "\n")
         files.write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
-        self.save("last.safetensors", self.engine.state())
+        write(self.folder / LAST, now)
+        if (self.folder / BEST_WHOLE).exists():
+            os.replace(self.folder / BEST_WHOLE, self.folder / BEST)
+        mend_best(self.folder, now)
+        if (self.folder / BEST).exists() and step_of(self.folder / BEST) not in [row["step"] for row in self.history]:
+            self.best = -1.0  # it is of an epoch that is no longer in the log, so the next one replaces it
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it is."""
+        return Checkpoint(self.engine.state(), self.recipe, self.spec, self.step, self.sums, self.history)
 
     def take_step(self) -> Progress:
         """Train on the next batch."""
         started = time.monotonic()
-        x, y = batches.batch(self.recipe, self.spec, self.data, self.step)
+        x, y = next(self.batches)
+        self.check_readable()
         self.epoch = self.step // self.per_epoch + 1
         self.rate = recipes.learning_rate(self.recipe, self.step, self.per_epoch)
         loss, correct = self.engine.step(x, y, self.rate)
@@ -192,9 +282,18 @@ class _Run:
         losses, corrects, count, _ = self.sums
         return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
 
+    def check_readable(self) -> None:
+        """Raise `Error` if more images cannot be read than a run goes on without."""
+        bad, count = list(self.loader.unreadable), len(self.data.x_train) + len(self.data.x_test)
+        if len(bad) > UNREADABLE * count:
+            raise Error(f"{len(bad)} of {count:,} images cannot be read, more than {UNREADABLE:.0%}: {first_few(bad)}")
+
     def end_epoch(self) -> Progress:
         """Test, and write the log and the checkpoints."""
-        test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+        waited, self.loader.waited = self.loader.waited, 0.0
+        precision = batches.dtype(self.recipe)
+        test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, precision, self.loader)
+        self.check_readable()
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
         losses, correct, count, seconds = self.sums
@@ -211,13 +310,20 @@ class _Run:
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
+        if isinstance(self.data.x_train, Pictures):
+            row |= {
+                "waited": min(waited / seconds, 1.0),
+                "tested_on": self.data.tested_on,
+                "unreadable": len(self.loader.unreadable),
+            }
+        self.loader.waited = 0.0
         self.history, self.sums = [*self.history, row], [0.0, 0, 0, 0.0]
         if self.writes:
-            arrays = self.engine.state()
-            if runlog.accuracy(row) > self.best:
-                self.save("best.safetensors", best_weights(arrays, row))
-            _append(self.folder / "log.jsonl", json.dumps(row) + "\n")
-            self.save("last.safetensors", arrays)
+            now = self.checkpoint()
+            files.append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
+            write(self.folder / LAST, now)
+            if runlog.accuracy(row) > self.best:  # last: `mend_best` does it for a process that is killed before
+                write_best(self.folder, now, whole_epoch=self.step % self.per_epoch == 0)
         self.best, self.saved = max(self.best, runlog.accuracy(row)), time.monotonic()
         steps = self.step if is_over(self.recipe, self.history) else self.steps
         return Progress(self.step, steps, self.epoch, row["loss"], row["accuracy"], row)
@@ -227,7 +333,7 @@ class _Run:
         if not self.recipe.get("ema"):
             return {}
         with self.engine.averaged():
-            scores = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe))
+            scores = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe), self.loader)
         top5 = {} if scores.top5 is None else {"ema_test_top5": scores.top5}
         return {"ema_test_loss": scores.loss, "ema_test_accuracy": scores.accuracy, **top5}
 
@@ -235,16 +341,33 @@ class _Run:
         """Write a checkpoint if the run ends here, or the last one is of more than a minute ago."""
         images_done = self.sums[2]
         if self.writes and images_done and (stopping or time.monotonic() - self.saved > SECONDS):
-            self.save("last.safetensors", self.engine.state())
+            write(self.folder / LAST, self.checkpoint())
             self.saved = time.monotonic()
 
-    def save(self, name: str, arrays: State) -> None:
-        """Write arrays with all that a run needs to be resumed. Raises `Error` for what is not finite."""
-        for key, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise _diverged(f"{key} is not finite after step {self.step}", self.folder)
-        about = {key: getattr(self, key) for key in Checkpoint._fields[1:]}
-        weights.save_state(self.folder / name, arrays, about)
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint. Raises `RunError` for arrays that are not finite, and `Error` if the file cannot be written."""
+    broken = weights.not_finite(checkpoint.arrays)
+    if broken:
+        raise _diverged(f"{broken[0]} is not finite after step {checkpoint.step}", path.parent)
+    # NumPy draws the order of the images, augmentation and dropout: another version of it may draw others from one seed.
+    generator = type(np.random.default_rng(0).bit_generator).__name__
+    about: dict[str, Any] = {"version": VERSION, "random": {"generator": generator, "numpy": np.__version__}}
+    weights.save_state(path, checkpoint.arrays, about | {key: getattr(checkpoint, key) for key in ABOUT})
+
+
+def write_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool) -> None:
+    """Write the weights of a checkpoint as the best. Those before stay if its epoch is cut short, which ends if it goes on."""
+    if not whole_epoch and (folder / BEST).exists():
+        os.replace(folder / BEST, folder / BEST_WHOLE)
+    write(folder / BEST, checkpoint._replace(arrays=best_weights(checkpoint.arrays, checkpoint.history[-1])))
+
+
+def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) -> None:
+    """Write the weights of a checkpoint as the best if its log says so and the process that wrote it was killed before."""
+    rows = checkpoint.history
+    if rows and runlog.best_epoch(rows)["step"] == checkpoint.step != step_of(folder / BEST):
+        write_best(folder, checkpoint, whole_epoch)
 
 
 def best_weights(arrays: State, row: dict[str, Any]) -> State:
@@ -255,21 +378,14 @@ def best_weights(arrays: State, row: dict[str, Any]) -> State:
 def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
     """The sums of an epoch that its line of the log was made of."""
     count = row["step"] % per_epoch * size
-    return [row["loss"] * count, round(row["accuracy"] * count), count, count / row["images_per_sec"]]
+    seconds = count / row["images_per_sec"] if row["images_per_sec"] else 0.0
+    return [row["loss"] * count, round(row["accuracy"] * count), count, seconds]
 
 
-def _diverged(what: str, folder: Path) -> Error:
-    path = folder / FILES[0]
-    last = f"{path} is of step {weights.read_about(path)['step']}" if path.exists() else "there is no checkpoint"
-    return Error(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise Error(f"{path}: cannot be written: {error}") from None
+def _diverged(what: str, folder: Path) -> RunError:
+    path = folder / LAST
+    last = f"{path} is of step {step_of(path)}" if path.exists() else "there is no checkpoint"
+    return RunError(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
 
 
 class Scores(NamedTuple):
@@ -280,46 +396,74 @@ class Scores(NamedTuple):
     top5: float | None = None  # how often the label is among the five likeliest; None for up to five classes
 
 
-def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32") -> Scores:
-    """The scores of an engine's network on the test images."""
-    sums = np.zeros(3)
-    for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype):
+def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loader: Loader | None = None) -> Scores:
+    """The scores of an engine's network on the test images, read as by `predict.batched_logits`."""
+    sums = np.zeros(4)
+    for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype, loader):
         labels, logits = data.y_test[place], logits.astype(np.float64)
-        largest = logits.max(1)
-        losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - logits[np.arange(len(labels)), labels]
-        above = (logits > logits[np.arange(len(labels)), labels][:, None]).sum(1)
-        sums += losses.sum(), (logits.argmax(1) == labels).sum(), (above < 5).sum()
-    loss, accuracy, top5 = (float(score) for score in engine.total(sums) / len(data.x_test))
-    return Scores(loss, accuracy, top5 if shapes.layers(spec)[-1].shape[0] > 5 else None)
+        largest, true = logits.max(1), logits[np.arange(len(labels)), labels]
+        losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - true
+        likelier = (logits > true[:, None]).sum(1)  # classes that are likelier than the label
+        sums += losses.sum(), (logits.argmax(1) == labels).sum(), (likelier < predict.TOP).sum(), len(labels)
+    *totals, count = engine.total(sums).tolist()
+    loss, accuracy, top5 = (total / count for total in totals)
+    return Scores(loss, accuracy, top5 if shapes.layers(spec)[-1].shape[0] > predict.TOP else None)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The `Checkpoint` in a file, or in the `last.safetensors` of a folder. Raises `Error` if there is none."""
+    """The `Checkpoint` in a file, or in the `last.safetensors` of a folder. Raises `Error` if it is none or damaged."""
     path = Path(path)
     if path.is_dir():
-        path = path / "last.safetensors"
+        path = path / LAST
     arrays, about = weights.read_state(path), weights.read_about(path)
+    version = about.get("version", VERSION) if isinstance(about, dict) else VERSION
+    if type(version) is int and version > VERSION:
+        raise Error(f"{path}: written by a newer version of twins, as version {version} of its checkpoints; update twins")
     try:
-        checkpoint = Checkpoint(arrays, *(about[key] for key in Checkpoint._fields[1:]))
-        optimizer = checkpoint.recipe["optimizer"]
-        frozen = recipes.frozen(checkpoint.recipe, networks.load(checkpoint.spec))
-        if type(checkpoint.step) is not int or len(checkpoint.sums) != 4:
-            raise TypeError
-    except (KeyError, TypeError):
-        raise Error(f"{path}: not a checkpoint of a run; its weights can start a new one, with --init {path}") from None
+        checkpoint = _checked(arrays, about)
+    except Error as error:
+        why = f": {error}" if about is not None else ""
+        raise Error(f"{path}: not a checkpoint of a run{why}; its weights can start a new one, with --init {path}") from None
     expected = shapes.weights(shapes.layers(checkpoint.spec))
-    for slot in weights.slots(optimizer):
+    frozen = recipes.frozen(checkpoint.recipe, checkpoint.spec)
+    for slot in weights.slots(checkpoint.recipe["optimizer"]):
         trained = recipes.trained(frozen, checkpoint.spec)
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
         if not any(name.startswith("optimizer.") for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name('last.safetensors')}")
+            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
     if checkpoint.recipe.get("ema"):
+        if not any(name.startswith(weights.EMA) for name in arrays):
+            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
         expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
     try:
         weights.check_state(arrays, expected)
     except Error as error:
         raise Error(f"{path}: {error}") from None
+    broken = weights.not_finite(arrays)
+    if broken:
+        raise Error(f"{path}: {broken[0]} has numbers that are not finite")
     return checkpoint
+
+
+def _checked(arrays: State, about: Any) -> Checkpoint:
+    """The checkpoint of arrays and metadata. Raises `Error` unless the metadata is of a run, and its parts fit each other."""
+    if not isinstance(about, dict):
+        raise Error("its metadata is not an object")
+    given = {key: value for key, value in about.items() if key in (*ABOUT, "version")}
+    check_keys(given, " ".join(ABOUT), "version", ABOUT | {"version": one_of(VERSION)})
+    checkpoint = Checkpoint(arrays, *(about[key] for key in ABOUT))
+    _, _, spec, step, sums, history = checkpoint
+    networks.load(spec)
+    if not recipes.VALUES["network"].accepts(checkpoint.recipe.get("network")):
+        raise Error(f"recipe: 'network' is missing, or not {recipes.VALUES['network'].words}")
+    network = checkpoint.recipe["network"]
+    recipe = recipes.load(checkpoint.recipe | {"network": spec}) | {"network": network}
+    ends = [0, *(row["step"] for row in history)]
+    if [row["epoch"] for row in history] != list(range(1, len(ends))) or ends != sorted({*ends}):
+        raise Error("'history' is not one line an epoch, in order")
+    if step < ends[-1] or sums[2] != (step - ends[-1]) * recipes.images_per_step(recipe):
+        raise Error(f"'step' is {step}, 'history' goes to {ends[-1]}, and 'sums' is of {sums[2]:g} images since")
+    return checkpoint._replace(recipe=recipe)
 
 
 def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:

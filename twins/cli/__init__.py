@@ -3,17 +3,59 @@
 What looks things up starts neither NumPy nor a framework, so that it is quick: commands import their work when they run.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from shared.checks import Error
+from shared.checks import Error, printable
 
-from . import activations, compare, convert, curves, export, list, locate, options, output, predict, schema, show, train
+from . import (
+    activations,
+    compare,
+    convert,
+    curves,
+    evaluate,
+    export,
+    list,
+    locate,
+    options,
+    output,
+    predict,
+    schema,
+    show,
+    train,
+)
+
+
+class _Group(TyperGroup):
+    """The commands, with the arguments that Typer's messages quote made printable."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _printable_messages():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_messages():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _printable_messages() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "message"):  # one of Click's, of which Typer has a copy or not, by its version
+            error.message = printable(error.message)
+        raise
+
 
 app = typer.Typer(
+    cls=_Group,
     help="The same networks in PyTorch and in Keras, from one spec.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -25,6 +67,7 @@ app.command()(compare.compare)
 app.command()(convert.convert)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(evaluate.evaluate)
 app.command()(locate.locate)
 app.command()(activations.activations)
 app.command()(train.train)
@@ -46,10 +89,18 @@ def _root(
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends in one message and exit status 2."""
+    """Run the command; a user's mistake ends in one message and exit status 2, a run that cannot go on in status 1."""
+    output.open_streams()
+    status: Any = 2
     try:
         app()
-    except (Error, OSError) as error:
-        if not options.rank():
-            output.complain(f"{error}")
-        sys.exit(2)
+    except SystemExit as end:
+        status = end.code
+    except (Error, OSError, MemoryError) as error:
+        message = f"{error}" or "there is not enough memory"
+        if options.rank():
+            options.tell_torchrun(message)
+        else:
+            output.complain(message)
+        status = getattr(error, "status", 2)
+    sys.exit(output.close_streams(status))

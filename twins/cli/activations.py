@@ -20,28 +20,37 @@ def activations(
     weights: Annotated[str | None, typer.Option(help="A file, or the word imagenet. Default: the initial weights.")] = None,
     weights_key: options.WeightsKey = None,
     backend: options.BackendOption = Backend.TORCH,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
 ) -> None:
     """Draw a picture, as a network sees it, beside a layer's map of highest mean activation, and measure its gridding.
 
     The number is the share of the map's energy at the frequencies of the network's largest dilation: 1 for a pure grid.
     """
-    from shared import images
+    from shared import images, reading
     from shared.weights import initial
 
-    from .. import checkpoints, gridding, plots, predict
+    from .. import gridding, plots, predict
 
     spec = networks.load(network)
     backends.check_backend(backend, backends.ENGINES, "the figure is of one framework")
     name = gridding.layer_name(layer, spec)
     options.check_pictures([image])
     plots.check_figure(out, source=image)
+    if weights is None:
+        state = initial(spec)
+    else:
+        spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     picture, batch = predict.read_image(image, spec)
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark) if weights is not None else initial(spec)
     with output.status("starting " + backends.frameworks(backend)[0]):
         (engine,) = backends.engines(backends.start(backend), spec, state)
     channel, values = gridding.strongest_map(engine, batch, name)
     title = spec["name"] + ("" if weights is not None else ", untrained")
     pixels = images.pixels([picture], spec)[0]
     plots.draw_panels([(image.name, pixels), (f"{name}, channel {channel}", values)], out, title)
+    if as_json:
+        summary = {"network": spec["name"], "image": f"{image}", "framework": engine.framework, "layer": name}
+        summary |= {"channel": channel, "shape": values.shape, "mean": values.mean(dtype=float)}
+        output.show_json(summary | gridding.measured(values, spec, name))
+        return
     measured = f"channel {channel}, a map of {shapes.text(values.shape)}, mean {values.mean(dtype=float):.4g}"
     output.show(f"{title}: {name} in {engine.framework}: {measured}; {gridding.describe(values, spec, name)}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from shared import networks, shapes
+from shared import limits, networks, shapes
 from shared.checks import Error
 
 from .. import backends
@@ -24,11 +24,13 @@ def compare(
     network: options.Network,
     weights: Annotated[str | None, typer.Option(help="A file with weights for both, or the word imagenet.")] = None,
     weights_key: options.WeightsKey = None,
+    classes: options.Classes = None,
+    channels: options.Channels = None,
     image: Annotated[Path | None, typer.Option(help="A picture to compare the activations on.")] = None,
     data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: options.Size = None,
     dtype: Annotated[options.Dtype, typer.Option(help="Precision of the networks.")] = options.Dtype.FLOAT64,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of training.")] = 20,
+    steps: Annotated[int, typer.Option(min=0, max=limits.WHOLE, help="Steps of training.")] = 20,
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: chosen so that the first step lowers the loss by at most 2 %.")
     ] = None,
@@ -39,16 +41,18 @@ def compare(
 
     Exit status 1 if a bound of the ladder of parity is exceeded.
     """
-    from shared import images
+    from shared import images, reading
 
-    from .. import checkpoints, datasets, plots
     from .. import compare as comparison
+    from .. import datasets, plots
 
-    spec = networks.load(network)
+    spec = networks.variant(networks.load(network), classes, channels)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
-    shapes.layers(spec, (size, size) if size else None)  # raises unless the network takes images of that size
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark) if weights else None
+    shapes.check_fits_memory(shapes.layers(spec, (size, size) if size else None))
+    state = None
+    if weights:
+        spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
     picture = images.read_picture(image) if image else None
     examples = datasets.load_data(data)
     if plot and not steps:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,8 @@ def convert(
         str | None, typer.Option(help="Network that the weights belong to: a name or the path of a spec.")
     ] = None,
     weights_key: options.WeightsKey = None,
+    classes: options.Classes = None,
+    channels: options.Channels = None,
     rename: Annotated[
         list[str] | None,
         typer.Option(metavar="OLD=NEW", help="Replace a regular expression in all names of the file; may be repeated."),
@@ -36,23 +38,46 @@ def convert(
         Path | None,
         typer.Option(help="Write a first version of such a map, by order and shape, instead of converting."),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Convert weights between PyTorch, Keras and other projects, and show where every array went.
 
     A source is what its first bytes say. Formats of the output: .safetensors, .pth, .pt, .th, .keras, .weights.h5, and .h5 of
     keras.applications. Code in files is never run.
     """
+    from shared.reading import Naming
+
     from .. import checkpoints
 
-    naming = checkpoints.Naming(weights_key, rename or (), map_file)
+    naming = Naming(weights_key, rename or (), map_file)
     if draft_map:
-        _draft(source, draft_map, network, naming)
+        if network is None:
+            raise Error("--draft-map needs --network: the names in the file are matched to those of a network")
+        _show_draft(draft_map, checkpoints.draft_map(source, draft_map, network, naming, classes, channels), as_json)
         return
     if destination is None:
         raise Error("the output is missing: twins convert IN OUT, or --draft-map FILE.json")
     # A download has a progress bar of its own.
     with contextlib.nullcontext() if source == "imagenet" else output.status(f"{source} to {destination}"):
-        report = checkpoints.convert(source, destination, network, naming)
+        report = checkpoints.convert(source, destination, network, naming, classes, channels)
+    if as_json:
+        output.show_json(_summary(report, destination))
+    else:
+        _show(report, destination)
+
+
+def _summary(report: "checkpoints.Conversion", destination: Path) -> dict[str, Any]:
+    moves = [
+        {"from": move.source, "shape": move.source_shape, "to": move.destination, "new_shape": move.destination_shape}
+        for move in report.moves
+        if not move.ignored
+    ]
+    ignored = [{"from": m.source, "shape": m.source_shape, "reason": m.ignored} for m in report.moves if m.ignored]
+    summary = {"destination": str(destination), "networks": report.networks, "moves": moves, "ignored": ignored}
+    return summary | {"notes": report.notes}
+
+
+def _show(report: "checkpoints.Conversion", destination: Path) -> None:
     table = output.table("from", ">shape", "to", ">shape")
     moved = [move for move in report.moves if not move.ignored]
     for move in moved:
@@ -72,12 +97,11 @@ def convert(
     output.show(f"{len(moved)} arrays of {fitting}, {numbers:,} numbers, written to {destination}{left}.")
 
 
-def _draft(source: str, path: Path, network: str | None, naming: "checkpoints.Naming") -> None:
-    from .. import checkpoints
-
-    if network is None:
-        raise Error("--draft-map needs --network: the names in the file are matched to those of a network")
-    names, uncertain, ignored = checkpoints.draft_map(source, path, network, naming)
+def _show_draft(path: Path, counts: tuple[int, int, int], as_json: bool) -> None:
+    names, uncertain, ignored = counts
+    if as_json:
+        output.show_json({"destination": str(path), "names": names, "uncertain": uncertain, "ignored": ignored})
+        return
     output.show(
         f"{names} names written to {path}: {uncertain} uncertain, with ? at the end, {ignored} without a place (null). "
         f"Correct it, then pass --map {path}."

@@ -1,6 +1,5 @@
 """`twins locate`."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -43,17 +42,18 @@ def locate(
 
     Exit status 2 if a picture cannot be read; the others are located all the same.
     """
-    from .. import checkpoints, plots
+    from shared import reading
+
     from .. import locate as locations
+    from .. import plots
 
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
+    networks.head(spec)
+    spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
     number, entries = _entries(spec, images, target, data)
-    if plot:
-        plots.check_figure(plot)
     files = _files(out, [entry["image"] for entry in entries]) if out else []
-    state = checkpoints.load_weights(weights or "", spec, weights_key, output.remark)
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
@@ -62,7 +62,7 @@ def locate(
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
             if not data:
-                print(json.dumps(output.finite(result)), flush=True)
+                output.show_json(result, indent=None)
             if out and picture is not None and localisation:
                 place = len(located)
                 plots.draw_heat_map(picture, localisation, files[place], threshold, entries[place].get("boxes", ()))
@@ -95,7 +95,9 @@ def _show(summary: dict[str, Any], results: list[dict[str, Any]], as_json: bool)
 def _check(
     images: list[Path] | None, weights: str | None, threshold: float, data: Path | None, plot: Path | None, as_json: bool
 ) -> None:
-    """Raise `Error` for options that do not go together."""
+    """Raise `Error` for options that do not go together, and for files that cannot be read or written."""
+    from .. import plots
+
     if not images and not data:
         raise Error("there is nothing to locate: pass pictures, or with --data a folder with a boxes.json")
     if images and data:
@@ -106,6 +108,9 @@ def _check(
         raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
     if (plot or as_json) and not data:
         raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
+    options.check_pictures(images or [])
+    if plot:
+        plots.check_figure(plot)
 
 
 def _entries(
@@ -115,10 +120,8 @@ def _entries(
     from .. import locate as locations
     from .. import predict as predictions
 
-    networks.head(spec)
     predictions.check_classifies(spec)
     number = None if target is None else locations.class_number(target, spec)
-    options.check_pictures(images or [])
     if not data:
         return number, [{"image": path} for path in images or []]
     entries = locations.read_boxes(data, spec)

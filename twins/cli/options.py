@@ -1,12 +1,15 @@
 """Options that several commands have, and the checks of their values."""
 
+import json
 import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shared import limits
 from shared.checks import Error
 
 from ..backends import Backend
@@ -22,8 +25,26 @@ WeightsKey = Annotated[
         metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, as ema."
     ),
 ]
-Size = Annotated[int | None, typer.Option(min=1, help="Height and width of the images, in pixels.")]
+Classes = Annotated[
+    int | None,
+    typer.Option(min=1, max=limits.WHOLE, help="Number of classes. Default: as the weights, or the network, have."),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.WHOLE, help="Channels of the images, 1 for grey. Default: as the weights, or the network, have."
+    ),
+]
+Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
+Holdout = Annotated[
+    float | None,
+    typer.Option(help="Of a folder without val and test: the fraction of each class that is tested on and not trained on."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, max=256, help="Processes that read pictures; 0: none. Default: one a core, at most 8.")
+]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without pictures that cannot be read.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")]
 
@@ -38,7 +59,26 @@ class Dtype(StrEnum):
 
 def rank() -> int:
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    word = os.environ.get("RANK", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return int(word) if word.isdecimal() else 0
+
+
+def check_torchrun() -> None:
+    """Raise `Error` if the environment says that torchrun has started this process, but not what torchrun says besides."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+            word = os.environ.get(name, "")
+            if not word.isdecimal():
+                raise Error(f"TORCHELASTIC_RUN_ID is set, but {name} is {word!r}: start with torchrun, or unset both")
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave torchrun the message of a process that it started: it shows it if this was the first of them to end."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = f"twins: {message}"
+        shown = {"message": text, "errorCode": 0, "extraInfo": {"py_callstack": text, "timestamp": f"{time.time():.0f}"}}
+        Path(path).write_text(json.dumps({"message": shown}), encoding="utf-8")
 
 
 def check_pictures(paths: list[Path]) -> None:

@@ -3,15 +3,72 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from shared.checks import printable
+
+CLOSED = 128 + 13  # exit status if whoever read the output has closed it: a shell's for SIGPIPE
+
+
+class Screen(Console):
+    """A console that prints text as it is, neither markup nor names of emoji, and escapes what a terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's; everything that is printed passes through here, the cells of a table before they are cut and padded."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's; the width of a table's column is that of the text as it is printed."""
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """End with the status that a shell has for it."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(CLOSED) from None
+
+
+def open_streams() -> None:
+    """Make the standard streams safe to print on, whatever they are.
+
+    Closed ones lead nowhere, so that no file of ours gets their numbers; characters that an encoding lacks become escapes.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed when Python started
+            opened = os.open(os.devnull, os.O_RDWR)  # the smallest free number: that of the closed one
+            if opened > 2:
+                os.close(opened)
+            setattr(sys, name, open(os.devnull, mode))
+        elif hasattr(stream, "reconfigure") and mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_streams(status: Any) -> Any:
+    """Write out what is still to be printed, and return the exit status: a failure of that rather than a success."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):  # else Python would try again at its end, and say so
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status and not isinstance(error, BrokenPipeError):
+            complain(f"standard output: cannot be written: {getattr(error, 'strerror', error)}")
+        return status or (CLOSED if isinstance(error, BrokenPipeError) else 2)
+    return status
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -36,19 +93,20 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 def show(*things: Any) -> None:
     """Print texts and tables, one after the other."""
-    console = Console(highlight=False, markup=False, width=width())
+    console = Screen(width=width())
     for thing in things:
         console.print(thing)
 
 
-def show_json(value: Any) -> None:
-    """Print JSON, with null for NaN and infinity."""
-    print(json.dumps(finite(value), indent=2))
+def show_json(value: Any, indent: int | None = 2) -> None:
+    """Print JSON, in ASCII, with null for NaN and infinity; at once, without an `indent`, on a line."""
+    Screen(soft_wrap=True).print(json.dumps(finite(value), indent=indent))
 
 
 def complain(message: str) -> None:
-    """Print a message to stderr, as the command's."""
-    errors().print(f"twins: {message}")
+    """Print a message to stderr, as the command's, unless it cannot be written."""
+    with contextlib.suppress(OSError):
+        errors().print(f"twins: {message}")
 
 
 def remark(note: str) -> None:
@@ -58,14 +116,14 @@ def remark(note: str) -> None:
 
 def errors() -> Console:
     """A console on stderr that prints text as it is."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return Screen(stderr=True, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr beside a text; yields a function that changes the text."""
-    with Console(stderr=True).status(escape(text)) as spinner:
-        yield lambda text: spinner.update(escape(text))
+    with Screen(stderr=True).status(Text(text)) as spinner:
+        yield lambda text: spinner.update(Text(text))
 
 
 @contextlib.contextmanager
@@ -73,8 +131,13 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr, with images a second and the time left; yields a function to call with how many more are done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    screen = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    screen = Screen(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(text, total=total, speed="")
 

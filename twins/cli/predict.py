@@ -19,6 +19,8 @@ def predict(
     images: options.Pictures = None,
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
+    classes: options.Classes = None,
+    channels: options.Channels = None,
     data: Annotated[str | None, typer.Option(help="Data to test on: digits, mnist, cifar10, … or an .npz file.")] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -27,10 +29,12 @@ def predict(
 
     Exit status 2 if a picture cannot be read; the others are classified all the same.
     """
-    from .. import checkpoints, datasets
+    from shared import reading
+
+    from .. import loading
     from .. import predict as predictions
 
-    spec = networks.load(network)
+    spec = networks.variant(networks.load(network), classes, channels)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     if not images and not data:
         raise Error("there is nothing to predict: pass pictures, or a data set with --data")
@@ -40,28 +44,29 @@ def predict(
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     predictions.check_classifies(spec)
     options.check_pictures(images or [])
-    examples = datasets.load_data(data) if data else None
-    if examples:
-        try:
-            predictions.check_classifies(spec, examples)
-        except Error as error:
-            raise Error(f"{data}: {error}") from None
-    state = checkpoints.load_weights(weights, spec, weights_key, output.remark)
+    spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
+    try:
+        predictions.check_classifies(spec)
+    except Error as error:
+        raise Error(f"{data or weights}: {error}") from None
+    examples = predictions.labelled_images(data, spec) if data else None
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
-    with output.progress(spec["name"], len(examples.x_test if examples else images or [])) as advance:
+    with output.progress(spec["name"], len(examples.x if examples else images or [])) as advance:
         if examples:
-            results |= {"data": data, **predictions.accuracy(engines, spec, examples.x_test, examples.y_test, advance)}
+            with loading.Loader(loading.default_workers()) as loader:
+                evaluation = predictions.evaluate(engines, spec, examples.x, examples.y, advance, loader)
+            results |= {"data": data, **evaluation.summary(results["frameworks"])}
         else:
             results["images"] = predictions.classify_pictures(engines, spec, images or [], advance)
     if as_json:
         output.show_json(results)
     elif examples:
         _show_accuracy(results)
-        labels, classes = examples.y_test.max() + 1, shapes.layers(spec)[-1].shape[0]
-        if labels < classes:
+        labels, classes = examples.y.max() + 1, shapes.layers(spec)[-1].shape[0]
+        if examples.classes is None and labels < classes:
             output.show(f"The data set has {labels:,} classes, the network {classes:,}: equal numbers may mean other classes.")
     else:
         _show_pictures(results)
@@ -69,8 +74,7 @@ def predict(
 
 
 def _show_accuracy(results: dict[str, Any]) -> None:
-    pairs = zip(results["frameworks"], results["accuracy"], strict=True)
-    accuracies = ", ".join(f"{name} {fraction:.2%}" for name, fraction in pairs)
+    accuracies = ", ".join(f"{name} {fraction:.2%}" for name, fraction in results["top1"].items())
     output.show(f"{results['network']} on {results['data']}, accuracy on {results['tested']:,} test images: {accuracies}.")
     if "same_predictions" in results:
         same = results["same_predictions"]

@@ -1,28 +1,35 @@
 """`twins train`."""
 
-import contextlib
 import importlib.util
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from shared import recipes, weights
-from shared.checks import Error
+from shared import limits, recipes, weights
+from shared.checks import Error, RunError
 
 from .. import backends
-from ..backends import Backend
+from ..backends import Backend, Engine
 from . import options, output
 
 if TYPE_CHECKING:
+    from ..loading import Loader
     from ..runs import Start
     from ..training import Progress
+
+Say = Callable[[str], None]  # shows a line
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+    ),
+]
 
 
 def train(
@@ -36,57 +43,110 @@ def train(
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue a run of either backend: its folder.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Total number of epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
+    data: Annotated[str | None, typer.Option(help="Images to train on: a folder, a CSV, a name or an .npz file.")] = None,
+    holdout: options.Holdout = None,
+    workers: options.Workers = None,
+    skip: options.SkipUnreadable = False,
     init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
+    weights_key: options.WeightsKey = None,
     freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun.")
-    ] = None,
+    devices: Devices = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end; all else on stderr.")] = False,
 ) -> None:
     """Train a network by a recipe, in PyTorch or in Keras, or continue a run in either.
 
     The folder gets last.safetensors, from which the run can be resumed, best.safetensors, the weights of the best epoch,
     network.json, recipe.json, log.jsonl and curves.png. Ctrl-C ends a run with nothing lost.
+
+    Exit status 1 if the run cannot go on: a loss that is NaN, a batch too small for a batch norm.
     """
-    from .. import runlog, runs, training
+    from .. import loading, runs
 
     _check(backend, devices, compiled, tensorboard, resume, init, freeze)
-    changes = [*(changes or []), *([f"init={init}"] if init is not None else [])]
-    changes += [f"freeze={json.dumps(freeze.split(','))}"] if freeze is not None else []
-    start = runs.start(recipe, resume, out, changes, epochs, backend, options.rank())
-    with _interruptible() as signals:
+    given = {
+        "data": data,
+        "holdout": holdout,
+        "init": init,
+        "weights_key": weights_key,
+        "freeze": None if freeze is None else freeze.split(","),
+    }
+    changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
+    with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, options.rank()) as start:
         with output.status("starting " + backends.frameworks(backend)[0]):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
-        arrays = start.arrays(engine.state())
-        engine.load(arrays, start.done)
-        listeners: list[Callable[[Any], None]] = []
+        loader = loading.Loader(loading.default_workers() if workers is None else workers, skip)
+        last, history = _train(start, engine, resume, loader, signals, tensorboard, output.remark if as_json else output.show)
         if not engine.rank:
-            _show_start(start, engine.framework, [name for name in arrays if name not in start.pretrained])
-            runs.copy_best(resume, start.folder)
-            listeners += [runlog.tensorboard(start.folder)] if tensorboard else []
-        run = training.run(
-            engine, start.recipe, start.spec, start.data, start.folder, start.checkpoint, stop=lambda: bool(signals)
-        )
-        history = start.history
-        last = _watch(run, start, history, listeners, quiet=engine.rank > 0)
-    if engine.rank:
-        return
-    if history:
-        best, where = runlog.best_epoch(history), start.folder / "best.safetensors"
-        file = f": {where}" * where.exists()
-        if last.step < start.steps and last.step == last.steps:
+            for line in loader.unreadable:
+                output.complain(f"skipped: {line}")
+            _end(start, engine, last, history, as_json)
+    if not engine.rank and last.step < last.steps:
+        again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
+        output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
+        sys.exit(128 + (signals.number or signal.SIGTERM))  # with torchrun, another process may have got the signal
+
+
+def _train(
+    start: "Start", engine: "Engine", resume: Path | None, loader: "Loader", signals: "_Signals", tensorboard: bool, say: Say
+) -> "tuple[Progress, list[dict[str, Any]]]":
+    """Train to the end or until a signal: (the last `Progress`, the rows of the log)."""
+    from .. import runlog, runs, training
+
+    arrays = start.arrays(engine.state())
+    engine.load(arrays, start.done)
+    listeners: list[Callable[[Any], None]] = []
+    if not engine.rank:
+        _show_start(start, engine.framework, [name for name in arrays if name not in start.pretrained], say)
+        runs.copy_best(resume, start.folder)
+        listeners += [runlog.tensorboard(start.folder)] if tensorboard else []
+    signals.wait_for_the_step()
+    run = training.run(
+        engine,
+        start.recipe,
+        start.spec,
+        start.data,
+        start.folder,
+        start.checkpoint,
+        lambda: bool(signals.number),
+        is_locked=True,
+        loader=loader,
+    )
+    history = start.history
+    try:
+        return _watch(run, start, history, listeners, None if engine.rank else say), history
+    except RuntimeError as error:
+        if engine.processes == 1:
+            raise
+        text = f"{error}".partition("\n")[0]
+        why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
+        who = f"process {engine.rank} of {engine.processes}"
+        raise RunError(f"{who}: {why}; the last checkpoint is in {start.folder}") from None
+
+
+def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
+    """Draw the curves, and print what came of the run."""
+    from .. import runlog, runs, training
+
+    best = runlog.best_epoch(history) if history else None
+    where = start.folder / training.BEST
+    is_best = bool(best and training.step_of(where) == best["step"])
+    if best:
+        runs.draw_curves(start.folder, history, start.title)
+    if as_json:
+        found = {"folder": f"{start.folder}", "framework": engine.framework, "step": last.step, "steps": last.steps}
+        found |= {"best": best, "weights": f"{where}" if is_best else None, "rows": history, "recipe": start.recipe}
+        output.show_json(found)
+    elif best:
+        file = f": {where}" * is_best
+        if last.step == last.steps < start.steps:
             output.show(f"No better test accuracy in {start.recipe['patience']} epochs: the run ends here.")
         top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
         output.show(f"Best test accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
-        runs.draw_curves(start.folder, history, start.title)
-    if last.step < last.steps:
-        again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
-        output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
-        sys.exit(128 + signals[0])
 
 
 def _check(
@@ -104,6 +164,7 @@ def _check(
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
     if "TORCHELASTIC_RUN_ID" in os.environ and backend == Backend.TF:
         raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
+    options.check_torchrun()
     if devices and compiled:
         raise Error("--devices and --compile exclude one another: XLA does not compile a step of several devices")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
@@ -112,33 +173,50 @@ def _check(
         raise Error("--init and --freeze are for the start of a run; --resume continues one")
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Yield a list that gets the number of a Ctrl-C or SIGTERM; a second one ends the process."""
-    signals: list[int] = []
+class _Signals:
+    """Ctrl-C and SIGTERM in a block: before the first step they end the command, later the run ends after the step it is in."""
 
-    def note(number: int, frame: Any) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
+    def __init__(self) -> None:
+        self.number = 0  # of the signal that ends the run
+        self._in_steps = False
+        self._torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "_Signals":
+        # torchrun ends its processes by SIGTERM; one that waits for the others, deep in PyTorch, would not come to a handler.
+        numbers = (signal.SIGINT,) if self._torchrun else (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def wait_for_the_step(self) -> None:
+        """From here, a signal lets the step end and a checkpoint be written."""
+        self._in_steps = True
+        self._before.setdefault(signal.SIGTERM, signal.signal(signal.SIGTERM, self._note))
 
-def _show_start(start: "Start", framework: str, others: list[str]) -> None:
+    def _note(self, number: int, frame: Any) -> None:
+        if not self._in_steps:
+            if not options.rank():
+                output.complain("interrupted before the first step")
+            sys.exit(128 + number)
+        if self.number and not self._torchrun:  # torchrun passes on what its processes have got themselves
+            raise KeyboardInterrupt
+        self.number = number
+
+
+def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> None:
     resuming = f", resuming at step {start.done:,}" if start.done else ""
     accumulate = start.recipe.get("accumulate", 1)
     images = f"{start.steps:,} steps of {f'{accumulate} x ' * (accumulate > 1)}{start.recipe['batch']} images"
-    output.show(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
+    say(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
     if start.pretrained:
         fresh = [name for name in others if not name.startswith(("optimizer.", weights.EMA))]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
-        output.show(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
+        for note in start.notes:
+            say(note)
+        say(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
 
 def _watch(
@@ -146,40 +224,45 @@ def _watch(
     start: "Start",
     history: list[dict[str, Any]],
     listeners: list[Callable[[Any], None]],
-    quiet: bool,
+    say: Say | None,
 ) -> "Progress":
-    """Show a run with a bar and a line an epoch, which are added to `history`; returns the last `Progress`."""
+    """Show a run with a bar and, by `say`, a line an epoch, which are added to `history`; returns the last `Progress`."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    screen = Console(stderr=True, highlight=False, markup=False)
+    screen = output.Screen(stderr=True)
     columns = ("{task.description}", BarColumn(), TextColumn("{task.fields[measures]}"), TimeRemainingColumn())
-    shown = screen.is_terminal and not quiet
+    shown = screen.is_terminal and say is not None
     bar = Progress(*columns, console=screen, transient=True, disable=not shown, redirect_stdout=False)
-    show = screen.print if shown and sys.stdout.isatty() else output.show  # above the bar, if both are on one screen
+    if shown and (say is output.remark or sys.stdout.isatty()):
+        say = screen.print  # above the bar, if both are on one screen
     with bar:
         task = bar.add_task("", total=None, measures="", completed=start.done)
         for now in run:
             for listener in listeners:
                 listener(now)
             speed = recipes.images_per_step(start.recipe) * (bar.tasks[0].speed or 0)
-            measures = f"loss {now.loss:.4f}  accuracy {now.accuracy:.2%}  {speed:,.0f} images/s"
+            measures = f"loss {_loss(now.loss)}  accuracy {now.accuracy:.2%}  {speed:,.0f} images/s"
             bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", measures=measures)
             if now.row:
                 history[:] = [row for row in history if row["epoch"] < now.epoch] + [now.row]
-                if not quiet:
-                    show(_epoch(now.row))
+                if say:
+                    say(_epoch(now.row, output.width()))
     return now
 
 
-def _epoch(row: dict[str, Any]) -> str:
-    line = (
-        f"epoch {row['epoch']:>3}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2%}  "
-        f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}"
-    )
+def _epoch(row: dict[str, Any], width: int) -> str:
+    """The line of an epoch: what fits into the width of the log's row. The shortest fits into 80 up to epoch 999."""
+    epoch, loss, test_loss = f"epoch {row['epoch']:>3}", _loss(row["loss"]), _loss(row["test_loss"])
+    accuracy, test_accuracy = f"accuracy {row['accuracy']:.2%}", f"accuracy {row['test_accuracy']:.2%}"
+    if width < 90:
+        return f"{epoch}  loss {loss}  {accuracy}; test loss {test_loss}  {test_accuracy}"
+    line = f"{epoch}  loss {loss}  {accuracy}  test loss {test_loss}  test {test_accuracy}"
     if "ema_test_accuracy" in row:
         line += f"  averaged {row['ema_test_accuracy']:.2%}"
-    if "test_top5" in row and output.width() >= 120:
-        line += f"  top 5 {row['test_top5']:.2%}"
-    if output.width() < 100:  # the log has the rest
-        return line
-    return f"{line}  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s"
+    waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
+    rest = f"  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s{waited}"
+    return line if width < 120 else line + rest
+
+
+def _loss(value: float) -> str:
+    return f"{value:.{4 if value < 10 else 3 if value < 100 else 2}f}" if value < 1000 else f"{value:.1e}"

@@ -1,0 +1,151 @@
+"""Data sets that are on this machine: scikit-learn's digits, `.npz` files, folders and CSV files of pictures.
+
+Images are bytes (count, height, width, channels) in memory, or files of any sizes; labels are whole numbers.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import folders
+from .checks import Error, nearest
+from .files import check_readable
+from .folders import Folder, Pictures
+from .formats import open_zip
+
+HOLDOUT = 0.2  # of each class, to test on, where a folder has no part for that
+
+Images = np.ndarray | Pictures
+
+
+class Data(NamedTuple):
+    """Images and labels for training and for testing."""
+
+    x_train: Images
+    y_train: np.ndarray
+    x_test: Images
+    y_test: np.ndarray
+    classes: list[str] | None = None  # their names, if they are known
+    tested_on: str = "test"  # what the test images are: "test", "val", or "train" if they are held out of it
+
+
+class Labelled(NamedTuple):
+    """Images to test on, with their labels and, if they are known, the names of the classes."""
+
+    x: Images
+    y: np.ndarray
+    classes: list[str] | None
+
+
+ARRAYS = Data._fields[:4]  # of an .npz
+
+
+def load(name: str | Path = "digits", holdout: float = HOLDOUT, others: Sequence[str] = ()) -> Data:
+    """The data set of a name, or of the path of an `.npz` file, a folder or a CSV.
+
+    - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
+      testing;
+    - any name for which the folder `TWINS_DATA` has an `.npz` or a folder.
+
+    A file has `x_train y_train x_test y_test`. A folder or CSV is as `folders.read` has it: trained on is its part "train",
+    tested on "val", or else "test"; where there is no other part, the fraction `holdout` of each class is left out of the
+    training, always the same images. Raises `Error` for a data set that does not exist or is not of this form; `others` are
+    names that the caller knows besides.
+    """
+    if str(name) == "digits":
+        return _digits()
+    path = find(name)
+    if path is None:
+        place = os.environ.get("TWINS_DATA")
+        known = ["digits", *others]
+        known += sorted({file.stem for file in Path(place).glob("*.npz")} - set(known)) if place else []
+        where = f"in TWINS_DATA, {place}" if place else "in the folder named by TWINS_DATA, which is not set"
+        expected = f"there are {', '.join(known)}, and .npz files {where}"
+        raise Error(f"no data set is called {str(name)!r}{nearest(name, known)}; {expected}")
+    return _of_folder(path, folders.read(path), holdout) if folders.is_folder(path) else _read_npz(path)
+
+
+def find(name: str | Path) -> Path | None:
+    """The path of the data set of a name or path, or None; of both, what `TWINS_DATA` has comes first."""
+    place = os.environ.get("TWINS_DATA")
+    if place and Path(name).name == str(name):
+        for path in (Path(place, f"{name}.npz"), Path(place, name)):
+            if path.is_file() or path.is_dir():
+                return path
+    return Path(name) if str(name).endswith(".npz") or folders.is_folder(name) else None
+
+
+def load_test(name: str | Path) -> Labelled | None:
+    """The images of a folder or CSV to test trained networks on: its part "test", or else "val", or else all.
+
+    None if no such folder has that name. Raises `Error` as `load`.
+    """
+    path = None if str(name) == "digits" else find(name)
+    if path is None or not folders.is_folder(path):
+        return None
+    folder = folders.read(path)
+    part = next(folder.parts[part] for part in ("test", "val", "train", "") if part in folder.parts)
+    return Labelled(*part, None if folder.is_numbered else folder.classes)
+
+
+def _of_folder(path: Path, folder: Folder, holdout: float) -> Data:
+    parts = folder.parts
+    train = parts.get("train", parts.get(""))
+    if not train:
+        raise Error(f"{path}: has {' and '.join(parts)} but no train, so there is nothing to train on")
+    tested_on = next((part for part in ("val", "test") if part in parts), "train")
+    if tested_on in ("val", "test"):
+        test = parts[tested_on]
+    else:
+        try:
+            train, test = folders.held_out(train, folder.classes, holdout)
+        except Error as error:
+            raise Error(f"{path}: {error}") from None
+    return Data(*train, *test, None if folder.is_numbered else folder.classes, tested_on)
+
+
+def _digits() -> Data:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    return Data(images[:-360], digits.target[:-360], images[-360:], digits.target[-360:])
+
+
+def _read_npz(path: Path) -> Data:
+    check_readable(path)
+    try:
+        open_zip(path).close()
+        with np.load(path) as file:
+            arrays = [file[key] for key in ARRAYS]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise ValueError("a member of it is no array of NumPy's")
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+    except KeyError as error:
+        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(ARRAYS)}") from None
+    except Exception as error:  # what zipfile and NumPy raise for damaged files has no common class
+        raise Error(f"{path}: not a complete .npz file: {error}") from None
+    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+            raise Error(
+                f"{path}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8, "
+                "(count, height, width) or (count, height, width, 1 or 3)"
+            )
+        if labels.dtype.kind not in "iu" or labels.size != len(images):
+            raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
+        if not images.size or labels.min() < 0 or labels.max() > 999_999:
+            raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
+    x_train, y_train, x_test, y_test = arrays
+    return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))
+
+
+def _channels(images: np.ndarray) -> np.ndarray:
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _labels(labels: np.ndarray) -> np.ndarray:
+    return labels.reshape(-1).astype(np.int64)

@@ -1,0 +1,254 @@
+"""Pictures in folders, with their classes: a folder a class, with or without train and val above, or a CSV of files and labels.
+
+Only names are kept in memory. Classes are in the order of their names, as torchvision's `ImageFolder` has them.
+"""
+
+import csv
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from . import images, limits
+from .checks import Error, first_few
+from .files import check_readable
+
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COLUMNS = ("file", "label", "split")  # of a CSV; the last is optional
+
+
+class Pictures:
+    """Picture files, read when they are iterated over; a slice or an array of indices gives those of them."""
+
+    def __init__(self, folder: str | Path, names: Sequence[str]) -> None:
+        self.folder, self.names = str(folder), names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, places: slice | np.ndarray) -> "Pictures":
+        chosen = self.names[places] if isinstance(places, slice) else [self.names[place] for place in places]
+        return Pictures(self.folder, chosen)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The pictures as `images.read_picture` gives them. Raises `Error` for one that cannot be read."""
+        for path in self.paths():
+            yield images.read_picture(path)
+
+    def paths(self) -> list[str]:
+        """The path of each picture."""
+        return [os.path.join(self.folder, name) for name in self.names]
+
+
+class Part(NamedTuple):
+    """The pictures of a folder, or of its train, val or test, and the number of the class of each."""
+
+    pictures: Pictures
+    labels: np.ndarray
+
+
+class Folder(NamedTuple):
+    """What a folder or a CSV has."""
+
+    classes: list[str]
+    parts: dict[str, Part]  # "train", "val", "test", or "" if it is not divided
+    skipped: int  # files that are no pictures by their endings
+    is_numbered: bool = False  # classes have numbers for names
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a data set of that name or path is for `read`."""
+    return Path(name).is_dir() or str(name).lower().endswith(".csv")
+
+
+def read(path: str | Path) -> Folder:
+    """The pictures of a folder or of a CSV file.
+
+    - FOLDER/CLASS/…: pictures at any depth in a folder a class; links are followed.
+    - FOLDER/train/CLASS/…, and val or test beside it, each with the same classes.
+    - a CSV with the columns file, relative to its folder, and label; a third, split, says train, val or test. Labels that are
+      all whole numbers are the numbers of the classes.
+
+    Raises `Error` for what is missing, ambiguous or empty.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_csv(path)
+    divisions: dict[str, str] = {}
+    for name in _folders(path):
+        if name.lower() in PARTS:
+            part = PARTS[name.lower()]
+            if part in divisions:
+                raise Error(f"{path}: has both {divisions[part]} and {name}; expected one of them")
+            divisions[part] = name
+    if not divisions:
+        files, skipped = _classes(path, path)
+        return _folder(path, {"": files}, skipped)
+    found, skipped = {}, 0
+    for part, name in divisions.items():
+        if part == "test" and not _folders(path / name):
+            continue  # without labels, as ImageNet's is published
+        found[part], more = _classes(path / name, path)
+        skipped += more
+    return _folder(path, found, skipped)
+
+
+def held_out(part: Part, classes: Sequence[str], share: float, seed: int = 0) -> tuple[Part, Part]:
+    """(the rest, what is held out): the same share of each class, at least one picture, chosen by the seed.
+
+    A class's choice depends on its name and its number of pictures alone. Raises `Error` for a class of one picture.
+    """
+    chosen = np.zeros(len(part.labels), bool)
+    for number, name in enumerate(classes):
+        places = np.flatnonzero(part.labels == number)
+        if len(places) < 2:
+            pictures = "1 picture" if len(places) else "no pictures"
+            raise Error(f"class {name} has {pictures}, expected at least 2: one to train on and one to test on")
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
+        chosen[places[generator.permutation(len(places))[:count]]] = True
+    rest, held = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    return Part(part.pictures[rest], part.labels[rest]), Part(part.pictures[held], part.labels[held])
+
+
+def _folder(path: Path, found: dict[str, dict[str, list[str]]], skipped: int) -> Folder:
+    """A `Folder` from {part: {class: names of files}}. Raises `Error` unless all parts have the same classes."""
+    classes = sorted({name for files in found.values() for name in files})
+    _check_case(path, classes, "the classes")
+    for part, files in found.items():
+        missing = [name for name in classes if name not in files]
+        if missing:
+            others = " and ".join(other for other in found if other != part and missing[0] in found[other])
+            raise Error(f"{path}: {part} has no pictures of {first_few(missing)}, of which {others} has")
+    parts = {}
+    for part, files in found.items():
+        names = [name for label in classes for name in files[label]]
+        counts = [len(files[label]) for label in classes]
+        parts[part] = Part(Pictures(path, names), np.repeat(np.arange(len(classes)), counts))
+    return Folder(classes, parts, skipped)
+
+
+def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
+    """({class: its pictures, relative to the root}, how many other files there are) of a folder with a folder a class."""
+    names, skipped = _folders(folder), 0
+    if not names:
+        loose = any(_is_picture(entry.name) for entry in _entries(folder))
+        has = "pictures but no folders" if loose else "no pictures"
+        raise Error(f"{folder}: has {has}; expected a folder for each class, or a CSV with the columns file and label")
+    files: dict[str, list[str]] = {}
+    for name in names:
+        files[name], others = _pictures(folder / name, root)
+        skipped += others
+        if not files[name]:
+            raise Error(f"{folder / name}: has no pictures; expected some of class {name}, or no such folder")
+        inner = _folders(folder / name)
+        if len(inner) > 1 and not any(_is_picture(entry.name) for entry in _entries(folder / name)):
+            listed = first_few(inner)
+            raise Error(
+                f"{folder / name}: has only folders, {listed}, so classes could be these or {name}; "
+                f"pass --data {folder / name}, or move its pictures up"
+            )
+        _check_case(folder, files[name], "the files")
+    return files, skipped
+
+
+def _pictures(folder: Path, root: Path) -> tuple[list[str], int]:
+    """(pictures at any depth, relative to the root and sorted; the number of other files that are not hidden)."""
+    names: list[str] = []
+    skipped = 0
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        above = list(Path(place).parents)[: len(Path(place).relative_to(root).parts)]
+        if any(os.path.samefile(place, parent) for parent in above):
+            raise Error(f"{place}: is a link to a folder that it is in")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = [name for name in files if not name.startswith(".")]
+        chosen = [os.path.relpath(os.path.join(place, name), root) for name in visible if _is_picture(name)]
+        names += chosen
+        skipped += len(visible) - len(chosen)
+    return sorted(names), skipped
+
+
+def _refuse(error: OSError) -> None:
+    raise Error(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise Error(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted."""
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def _check_case(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raise `Error` if two names differ in case alone: where they are copied to, one may replace the other."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise Error(f"{folder}: {what} {other} and {name} differ in case alone; rename one")
+
+
+def _read_csv(path: Path) -> Folder:
+    rows = _csv_rows(path)
+    divided = any(row.get("split") for row in rows)
+    found: dict[str, dict[str, list[str]]] = {}
+    for line, row in enumerate(rows, start=2):
+        file, label, split = (str(row.get(column) or "").strip() for column in COLUMNS)
+        if not file or not label or (divided and split.lower() not in PARTS):
+            expected = "a file, a label and train, val or test" if divided else "a file and a label"
+            raise Error(f"{path}: line {line}: expected {expected}")
+        found.setdefault(PARTS[split.lower()] if divided else "", {}).setdefault(label, []).append(file)
+    for files in (names for labels in found.values() for names in labels.values()):
+        missing = [name for name in files if not (path.parent / name).is_file()]
+        if missing:
+            others = f", nor {len(missing) - 1:,} others of its class" if missing[1:] else ""
+            raise Error(f"{path}: there is no file {path.parent / missing[0]}{others}")
+    folder = _folder(path.parent, found, 0)
+    twice = [
+        name for name, count in Counter(n for part in folder.parts.values() for n in part.pictures.names).items() if count > 1
+    ]
+    if twice:
+        raise Error(f"{path}: {twice[0]} is in it more than once")
+    return _numbered(folder, path) if all(name.isascii() and name.isdigit() for name in folder.classes) else folder
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    check_readable(path, most=limits.JSON)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip().lower() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = list(reader) if {"file", "label"} <= {*header} else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Error(f"{path}: cannot be read: {error}") from None
+    if not rows:
+        raise Error(
+            f"{path}: expected the columns file and label, and a line for each picture; it has {', '.join(header) or 'none'}"
+        )
+    return rows
+
+
+def _numbered(folder: Folder, path: Path) -> Folder:
+    """The folder of a CSV whose labels are the numbers of classes."""
+    numbers = np.array([int(name) for name in folder.classes])
+    count = numbers.max() + 1
+    if count > 999_999:
+        raise Error(f"{path}: label {numbers.max():,}, expected at most 999,999")
+    parts = {name: Part(part.pictures, numbers[part.labels]) for name, part in folder.parts.items()}
+    return Folder([str(number) for number in range(count)], parts, folder.skipped, is_numbered=True)
