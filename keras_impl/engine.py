@@ -1,11 +1,12 @@
 """The engine that comparison and training drive: a Keras network with its optimiser, in NumPy arrays.
 
-Images are (batch, channels, height, width), labels whole numbers; weights and gradients have PyTorch's names and layouts.
+Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
+layouts.
 """
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,8 +14,9 @@ import numpy as np
 from keras import ops
 
 import shared
-from shared import recipes, weights
+from shared import mixup, recipes, weights
 from shared.dropout import masks
+from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
@@ -33,13 +35,22 @@ class Engine:
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. With `compiled`, XLA compiles the training step. A network built in the scope of a
     `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch.
+
+    `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
+    batch that is divided by the weights of its labels. A step takes the mean gradient of as many batches as it is to
+    `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
+    all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
     Raises `shared.Error` on Keras's other backends.
     """
 
     framework = "Keras"
     rank, processes = 0, 1
 
-    def __init__(self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, compiled: bool = False) -> None:
+    def __init__(
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, compiled: bool = False,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        ema: float | None = None,
+    ) -> None:  # fmt: skip
         if keras.backend.backend() != "tensorflow":
             raise shared.Error(
                 f"this engine needs Keras on TensorFlow, but Keras runs on {keras.backend.backend()}: networks run there, but "
@@ -48,6 +59,7 @@ class Engine:
         import tensorflow
 
         self.net, self.seed, self.tf = net, seed, tensorflow
+        self.label_smoothing, self.class_weights, self.accumulate, self.ema = label_smoothing, class_weights, accumulate, ema
         self.dropouts = {name: layer for name, layer in named_layers(net) if isinstance(layer, Dropout)}
         self.passes = 0  # in training mode: each has dropout masks of its own
         self.weights = {name: variable for name, variable in variables(net).items() if variable.trainable}
@@ -56,31 +68,38 @@ class Engine:
         one_device = tensorflow.distribute.get_strategy()
         self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
         self.shares = self.strategy.num_replicas_in_sync
-        if optimizer:
-            options = {"momentum": 0.0} | optimizer if optimizer["name"] == "sgd" else dict(optimizer)
-            with self.strategy.scope():
-                self.optimizer = OPTIMIZERS[options.pop("name")](**options)
-                self.optimizer.build(list(self.weights.values()))
+        self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
+        with self.strategy.scope():
+            self.optimizer = _optimizer(optimizer, net.spec, self.weights) if optimizer else None
+            arrays = variables(net) if ema else {}
+            # Of NumPy arrays: of a variable's value, Keras would make the same variable.
+            self.average = {n: keras.Variable(_numpy(v), trainable=False, dtype=v.dtype) for n, v in arrays.items()}
         self._predict = tensorflow.function(lambda images: net(images, training=False))  # twice as fast as eager
         self._class_maps = tensorflow.function(net.class_maps)
         self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
         self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
+        self._follow = tensorflow.function(self._update_average)
 
-    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float | None = None) -> tuple[float, int]:
-        """One training step: (mean cross-entropy before it, number of correctly classified images)."""
+    def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
+        """One training step: (mean loss before it, number of correctly classified images).
+
+        Of mixed images, those that get the label of the image which shows more count as correct.
+        """
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
-        dropout_masks = self._masks(images)
-        if self.shares == 1:
-            loss, correct = self._steps(self._tensor(images), ops.convert_to_tensor(labels), dropout_masks)
-        else:
-            shares = (self._split(self._tensor(images)), self._split(ops.convert_to_tensor(labels)))
-            loss, correct = self._steps(*shares, {name: self._split(mask) for name, mask in dropout_masks.items()})
-        return float(loss), int(correct)
+        size, passes, gradients = len(images) // self.accumulate, [], None
+        for number in range(self.accumulate):
+            place = slice(number * size, (number + 1) * size)
+            batch = self._inputs(images[place], mixup.part(labels, place))
+            loss, correct, gradients = self._steps(*batch, gradients, number == self.accumulate - 1)
+            passes.append((loss, correct))
+        if self.ema:
+            self._follow()
+        return sum(float(loss) for loss, _ in passes) / self.accumulate, sum(int(correct) for _, correct in passes)
 
-    def loss(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """The mean cross-entropy in training mode, which updates the running statistics."""
-        return float(self._loss(self._tensor(images), ops.convert_to_tensor(labels), self._masks(images))[0])
+    def loss(self, images: np.ndarray, labels: Labels) -> float:
+        """The mean loss in training mode, which updates the running statistics."""
+        return float(self._loss(self._tensor(images), _labels(labels), self._masks(images))[0])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode, (batch, classes)."""
@@ -94,7 +113,7 @@ class Engine:
         """{layer name: output} in evaluation mode, with Keras's axes: channels last."""
         return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
 
-    def gradients(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    def gradients(self, images: np.ndarray, labels: Labels) -> dict[str, np.ndarray]:
         """{name: gradient} of the loss in training mode, with that of the images as "input". Takes no step.
 
         As every pass in training mode does, it updates the running statistics of batch norms.
@@ -102,33 +121,51 @@ class Engine:
         dropout_masks, inputs = self._masks(images), self._tensor(images)
         with self.tf.GradientTape() as tape:
             tape.watch(inputs)
-            loss, _ = self._loss(inputs, ops.convert_to_tensor(labels), dropout_masks)
+            loss, _ = self._loss(inputs, _labels(labels), dropout_masks)
         sources = {"input": inputs, **{name: variable.value for name, variable in self.weights.items()}}
         gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
         of_input = self.channels_first(_numpy(gradients.pop("input")))
         return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
 
     def state(self) -> State:
-        """The weights and, in training, the optimiser's arrays, named as by `shared.weights.slots`."""
+        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
         arrays = state(self.net)
+        arrays |= {f"{weights.EMA}{name}": to_pytorch(_numpy(variable)) for name, variable in self.average.items()}
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
                 arrays[f"optimizer.{slot}.{name}"] = to_pytorch(_numpy(variable))
         return arrays
 
     def load(self, arrays: State, steps: int = 0) -> None:
-        """Resume after `steps` steps, when `state` gave these arrays; an optimiser whose arrays are missing starts afresh.
+        """Resume after `steps` steps, when `state` gave these arrays; an optimiser or average without arrays starts afresh.
 
         Raises `shared.Error` if the weights do not fit the network.
         """
-        load(self.net, {name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
-        self.passes = steps
+        load(self.net, weights.of_network(arrays))
+        self.passes = steps * self.accumulate
+        own = variables(self.net)
+        for name, average in self.average.items():
+            array = arrays.get(weights.EMA + name)
+            average.assign(own[name].value if array is None else to_keras(array))
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
                 array = arrays.get(f"optimizer.{slot}.{name}")
                 variable.assign(np.zeros(variable.shape) if array is None else to_keras(array))
         if self.optimizer:
             self.optimizer.iterations.assign(steps)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network holds the average in this context. It is for evaluation alone."""
+        arrays = variables(self.net)
+        own = {name: _numpy(arrays[name]) for name in self.average}
+        try:
+            for name, average in self.average.items():
+                arrays[name].assign(average.value)
+            yield
+        finally:
+            for name, array in own.items():
+                arrays[name].assign(array)
 
     def total(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes: here there is always one."""
@@ -139,24 +176,53 @@ class Engine:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return np.moveaxis(output, -1, 1) if output.ndim == 4 else output
 
-    def _one_step(self, images: Tensor, labels: Tensor, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """A step on one device: (loss, number of correctly classified images) before it."""
+    def _one_step(
+        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        """A pass on one device: (loss, number of correctly classified images, gradients so far); the `last` ends the step.
+
+        `before` are the gradients of the passes before it in this step.
+        """
         with self.tf.GradientTape() as tape:
             loss, correct = self._loss(images, labels, dropout_masks)
-            share = loss / self.shares  # the optimiser sums the gradients of all devices
+            share = loss / (self.shares * self.accumulate)  # the optimiser sums the gradients of all devices
         gradients = tape.gradient(share, [variable.value for variable in self.weights.values()])
+        if before is not None:
+            pairs = zip(before, gradients, strict=True)
+            gradients = [None if gradient is None else total + gradient for total, gradient in pairs]
+        if not last:
+            return loss, correct, gradients
+        if self.clip:
+            gradients = self._clipped(gradients)
         # A weight that nothing uses has no gradient, and PyTorch does not change it: no weight decay either.
-        pairs = [(g, v) for g, v in zip(gradients, self.weights.values(), strict=True) if g is not None]
-        self.optimizer.apply_gradients(pairs)
-        return loss, correct
+        self.optimizer.apply_gradients([(g, v) for g, v in zip(gradients, self.weights.values(), strict=True) if g is not None])
+        return loss, correct, None
 
-    def _all_steps(self, images: Tensor, labels: Tensor, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """A step on all devices."""
-        loss, correct = self.strategy.run(self._one_step, args=(images, labels, dropout_masks))
+    def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of this device, clipped by what all devices have together."""
+        if self.shares == 1:
+            return optimizers.clipped(gradients, **self.clip)
+        context, used = self.tf.distribute.get_replica_context(), [g for g in gradients if g is not None]
+        total = iter(context.all_reduce(self.tf.distribute.ReduceOp.SUM, used))
+        whole = [None if g is None else next(total) for g in gradients]
+        return [None if g is None else g / self.shares for g in optimizers.clipped(whole, **self.clip)]
+
+    def _all_steps(
+        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        """`_one_step` on all devices."""
+        arguments = (images, labels, dropout_masks, before, last)
+        loss, correct, gradients = self.strategy.run(self._one_step, args=arguments)
         reduce, kinds = self.strategy.reduce, self.tf.distribute.ReduceOp
-        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None)
+        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients
 
-    def _loss(self, images: Tensor, labels: Tensor, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _update_average(self) -> None:
+        """The average after a step."""
+        own, share = variables(self.net), 1 - (self.ema or 0)
+        for name, average in self.average.items():
+            average.assign(average + share * (own[name] - average))
+
+    def _loss(self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(loss, number of correctly classified images) in training mode."""
         for name, mask in dropout_masks.items():
             self.dropouts[name].masks[threading.get_ident()] = mask
@@ -166,8 +232,36 @@ class Engine:
             for layer in self.dropouts.values():
                 layer.masks.pop(threading.get_ident(), None)
         logits = ops.cast(logits, self.net.variable_dtype)
-        correct = ops.sum(ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(labels, "int32")), "int32"))
-        return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)), correct
+        first = labels.first if isinstance(labels, Mixed) else labels
+        correct = ops.sum(ops.cast(ops.equal(ops.argmax(logits, -1), ops.cast(first, "int32")), "int32"))
+        return self._cross_entropy(logits, labels), correct
+
+    def _cross_entropy(self, logits: Tensor, labels: Any) -> Tensor:
+        """The loss for logits, by PyTorch's formula."""
+        if isinstance(labels, Mixed):
+            first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
+            share = ops.cast(labels.share, logits.dtype)
+            return share * first + (1 - share) * second
+        losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        if not self.label_smoothing and self.class_weights is None:
+            return ops.mean(losses)
+        of_class = ops.ones_like(logits[0]) if self.class_weights is None else ops.cast(self.class_weights, logits.dtype)
+        scales = ops.take(of_class, labels)
+        uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1)
+        total = (1 - self.label_smoothing) * ops.sum(scales * losses) + self.label_smoothing * ops.sum(uniform)
+        return total / ops.sum(scales)
+
+    def _inputs(self, images: np.ndarray, labels: Labels) -> tuple[Any, Any, Any]:
+        """Images, labels and dropout masks as `_steps` takes them."""
+        inputs = (self._tensor(images), _labels(labels), self._masks(images))
+        if self.shares == 1:
+            return inputs
+        pictures, labels, dropout_masks = inputs
+        if isinstance(labels, Mixed):
+            split = Mixed(self._split(labels.first), self._split(labels.second), labels.share)
+        else:
+            split = self._split(labels)
+        return self._split(pictures), split, {name: self._split(mask) for name, mask in dropout_masks.items()}
 
     def _masks(self, images: np.ndarray) -> dict[str, Tensor]:
         """{dropout layer: mask} for the coming pass in training mode, which it counts."""
@@ -198,7 +292,30 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | N
         layers = dict(named_layers(net))
         for name in recipes.frozen(recipe, spec):
             layers[name].trainable = False
-    return Engine(net, recipe["optimizer"], recipe["seed"], compiled)
+    return Engine(net, recipe["optimizer"], recipe["seed"], compiled, **recipes.engine_options(recipe))
+
+
+def _optimizer(optimizer: dict[str, Any], spec: Spec, named: Mapping[str, keras.Variable]) -> optimizers.Optimizer:
+    """The optimiser of a recipe, with the rates and weight decays of `recipes.groups`."""
+    own = ("name", "no_decay", "rates", "clip_norm", "clip_value")
+    options = {key: value for key, value in optimizer.items() if key not in own}
+    made = OPTIMIZERS[optimizer["name"]](**({"momentum": 0.0} if optimizer["name"] == "sgd" else {}) | options)
+    places = {name: place for place, name in enumerate(named)}
+    exempt = []
+    for factor, decays, names in recipes.groups(optimizer, spec, named):
+        made.factors |= {places[name]: factor for name in names}
+        exempt += [] if decays else [named[name] for name in names]
+    made.exclude_from_weight_decay(var_list=exempt)
+    made.build(list(named.values()))
+    return made
+
+
+def _labels(labels: Labels) -> Any:
+    """Labels as tensors: the share too, else each would be another graph."""
+    if isinstance(labels, Mixed):
+        first, second = (ops.convert_to_tensor(some) for some in (labels.first, labels.second))
+        return Mixed(first, second, ops.convert_to_tensor(labels.share, "float64"))
+    return ops.convert_to_tensor(labels)
 
 
 def _devices(count: int | None) -> contextlib.AbstractContextManager[Any]:

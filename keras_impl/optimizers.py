@@ -12,12 +12,27 @@ from .layers import Tensor
 Variables = Sequence[keras.Variable]
 
 
+def clipped(gradients: Sequence[Tensor], clip_norm: float | None = None, clip_value: float | None = None) -> list[Tensor]:
+    """Gradients, None among them, clipped as by `torch.nn.utils.clip_grad_norm_`, all together, or by `clip_grad_value_`.
+
+    Keras's `global_clipnorm` has no 1e-6 in the divisor, and clips what each device has before it takes their mean.
+    """
+    if clip_value is not None:
+        return [None if g is None else ops.clip(g, -clip_value, clip_value) for g in gradients]
+    if clip_norm is None:
+        return list(gradients)
+    norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in gradients if g is not None))
+    factor = ops.minimum(clip_norm / (norm + 1e-6), 1.0)
+    return [None if g is None else g * factor for g in gradients]
+
+
 class Optimizer(keras.optimizers.Optimizer):
     """What the optimisers here share: a float64 learning rate, and PyTorch's weight decay.
 
     Keras keeps the rate in float32, and on TensorFlow the weight decay too, so that two float64 runs differ from the eighth
     digit on: 0.05 becomes 0.0500000007. (A `LearningRateSchedule` still gives float32.) Weight decay is added to the gradient
-    here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights.
+    here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights, and
+    `factors` {place of a weight in that order: factor of its learning rate}.
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:
@@ -27,6 +42,7 @@ class Optimizer(keras.optimizers.Optimizer):
             self._untrack_variable(self._learning_rate)
             self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
         self.slots: dict[str, Variables] = {}
+        self.factors: dict[int, float] = {}
 
     def add_slots(self, variables: Variables, *names: str) -> None:
         """Give every weight an array for each of PyTorch's names."""
@@ -35,6 +51,11 @@ class Optimizer(keras.optimizers.Optimizer):
     def slot(self, name: str, variable: keras.Variable) -> keras.Variable:
         """The array of that name that belongs to a weight."""
         return self.slots[name][self._get_variable_index(variable)]
+
+    def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
+        """The learning rate of a weight, in its precision."""
+        factor = self.factors.get(self._get_variable_index(variable), 1.0)
+        return ops.cast(learning_rate * factor if factor != 1 else learning_rate, variable.dtype)
 
     def decay(self, variable: keras.Variable) -> Tensor | float:
         """What weight decay adds to the gradient of a weight."""
@@ -73,7 +94,7 @@ class SGD(Optimizer):
             self.assign(buffer, step)
             if self.nesterov:
                 step = gradient + self.momentum * step
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
+        self.assign_sub(variable, self.rate_of(variable, learning_rate) * step)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
@@ -104,7 +125,7 @@ class Adam(Optimizer):
         steps = ops.cast(self.iterations + 1, variable.dtype)
         # 1 - beta ** steps, which in float32 would lose four of seven digits in the first steps
         first, second = (-ops.expm1(steps * math.log(beta)) if beta else 1.0 for beta in self.betas)
-        rate = ops.cast(learning_rate, variable.dtype) / first
+        rate = self.rate_of(variable, learning_rate) / first
         self.assign_sub(variable, rate * mean / (ops.sqrt(square) / ops.sqrt(second) + self.eps))
 
     def get_config(self) -> dict[str, Any]:
@@ -123,7 +144,7 @@ class AdamW(Adam):
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         if self.weight_decay and self._use_weight_decay(variable):
-            self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * self.weight_decay * variable)
+            self.assign_sub(variable, self.rate_of(variable, learning_rate) * self.weight_decay * variable)
         super().update_step(gradient, variable, learning_rate)
 
     def decay(self, variable: keras.Variable) -> Tensor | float:

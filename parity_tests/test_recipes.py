@@ -31,7 +31,11 @@ def test_every_recipe(name):
     network = recipes.network(recipe)
     assert network["preprocessing"] and len(shapes.layers(network)[-1].shape) == 1
     rates = [recipes.learning_rate(recipe, step, 390) for step in range(0, recipes.length(recipe, 390), 390)]
-    assert rates[0] == max(rates) == recipe["optimizer"]["learning_rate"]
+    highest = recipe["optimizer"]["learning_rate"]
+    if "warmup" in recipe["schedule"] or recipe["schedule"]["name"] == "one_cycle":
+        assert rates[0] < 0.9 * max(rates) and 0.9 * highest < max(rates) <= highest
+    else:
+        assert rates[0] == max(rates) == highest
 
 
 def test_the_recipes_of_the_sources():
@@ -62,6 +66,9 @@ def pytorchs(optimizer, schedule, warmup, length):
         "step": lambda: theirs.StepLR(optimizer, schedule["every"], 1 / schedule["divide_by"]),
         "multi_step": lambda: theirs.MultiStepLR(optimizer, schedule["milestones"], 1 / schedule["divide_by"]),
         "cosine": lambda: theirs.CosineAnnealingLR(optimizer, length - warmup),
+        "linear": lambda: theirs.LinearLR(
+            optimizer, schedule.get("start_factor", 1), schedule.get("end_factor", 0), length - warmup
+        ),
     }
     if not warmup:
         return kinds[schedule["name"]]()
@@ -79,6 +86,8 @@ def pytorchs(optimizer, schedule, warmup, length):
         {"name": "multi_step", "milestones": [2, 7], "divide_by": 10},
         {"name": "cosine"},
         {"name": "cosine", "warmup": 3},
+        {"name": "linear"},
+        {"name": "linear", "start_factor": 0.5, "end_factor": 0.2, "warmup": 3},
     ],
 )
 def test_learning_rates_are_pytorchs(schedule, unit):
@@ -92,6 +101,24 @@ def test_learning_rates_are_pytorchs(schedule, unit):
             assert recipes.learning_rate(recipe, step, 5) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 37])
+@pytest.mark.parametrize("options", [{}, {"pct_start": 0.5, "div_factor": 10.0, "final_div_factor": 100.0}])
+@pytest.mark.parametrize("length", ["steps", "epochs"])
+def test_one_cycle_is_pytorchs(length, options, steps):
+    recipe = {length: steps, "optimizer": {"learning_rate": 0.3}, "schedule": {"name": "one_cycle", **options}}
+    steps *= 4 if length == "epochs" else 1
+    if options.get("pct_start", 0.3) * steps == 1:  # PyTorch divides by zero here
+        assert [recipes.learning_rate(recipe, step, 4) for step in (0, 1)] == pytest.approx([0.3, 0.3 / 1000])
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, steps, cycle_momentum=False, **options)
+    for step in range(steps):
+        assert recipes.learning_rate(recipe, step, 4) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        if step < steps - 1:
+            scheduler.step()
 
 
 def test_a_rate_that_gets_small():

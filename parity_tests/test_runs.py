@@ -115,7 +115,7 @@ def test_what_a_run_leaves(tmp_path):
     engine = torch_impl.Engine(torch_impl.build(SPEC, dtype="float64"))
     engine.load(weights.read_state(tmp_path / "best.safetensors"))
     spec, examples = training.prepare(run.recipe)
-    assert training.evaluate(engine, spec, examples, "float64") == (best["test_loss"], best["test_accuracy"])
+    assert training.evaluate(engine, spec, examples, "float64") == (best["test_loss"], best["test_accuracy"], best["test_top5"])
     logits = engine.predict(images.preprocess(examples.x_test, spec, "float64"))
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     losses = -np.log(chances[np.arange(len(logits)), examples.y_test])

@@ -86,9 +86,9 @@ NAME = Value(
 )
 
 
-def nearest(word: object, words: Iterable[str]) -> str:
-    """`, did you mean 'x'?` with the nearest of the words, or an empty string if none is near."""
-    near = difflib.get_close_matches(str(word), list(words), n=1)
+def nearest(word: object, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """`, did you mean 'x'?` with the nearest of the words, or an empty string if none is near, by difflib's ratio."""
+    near = difflib.get_close_matches(str(word), list(words), n=1, cutoff=cutoff)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
@@ -150,9 +150,8 @@ def check_keys(given: Mapping[str, Any], needed: str, optional: str, values: Map
     known = needed.split() + optional.split()
     for key in given:
         if key not in known:
-            raise Error(
-                f"unknown key {key!r}{nearest(key, known) or '; expected ' + (', '.join(known) or 'none but name and type')}"
-            )
+            near = nearest(key, known, 0.75)  # a typo: two keys that are less alike than that mean different things
+            raise Error(f"unknown key {key!r}{near or '; expected ' + (', '.join(known) or 'none but name and type')}")
     missing = [repr(key) for key in needed.split() if key not in given]
     if missing:
         raise Error(f"the keys {', '.join(missing)} are missing" if missing[1:] else f"the key {missing[0]} is missing")

@@ -5,6 +5,7 @@ unit, from 0. An epoch has whole batches only.
 """
 
 import copy
+import fnmatch
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import limits, networks, shapes
-from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, nearest, one_of, whole
+from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, first_few, nearest, one_of, whole
 from .files import read_json
 from .spec import LISTS, Spec, classifier, unroll
 
@@ -20,28 +21,51 @@ RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("float32", "float64", "mixed_bfloat16")
 BACKBONE = "backbone"  # of "freeze": everything but the classifier
 
-_FLOATS = ("learning_rate", "momentum", "weight_decay", "betas", "eps", "divide_by")  # keys whose numbers become floats
+BALANCED = "balanced"  # of "class_weights": in inverse proportion to the images of a class
+KINDS_WITHOUT_DECAY = ("bias", "batch_norm")  # of "no_decay"
+
+# keys whose numbers become floats
+_FLOATS = (
+    "learning_rate momentum weight_decay betas eps clip_norm clip_value divide_by "
+    "start_factor end_factor pct_start div_factor final_div_factor"
+).split()
 
 Recipe = dict[str, Any]  # a checked recipe
 
 # name: (required keys, optional keys)
+_ANY = "weight_decay no_decay rates clip_norm clip_value"  # keys of any optimiser
 OPTIMIZERS = {
-    "sgd": ("learning_rate", "momentum nesterov weight_decay"),
-    "adam": ("learning_rate", "betas eps weight_decay"),
-    "adamw": ("learning_rate", "betas eps weight_decay"),
+    "sgd": ("learning_rate", f"momentum nesterov {_ANY}"),
+    "adam": ("learning_rate", f"betas eps {_ANY}"),
+    "adamw": ("learning_rate", f"betas eps {_ANY}"),
 }
 SCHEDULES = {
     "constant": ("", "warmup"),
     "step": ("every divide_by", "warmup"),
     "multi_step": ("milestones divide_by", "warmup"),
     "cosine": ("", "warmup"),
+    "linear": ("", "start_factor end_factor warmup"),
+    "one_cycle": ("", "pct_start div_factor final_div_factor"),
 }
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
     "title source holdout preprocessing augmentation epochs steps schedule seed precision "
-    "classes channels init weights_key freeze"
+    "classes channels init weights_key freeze "
+    "label_smoothing class_weights accumulate ema patience"
 )
-AUGMENTATIONS = "pad flip crop jitter"
+AUGMENTATIONS = "pad flip crop jitter mixup"
+# What other software calls a key, which no likeness finds or finds wrongly: our key
+_ELSEWHERE = {
+    "lr": "optimizer.learning_rate",
+    "rate": "optimizer.learning_rate",
+    "batch_size": "batch",
+    "smoothing": "label_smoothing",
+    "ema_decay": "ema",
+    "max_norm": "optimizer.clip_norm",
+    "mixup_alpha": "augmentation.mixup",
+    "accumulation_steps": "accumulate",
+    "warmup_epochs": "schedule.warmup",
+}
 DEFAULTS = {"augmentation": {}, "schedule": {"name": "constant"}, "seed": 0, "precision": "float32", "freeze": []}
 
 
@@ -106,20 +130,51 @@ VALUES = {
         f'a list of layers, or ["{BACKBONE}"]',
         {"type": "array", "items": {"type": "string", "minLength": 1}},
     ),
-    "momentum": FRACTION,
     "holdout": _SHARE,
     **dict.fromkeys(("crop", "jitter"), _AT_MOST_ONE),
-    "weight_decay": Value(
-        lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
-        "a number of at least 0",
-        {"type": "number", "minimum": 0, "maximum": POSITIVE.schema["maximum"]},
+    **dict.fromkeys(("momentum", "label_smoothing"), FRACTION),
+    **dict.fromkeys(("mixup", "clip_norm", "clip_value"), POSITIVE),
+    **dict.fromkeys(("accumulate", "patience"), whole(1)),
+    "class_weights": Value(
+        lambda v: v == BALANCED or (type(v) is list and len(v) > 1 and all(map(POSITIVE.accepts, v))),
+        f'"{BALANCED}", or a list of a number above 0 for each class',
+        {"anyOf": [{"const": BALANCED}, {"type": "array", "minItems": 2, "items": POSITIVE.schema}]},
+    ),
+    **dict.fromkeys(
+        ("ema", "pct_start"),
+        Value(
+            lambda v: POSITIVE.accepts(v) and v < 1,
+            "a number above 0, below 1",
+            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        ),
+    ),
+    "no_decay": Value(
+        lambda v: type(v) is list and v and all(kind in KINDS_WITHOUT_DECAY for kind in v),
+        "a list of " + " or ".join(f'"{kind}"' for kind in KINDS_WITHOUT_DECAY),
+        {"type": "array", "minItems": 1, "items": {"enum": [*KINDS_WITHOUT_DECAY]}},
+    ),
+    "rates": Value(
+        lambda v: type(v) is dict and v and all(map(POSITIVE.accepts, v.values())),
+        'an object of name patterns and factors above 0, as {"layer1.*": 0.1}',
+        {"type": "object", "minProperties": 1, "additionalProperties": POSITIVE.schema},
+    ),
+    **dict.fromkeys(
+        ("weight_decay", "start_factor", "end_factor"),
+        Value(
+            lambda v: POSITIVE.accepts(v) or (type(v) in (int, float) and v == 0),
+            "a number of at least 0",
+            {"type": "number", "minimum": 0, "maximum": POSITIVE.schema["maximum"]},
+        ),
     ),
     "betas": Value(
         lambda v: type(v) is list and len(v) == 2 and all(map(FRACTION.accepts, v)),
         "two numbers of at least 0, below 1",
         {"type": "array", "minItems": 2, "maxItems": 2, "items": FRACTION.schema},
     ),
-    "divide_by": Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", POSITIVE.schema | {"exclusiveMinimum": 1}),
+    **dict.fromkeys(
+        ("divide_by", "div_factor", "final_div_factor"),
+        Value(lambda v: POSITIVE.accepts(v) and v > 1, "a number above 1", POSITIVE.schema | {"exclusiveMinimum": 1}),
+    ),
     "milestones": Value(
         lambda v: type(v) is list and v and all(map(whole(1).accepts, v)) and v == sorted({*v}),
         "whole numbers of at least 1, each larger than the one before",
@@ -202,6 +257,7 @@ def changed(recipe: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
 
 
 def _check_recipe(recipe: dict[str, Any]) -> None:
+    _check_places("", recipe, f"{REQUIRED} {OPTIONAL}")
     check_keys(recipe, REQUIRED, OPTIONAL, VALUES)
     if ("epochs" in recipe) == ("steps" in recipe):
         raise Error("expected either the key 'epochs' or the key 'steps'")
@@ -215,14 +271,33 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
         _check_part(part, options, *kinds[name])
     if recipe["optimizer"].get("nesterov") and not recipe["optimizer"].get("momentum"):
         raise Error("optimizer: 'nesterov' is true, which needs a 'momentum' above 0")
+    if "clip_norm" in recipe["optimizer"] and "clip_value" in recipe["optimizer"]:
+        raise Error("optimizer: expected either the key 'clip_norm' or the key 'clip_value'")
     _check_part("augmentation", recipe["augmentation"], "", AUGMENTATIONS)
     warmup, units = recipe["schedule"].get("warmup", 0), recipe.get("epochs") or recipe["steps"]
     if warmup >= units and warmup:
         raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
 
 
+def _check_places(part: str, options: Iterable[str], known: str) -> None:
+    """Raise `Error` for a key that belongs in another part of the recipe, or that we call by another name."""
+    kinds = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    places = {"": f"{REQUIRED} {OPTIONAL}", "augmentation": AUGMENTATIONS}
+    places |= {place: " ".join(f"{needed} {more}" for needed, more in kind.values()) for place, kind in kinds.items()}
+    for key in options:
+        if key in known.split():
+            continue
+        if key in places[part].split():
+            owners = [name for name, (needed, more) in kinds[part].items() if key in f"{needed} {more}".split()]
+            raise Error(f"unknown key {key!r}, which is for {', '.join(owners)}")
+        ours = [f"{place}.{key}".lstrip(".") for place, keys in places.items() if key in keys.split()]
+        if key in _ELSEWHERE or ours:
+            raise Error(f"unknown key {key!r}; expected {_ELSEWHERE.get(key) or ' or '.join(ours)}")
+
+
 def _check_part(name: str, options: dict[str, Any], needed: str, optional: str) -> None:
     try:
+        _check_places(name, options, f"{needed} {optional}")
         check_keys(options, needed, optional, VALUES)
     except Error as error:
         raise Error(f"{name}: {error}") from None
@@ -240,6 +315,10 @@ def network(recipe: Recipe) -> Spec:
     if len(rows[-1].shape) > 1:
         raise Error(f"{spec['name']} ends in a map, not in a vector of logits to train on")
     frozen(recipe, spec)
+    _check_rates(recipe, spec)
+    class_weights, classes = recipe.get("class_weights"), rows[-1].shape[0]
+    if isinstance(class_weights, list) and len(class_weights) != classes:
+        raise Error(f"'class_weights' has {len(class_weights)} numbers, but {spec['name']} has {classes} classes")
     return _named(spec, recipe, rows[-1].shape[0])
 
 
@@ -284,6 +363,31 @@ def label_groups(recipe: Recipe) -> list[list[int]] | None:
     return classes if _are_groups(classes) else None
 
 
+def _check_rates(recipe: Recipe, spec: Spec) -> None:
+    """Raise `Error` for a pattern of "rates" that is no trained weight's."""
+    names = trained(frozen(recipe, spec), spec)
+    for pattern in recipe["optimizer"].get("rates", {}):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise Error(f"optimizer: 'rates': no weight that is trained matches {pattern!r}; there are {first_few([*names])}")
+
+
+def groups(optimizer: Mapping[str, Any], spec: Spec, names: Iterable[str]) -> list[tuple[float, bool, list[str]]]:
+    """[(factor of the learning rate, whether weight decay applies, names)]: weights that an optimiser treats alike.
+
+    "rates" has patterns, as those of file names, and factors; the first pattern that fits a name counts. Of the kinds of
+    "no_decay", "bias" is every bias, also those of batch norms, and "batch_norm" all weights of batch norms.
+    """
+    rates, kinds = optimizer.get("rates", {}), optimizer.get("no_decay", ())
+    leaves = shapes.leaves(shapes.layers(spec)) if "batch_norm" in kinds else []
+    exempt = {name for leaf in leaves if leaf.type == "batch_norm" for name in leaf.weights}
+    members: dict[tuple[float, bool], list[str]] = {}
+    for name in names:
+        factor = next((float(rates[pattern]) for pattern in rates if fnmatch.fnmatchcase(name, pattern)), 1.0)
+        decays = name not in exempt and not ("bias" in kinds and name.endswith(".bias"))
+        members.setdefault((factor, decays), []).append(name)
+    return [(*group, names) for group, names in members.items()]
+
+
 def class_count(recipe: Recipe) -> int | None:
     """How many classes the recipe has, or None if it leaves that to the network."""
     classes = recipe.get("classes")
@@ -316,6 +420,23 @@ def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:
     return {name: shape for name, shape in arrays.items() if ".running_" not in name and not name.startswith(prefixes)}
 
 
+def engine_options(recipe: Recipe) -> dict[str, Any]:
+    """What engines take of a recipe, beside the optimiser, by the names of their parameters.
+
+    Raises `Error` for class weights that are yet to be balanced, by `twins.batches.balanced`.
+    """
+    if recipe.get("class_weights") == BALANCED:
+        raise Error(
+            f"'class_weights' is \"{BALANCED}\", which needs the data: pass the recipe through twins.batches.balanced first"
+        )
+    return {key: recipe[key] for key in ("label_smoothing", "class_weights", "accumulate", "ema") if key in recipe}
+
+
+def images_per_step(recipe: Recipe) -> int:
+    """The images that a step takes: as many batches as it accumulates the gradients of."""
+    return recipe["batch"] * recipe.get("accumulate", 1)
+
+
 def length(recipe: Recipe, steps_per_epoch: int) -> int:
     """The number of steps of the whole run."""
     return recipe["steps"] if "steps" in recipe else recipe["epochs"] * steps_per_epoch
@@ -330,6 +451,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     - "step": divided by d after every `every` units, as PyTorch's StepLR;
     - "multi_step": divided by d at each of the milestones, as MultiStepLR;
     - "cosine": rate (1 + cos(pi (t - w) / (n - w))) / 2, as CosineAnnealingLR after the warm-up;
+    - "linear": from `start_factor` times the rate, by default 1, to `end_factor` times, by default 0, as LinearLR over n - w;
+    - "one_cycle": OneCycleLR's cosines, up to the rate and down, always by steps; momentum stays;
     - in a warm-up of any of them: rate (s + 1) / m at step s of its m steps, as LinearLR (Goyal et al. 2017,
       arXiv:1706.02677, section 2.2), so that it rises from step to step also if it counts in epochs.
     """
@@ -344,4 +467,22 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return rate * (1 / schedule["divide_by"]) ** sum(units >= milestone for milestone in schedule["milestones"])
     if schedule["name"] == "cosine":
         return rate * (1 + math.cos(math.pi * (units - warmup) / (all_units - warmup))) / 2
+    if schedule["name"] == "linear":
+        first, last = schedule.get("start_factor", 1.0), schedule.get("end_factor", 0.0)
+        return rate * (first + (last - first) * (units - warmup) / (all_units - warmup))
+    if schedule["name"] == "one_cycle":
+        return rate * _one_cycle(step, length(recipe, steps_per_epoch), **{k: v for k, v in schedule.items() if k != "name"})
     return rate
+
+
+def _one_cycle(step: int, steps: int, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> float:
+    """The factor of the learning rate in `torch.optim.lr_scheduler.OneCycleLR`, with its defaults.
+
+    It rises from 1 / div_factor to 1 in the fraction `pct_start` of the steps, and falls to 1 / (div_factor final_div_factor).
+    """
+    top, end = pct_start * steps - 1, steps - 1
+    if step <= top:
+        first, last, share = 1 / div_factor, 1.0, step / top if top else 1.0
+    else:
+        first, last, share = 1.0, 1 / (div_factor * final_div_factor), (step - top) / (end - top)
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * share))

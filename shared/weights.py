@@ -25,6 +25,8 @@ from .spec import Spec
 
 State = dict[str, np.ndarray]
 
+EMA = "ema."  # in front of the names of averaged weights, in the state of an engine
+
 # {rank: order of the axes}: Keras has (height, width, in, out) and (in, out), PyTorch (out, in, height, width) and (out, in).
 TO_PYTORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
@@ -150,6 +152,13 @@ def slots(optimizer: dict[str, Any] | None) -> tuple[str, ...]:
     if not optimizer or (optimizer["name"] == "sgd" and not optimizer.get("momentum")):
         return ()
     return ("momentum_buffer",) if optimizer["name"] == "sgd" else ("exp_avg", "exp_avg_sq")
+
+
+def of_network(state: State, averaged: bool = False) -> State:
+    """The arrays of the network in the state of an engine, without what the optimiser keeps: its own, or the averaged ones."""
+    if averaged:
+        return {name.removeprefix(EMA): array for name, array in state.items() if name.startswith(EMA)}
+    return {name: array for name, array in state.items() if not name.startswith(("optimizer.", EMA))}
 
 
 def save_state(path: str | Path, state: State, about: Any = None) -> None:

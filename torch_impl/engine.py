@@ -1,11 +1,13 @@
 """The engine that comparison and training drive: a PyTorch network with its optimiser, in NumPy arrays.
 
-Images are (batch, channels, height, width), labels whole numbers; weights and gradients have PyTorch's names and layouts.
+Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
+layouts.
 """
 
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 import shared
-from shared import recipes, weights
+from shared import mixup, recipes, weights
 from shared.dropout import masks
+from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
@@ -35,14 +38,24 @@ class Engine:
     `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
     statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
     batch.
+
+    `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
+    batch that is divided by the weights of its labels. A step takes the mean gradient of as many batches as it is to
+    `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
+    all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
     """
 
     framework = "PyTorch"
 
     def __init__(
-        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False
-    ) -> None:
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False,
+        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        ema: float | None = None,
+    ) -> None:  # fmt: skip
         self.net, self.seed, self.mixed = net, seed, mixed
+        self.label_smoothing, self.accumulate, self.ema = label_smoothing, accumulate, ema
+        self.class_weights = None if class_weights is None else self._tensor(np.array(class_weights))
+        self.average = {name: tensor.detach().clone() for name, tensor in self._arrays().items()} if ema else {}
         self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
         self.frozen = [m for m in net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
         self.passes = 0  # in training mode: each has dropout masks of its own
@@ -52,33 +65,40 @@ class Engine:
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
+        self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         if optimizer:
-            options = {key: value for key, value in optimizer.items() if key not in ("name", "learning_rate")}
-            self.optimizer = OPTIMIZERS[optimizer["name"]](self.weights.values(), optimizer["learning_rate"], **options)
+            self.optimizer = _optimizer(optimizer, net.spec, self.weights)
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
                 self.shares = self.processes
                 unused = any(layer.get("shortcut") == "unused" for layer in net.spec["layers"])
                 self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
 
-    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float | None = None) -> tuple[float, int]:
-        """One training step: (mean cross-entropy before it, number of correctly classified images)."""
+    def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
+        """One training step: (mean loss before it, number of correctly classified images).
+
+        Of mixed images, those that get the label of the image which shows more count as correct.
+        """
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-        loss, logits = self._loss(images, labels)
+                group["lr"] = learning_rate * group["factor"]
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        correct = int((logits.argmax(1).cpu().numpy() == self._share(labels)).sum())
-        if self.shares == 1:
-            return loss.item(), correct
-        self._average_statistics()
-        total = self.total(np.array([loss.item(), correct]))
-        return float(total[0]) / self.shares, int(total[1])
+        first, size = labels.first if isinstance(labels, Mixed) else labels, len(images) // self.accumulate
+        passes = []
+        for number in range(self.accumulate):
+            place = slice(number * size, (number + 1) * size)
+            with self._gradients_added(number):
+                loss, logits = self._loss(images[place], mixup.part(labels, place))
+                (loss / self.accumulate).backward()
+            passes.append((loss.detach(), logits.detach().argmax(1), self._share(first[place])))
+        self._update()
+        # Only now, since it waits for a GPU.
+        sums = np.sum([(loss.item(), (found.cpu().numpy() == true).sum()) for loss, found, true in passes], axis=0)
+        loss_sum, correct = self.total(sums)
+        return float(loss_sum) / self.shares / self.accumulate, int(correct)
 
-    def loss(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """The mean cross-entropy in training mode, which updates the running statistics."""
+    def loss(self, images: np.ndarray, labels: Labels) -> float:
+        """The mean loss in training mode, which updates the running statistics."""
         with torch.no_grad():
             return self._loss(images, labels)[0].item()
 
@@ -100,7 +120,7 @@ class Engine:
         with torch.no_grad(), self._autocast():
             return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
 
-    def gradients(self, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    def gradients(self, images: np.ndarray, labels: Labels) -> dict[str, np.ndarray]:
         """{name: gradient} of the loss in training mode, with that of the images as "input". Takes no step.
 
         As every pass in training mode does, it updates the running statistics of batch norms.
@@ -112,8 +132,9 @@ class Engine:
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
 
     def state(self) -> State:
-        """The weights and, in training, the optimiser's arrays, named as by `shared.weights.slots`."""
+        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
         arrays = state(self.net)
+        arrays |= {f"{weights.EMA}{name}": _numpy(tensor.clone()) for name, tensor in self.average.items()}
         for slot in self.slots:
             for name, weight in self.weights.items():
                 array = self.optimizer.state.get(weight, {}).get(slot)  # None before the first step, and without a gradient
@@ -121,12 +142,15 @@ class Engine:
         return arrays
 
     def load(self, arrays: State, steps: int = 0) -> None:
-        """Resume after `steps` steps, when `state` gave these arrays; an optimiser whose arrays are missing starts afresh.
+        """Resume after `steps` steps, when `state` gave these arrays; an optimiser or average without arrays starts afresh.
 
         Raises `shared.Error` if the weights do not fit the network.
         """
-        load(self.net, {name: array for name, array in arrays.items() if not name.startswith("optimizer.")})
-        self.passes = steps
+        load(self.net, weights.of_network(arrays))
+        self.passes = steps * self.accumulate
+        for name, tensor in self._arrays().items() if self.ema else ():
+            array = arrays.get(weights.EMA + name)
+            self.average[name].copy_(tensor.detach() if array is None else torch.from_numpy(np.array(array)))
         if self.optimizer:
             self.optimizer.state.clear()
         for name, weight in self.weights.items():
@@ -135,6 +159,19 @@ class Engine:
             if slots:
                 counter = {"step": torch.tensor(float(steps))} if "exp_avg" in slots else {}
                 self.optimizer.state[weight] = counter | slots
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The network holds the average in this context. It is for evaluation alone."""
+        arrays = self._arrays()
+        own = {name: tensor.detach().clone() for name, tensor in arrays.items()}
+        try:
+            for name, average in self.average.items():
+                arrays[name].data.copy_(average)
+            yield
+        finally:
+            for name, tensor in own.items():
+                arrays[name].data.copy_(tensor)
 
     def total(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes, float64 if there are several."""
@@ -149,7 +186,29 @@ class Engine:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return output
 
-    def _loss(self, images: "np.ndarray | Tensor", labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _arrays(self) -> dict[str, Tensor]:
+        """All arrays of the network, running statistics included."""
+        tensors = self.net.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+    def _gradients_added(self, number: int) -> contextlib.AbstractContextManager[Any]:
+        """The context of a backward pass: processes exchange gradients after the last of those that a step accumulates."""
+        return self._net.no_sync() if self.shares > 1 and number < self.accumulate - 1 else contextlib.nullcontext()
+
+    def _update(self) -> None:
+        """Update the weights by their gradients, and what follows the weights."""
+        if "clip_norm" in self.clip:
+            nn.utils.clip_grad_norm_(self.weights.values(), self.clip["clip_norm"])
+        if "clip_value" in self.clip:
+            nn.utils.clip_grad_value_(self.weights.values(), self.clip["clip_value"])
+        self.optimizer.step()
+        if self.shares > 1:
+            self._average_statistics()
+        if self.ema:
+            for name, tensor in self._arrays().items():
+                self.average[name].lerp_(tensor.detach(), 1 - self.ema)
+
+    def _loss(self, images: "np.ndarray | Tensor", labels: Labels) -> tuple[Tensor, Tensor]:
         """The loss and the logits of this process's share of a batch, in training mode."""
         self.net.train()
         for layer in self.frozen:
@@ -166,7 +225,15 @@ class Engine:
             for layer in self.dropouts.values():
                 layer.mask = None
         logits = logits.to(images.dtype)
-        return F.cross_entropy(logits, torch.from_numpy(self._share(labels)).to(images.device)), logits
+        return self._cross_entropy(logits, labels), logits
+
+    def _cross_entropy(self, logits: Tensor, labels: Labels) -> Tensor:
+        """The loss for the logits of this process's share of a batch."""
+        if isinstance(labels, Mixed):
+            first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
+            return labels.share * first + (1 - labels.share) * second
+        target = torch.from_numpy(self._share(labels)).to(logits.device)
+        return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
 
     def _share(self, batch: Any) -> Any:
         """The part of a batch that this process takes."""
@@ -220,7 +287,19 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
         net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
-    return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled)
+    options = recipes.engine_options(recipe)
+    return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled, **options)
+
+
+def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a recipe, with a group of parameters for each `recipes.groups`, whose "factor" is that of the rate."""
+    own = ("name", "learning_rate", "no_decay", "rates", "clip_norm", "clip_value")
+    options = {key: value for key, value in optimizer.items() if key not in own}
+    groups: list[dict[str, Any]] = []
+    for factor, decays, names in recipes.groups(optimizer, spec, named):
+        group = {"params": [named[name] for name in names], "factor": factor, "lr": optimizer["learning_rate"] * factor}
+        groups.append(group if decays else group | {"weight_decay": 0.0})
+    return OPTIMIZERS[optimizer["name"]](groups, optimizer["learning_rate"], **options)
 
 
 def _crashes_channels_last(layer: nn.Module) -> bool:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared import images, shapes
+from shared import images, mixup, recipes, shapes
 from shared.checks import Error, RunError
 from shared.data import Data, Images
 from shared.folders import Pictures
 from shared.images import Picture
+from shared.mixup import Labels
 from shared.recipes import Recipe
 from shared.spec import Spec
 
@@ -87,33 +88,50 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
     )
 
 
+def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:
+    """The recipe with numbers for class weights that are "balanced": images / (classes x images of the class).
+
+    As scikit-learn's `compute_class_weight`. Raises `Error` for a class without images to train on.
+    """
+    if recipe.get("class_weights") != recipes.BALANCED:
+        return recipe
+    classes = shapes.layers(spec)[-1].shape[0]
+    counts = np.bincount(data.y_train, minlength=classes)
+    if not counts.all():
+        raise Error(f"'class_weights': {recipe['data']} has no images of class {counts.argmin()} to train on")
+    return recipe | {"class_weights": (len(data.y_train) / (classes * counts)).tolist()}
+
+
 def steps_per_epoch(recipe: Recipe, data: Data) -> int:
-    """The whole batches in an epoch."""
-    return len(data.x_train) // recipe["batch"]
+    """The steps in an epoch, of whole batches."""
+    return len(data.x_train) // recipes.images_per_step(recipe)
 
 
-def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray, Labels]:
     """(images, labels) of a training step: images as the network takes them, augmented. Raises `Error` as `stream`."""
     return next(stream(recipe, spec, data, step, Loader()))
 
 
-def stream(recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stream(recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader) -> Iterator[tuple[np.ndarray, Labels]]:
     """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
 
     The next image of the batch takes the place of one that cannot be read, if the loader skips those; otherwise raises `Error`.
     """
 
+    changes = {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
+    alpha = recipe["augmentation"].get("mixup")
+
     def chosen(step: int) -> np.ndarray:
-        return indices(len(data.x_train), recipe["batch"], step, recipe["seed"])
+        return indices(len(data.x_train), recipes.images_per_step(recipe), step, recipe["seed"])
 
     def arguments() -> Iterator[tuple[Any, ...]]:
         for number in itertools.count(step):
-            yield data.x_train[chosen(number)], spec, recipe["augmentation"], recipe["seed"], number, loader.skip
+            yield data.x_train[chosen(number)], spec, changes, recipe["seed"], number, loader.skip
 
     for number, read in enumerate(mapped(loader, data.x_train, read_augmented, arguments()), start=step):
         loader.note(read.errors)
-        labels = data.y_train[chosen(number)][read.places]
-        yield images.normalise(read.pixels, spec, dtype(recipe)), labels
+        x, labels = images.normalise(read.pixels, spec, dtype(recipe)), data.y_train[chosen(number)][read.places]
+        yield mixup.mixed(x, labels, alpha, recipe["seed"], number) if alpha else (x, labels)
 
 
 def mapped(loader: Loader, x: Images, function: Callable[..., Read], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Read]:

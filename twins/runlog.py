@@ -17,6 +17,7 @@ Row = dict[str, Any]  # a line of the log: an epoch
 
 # What a row has; a log needs the first four alone.
 NUMBERS = ("epoch", "loss", "test_loss", "test_accuracy", "step", "accuracy", "learning_rate", "images_per_sec")
+MORE = ("test_top5", "ema_test_loss", "ema_test_accuracy", "ema_test_top5")  # that some rows have
 
 
 def read_log(run: str | Path, note: Callable[[str], None] = lambda text: None) -> list[Row]:
@@ -53,7 +54,7 @@ def is_row(row: Any, numbers: Sequence[str] = NUMBERS) -> bool:
         or type(row.get("step", 0)) is not int
     ):
         return False
-    return all(is_amount(row.get(key)) for key in numbers)
+    return all(is_amount(row.get(key)) for key in numbers) and all(is_amount(row[key]) for key in MORE if key in row)
 
 
 def is_amount(value: Any) -> bool:
@@ -74,9 +75,20 @@ def frameworks(rows: list[Row]) -> str:
     return " and ".join(dict.fromkeys(row["framework"] for row in rows))
 
 
+def accuracy(row: Row) -> float:
+    """The test accuracy after an epoch: of the weights or, if it is better, of their average."""
+    return max(row["test_accuracy"], row.get("ema_test_accuracy", 0.0))
+
+
+def top5(row: Row) -> float | None:
+    """The top-5 accuracy of what `accuracy` is of, None in a log without one."""
+    averaged = row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"]
+    return row.get("ema_test_top5" if averaged else "test_top5")
+
+
 def best_epoch(rows: list[Row]) -> Row:
     """The row with the best test accuracy, the first of several."""
-    return max(rows, key=lambda row: row["test_accuracy"])
+    return max(rows, key=accuracy)
 
 
 def largest_difference(first: list[Row], other: list[Row]) -> float | None:

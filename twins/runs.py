@@ -69,6 +69,7 @@ def start(
     if "init" in recipe and not resume:
         init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
     spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
+    recipe = batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if checkpoint:
         training.check_epochs(checkpoint, per_epoch)
@@ -83,6 +84,11 @@ def start(
     complete = Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {-(-done // per_epoch)} to continue")
     if done >= steps and (rank or not in_place):
         raise complete
+    if checkpoint and done < steps and training.is_over(recipe, checkpoint.history):
+        epochs = recipe["patience"]
+        raise Error(
+            f"{resume}: the run has ended, with no better epoch in {epochs}; pass --set patience above {epochs} to continue"
+        )
     with contextlib.nullcontext() if rank else training.locked(folder):
         if checkpoint and in_place:
             training.check_current(folder, checkpoint)

@@ -40,7 +40,7 @@ class Progress(NamedTuple):
     """Where a run is after a step."""
 
     step: int
-    steps: int  # of the whole run
+    steps: int  # of the whole run; those done, if the recipe's patience is at its end
     epoch: int
     loss: float  # the mean over the epoch so far, as is the accuracy
     accuracy: float
@@ -86,8 +86,10 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
     if start:
         channels = data.x_train.shape[3] if isinstance(data.x_train, np.ndarray) else spec["input"][0]
         spec = recipes.following(spec, recipe, start, int(data.y_train.max()) + 1, channels)
-    if recipe["batch"] > len(data.x_train):
-        raise Error(f"'batch' is {recipe['batch']:,}, but {recipe['data']} has {len(data.x_train):,} images to train on")
+    size = recipes.images_per_step(recipe)
+    if size > len(data.x_train):
+        times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
+        raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
             batches.check_fits(x, y, spec)
@@ -149,10 +151,21 @@ def run(
             yield the_run.take_step()
             if the_run.step % the_run.per_epoch == 0 or the_run.step == the_run.steps:
                 yield the_run.end_epoch()
+                if is_over(recipe, the_run.history):
+                    return
             stopping = engine.total(np.array([float(stop())]))[0] > 0
             the_run.save_within_epoch(stopping)
             if stopping:
                 return
+
+
+def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
+    """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better."""
+    return (
+        "patience" in recipe
+        and len(history) > 0
+        and len(history) - 1 - history.index(runlog.best_epoch(history)) >= recipe["patience"]
+    )
 
 
 @contextlib.contextmanager
@@ -237,9 +250,9 @@ class _Run:
             self.step, self.sums, self.history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
-            self.sums = _sums(self.history.pop(), self.per_epoch, recipe["batch"])
+            self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
         self.batches = batches.stream(recipe, spec, data, self.step, self.loader)
-        self.best = max((row["test_accuracy"] for row in self.history), default=-1.0)
+        self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.saved = time.monotonic()
 
     def begin(self) -> None:
@@ -276,7 +289,7 @@ class _Run:
         self.step += 1
         if not math.isfinite(loss):
             raise _diverged(f"the loss of step {self.step}, in epoch {self.epoch}, is {loss}", self.folder)
-        new = (loss * len(y), correct, len(y), time.monotonic() - started)
+        new = (loss * len(x), correct, len(x), time.monotonic() - started)
         self.sums = [total + more for total, more in zip(self.sums, new, strict=True)]
         losses, corrects, count, _ = self.sums
         return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
@@ -291,7 +304,7 @@ class _Run:
         """Test, and write the log and the checkpoints."""
         waited, self.loader.waited = self.loader.waited, 0.0
         precision = batches.dtype(self.recipe)
-        test_loss, test_accuracy = evaluate(self.engine, self.spec, self.data, precision, self.loader)
+        test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, precision, self.loader)
         self.check_readable()
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
@@ -304,6 +317,8 @@ class _Run:
             "accuracy": correct / count,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **({} if top5 is None else {"test_top5": top5}),
+            **self.evaluate_average(),
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
@@ -319,10 +334,20 @@ class _Run:
             now = self.checkpoint()
             files.append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
             write(self.folder / LAST, now)
-            if test_accuracy > self.best:  # last: `mend_best` does it for a process that is killed before
+            if runlog.accuracy(row) > self.best:  # last: `mend_best` does it for a process that is killed before
                 write_best(self.folder, now, whole_epoch=self.step % self.per_epoch == 0)
-        self.best, self.saved = max(self.best, test_accuracy), time.monotonic()
-        return Progress(self.step, self.steps, self.epoch, row["loss"], row["accuracy"], row)
+        self.best, self.saved = max(self.best, runlog.accuracy(row)), time.monotonic()
+        steps = self.step if is_over(self.recipe, self.history) else self.steps
+        return Progress(self.step, steps, self.epoch, row["loss"], row["accuracy"], row)
+
+    def evaluate_average(self) -> dict[str, float]:
+        """What the log says of the averaged weights, if there are any."""
+        if not self.recipe.get("ema"):
+            return {}
+        with self.engine.averaged():
+            scores = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe), self.loader)
+        top5 = {} if scores.top5 is None else {"ema_test_top5": scores.top5}
+        return {"ema_test_loss": scores.loss, "ema_test_accuracy": scores.accuracy, **top5}
 
     def save_within_epoch(self, stopping: bool) -> None:
         """Write a checkpoint if the run ends here, or the last one is of more than a minute ago."""
@@ -347,8 +372,7 @@ def write_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool) -> None:
     """Write the weights of a checkpoint as the best. Those before stay if its epoch is cut short, which ends if it goes on."""
     if not whole_epoch and (folder / BEST).exists():
         os.replace(folder / BEST, folder / BEST_WHOLE)
-    arrays = {name: array for name, array in checkpoint.arrays.items() if not name.startswith("optimizer.")}
-    write(folder / BEST, checkpoint._replace(arrays=arrays))
+    write(folder / BEST, checkpoint._replace(arrays=best_weights(checkpoint.arrays, checkpoint.history[-1])))
 
 
 def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) -> None:
@@ -356,6 +380,11 @@ def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) ->
     rows = checkpoint.history
     if rows and runlog.best_epoch(rows)["step"] == checkpoint.step != step_of(folder / BEST):
         write_best(folder, checkpoint, whole_epoch)
+
+
+def best_weights(arrays: State, row: dict[str, Any]) -> State:
+    """Of the weights and their average, those with the better test accuracy in a line of the log; the average if equal."""
+    return weights.of_network(arrays, averaged=row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"])
 
 
 def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
@@ -371,18 +400,26 @@ def _diverged(what: str, folder: Path) -> RunError:
     return RunError(f"{what}: the run has ended, {last}. Try a smaller learning rate, or a warm-up")
 
 
-def evaluate(
-    engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loader: Loader | None = None
-) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy) on the test images, read as by `predict.batched_logits`."""
-    sums = np.zeros(3)
+class Scores(NamedTuple):
+    """What a network reaches on the test images."""
+
+    loss: float  # mean cross-entropy, without label smoothing or class weights
+    accuracy: float
+    top5: float | None = None  # how often the label is among the five likeliest; None for up to five classes
+
+
+def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loader: Loader | None = None) -> Scores:
+    """The scores of an engine's network on the test images, read as by `predict.batched_logits`."""
+    sums = np.zeros(4)
     for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype, loader):
         labels, logits = data.y_test[place], logits.astype(np.float64)
-        largest = logits.max(1)
-        losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - logits[np.arange(len(labels)), labels]
-        sums += losses.sum(), (logits.argmax(1) == labels).sum(), len(labels)
-    losses, correct, count = engine.total(sums).tolist()
-    return losses / count, correct / count
+        largest, true = logits.max(1), logits[np.arange(len(labels)), labels]
+        losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - true
+        likelier = (logits > true[:, None]).sum(1)  # classes that are likelier than the label
+        sums += losses.sum(), (logits.argmax(1) == labels).sum(), (likelier < predict.TOP).sum(), len(labels)
+    *totals, count = engine.total(sums).tolist()
+    loss, accuracy, top5 = (total / count for total in totals)
+    return Scores(loss, accuracy, top5 if shapes.layers(spec)[-1].shape[0] > predict.TOP else None)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -406,6 +443,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
         if not any(name.startswith("optimizer.") for name in arrays):
             raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
+    if checkpoint.recipe.get("ema"):
+        if not any(name.startswith(weights.EMA) for name in arrays):
+            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
+        expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
     try:
         weights.check_state(arrays, expected)
     except Error as error:
@@ -432,7 +473,7 @@ def _checked(arrays: State, about: Any) -> Checkpoint:
     ends = [0, *(row["step"] for row in history)]
     if [row["epoch"] for row in history] != list(range(1, len(ends))) or ends != sorted({*ends}):
         raise Error("'history' is not one line an epoch, in order")
-    if step < ends[-1] or sums[2] != (step - ends[-1]) * recipe["batch"]:
+    if step < ends[-1] or sums[2] != (step - ends[-1]) * recipes.images_per_step(recipe):
         raise Error(f"'step' is {step}, 'history' goes to {ends[-1]}, and 'sums' is of {sums[2]:g} images since")
     return checkpoint._replace(recipe=recipe)
 
@@ -443,7 +484,7 @@ def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:
     recipe = recipes.changed(before, changes)
     # The checkpoint has the network: the file of that name may have changed.
     recipe = recipes.load(recipe | {"network": checkpoint.spec}) | {"network": recipe["network"]}
-    free = ("epochs", "steps", "schedule", "precision", "optimizer")
+    free = ("epochs", "steps", "schedule", "precision", "optimizer", "ema", "patience")
     for key in before | recipe:
         if key not in free and before.get(key) != recipe.get(key):
             raise Error(f"--set {key}: cannot change in the middle of a run; to start another with its weights, use --init")

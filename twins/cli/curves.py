@@ -53,7 +53,7 @@ def _summary(name: str, rows: list["Row"], first: list["Row"]) -> dict[str, Any]
     return {
         "run": name,
         "epochs": len(rows),
-        "test_accuracy": best["test_accuracy"],  # the best
+        "test_accuracy": runlog.accuracy(best),  # the best
         "best_epoch": best["epoch"],
         "difference": None if rows is first else runlog.largest_difference(first, rows),
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared import limits, recipes
+from shared import limits, recipes, weights
 from shared.checks import Error, RunError
 
 from .. import backends
@@ -143,7 +143,10 @@ def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[
         output.show_json(found)
     elif best:
         file = f": {where}" * is_best
-        output.show(f"Best test accuracy {best['test_accuracy']:.2%}, after epoch {best['epoch']}{file}")
+        if last.step == last.steps < start.steps:
+            output.show(f"No better test accuracy in {start.recipe['patience']} epochs: the run ends here.")
+        top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
+        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
 
 
 def _check(
@@ -205,10 +208,11 @@ class _Signals:
 
 def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> None:
     resuming = f", resuming at step {start.done:,}" if start.done else ""
-    images = f"{start.steps:,} steps of {start.recipe['batch']} images"
+    accumulate = start.recipe.get("accumulate", 1)
+    images = f"{start.steps:,} steps of {f'{accumulate} x ' * (accumulate > 1)}{start.recipe['batch']} images"
     say(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
     if start.pretrained:
-        fresh = [name for name in others if not name.startswith("optimizer.")]
+        fresh = [name for name in others if not name.startswith(("optimizer.", weights.EMA))]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
         for note in start.notes:
             say(note)
@@ -236,7 +240,7 @@ def _watch(
         for now in run:
             for listener in listeners:
                 listener(now)
-            speed = start.recipe["batch"] * (bar.tasks[0].speed or 0)
+            speed = recipes.images_per_step(start.recipe) * (bar.tasks[0].speed or 0)
             measures = f"loss {_loss(now.loss)}  accuracy {now.accuracy:.2%}  {speed:,.0f} images/s"
             bar.update(task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}", measures=measures)
             if now.row:
@@ -253,6 +257,8 @@ def _epoch(row: dict[str, Any], width: int) -> str:
     if width < 90:
         return f"{epoch}  loss {loss}  {accuracy}; test loss {test_loss}  {test_accuracy}"
     line = f"{epoch}  loss {loss}  {accuracy}  test loss {test_loss}  test {test_accuracy}"
+    if "ema_test_accuracy" in row:
+        line += f"  averaged {row['ema_test_accuracy']:.2%}"
     waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
     rest = f"  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s{waited}"
     return line if width < 120 else line + rest
