@@ -28,11 +28,11 @@ def class_number(name: str, spec: Spec) -> int:
     Raises `Error` if the network has no such class, or several of that name.
     """
     count, names = shapes.layers(spec)[-1].shape[0], networks.class_names(spec) or []
-    number = str(name)
-    if number.isdecimal():
-        if len(number) < 20 and int(number) < count:
-            return int(number)
-        raise Error(f"class {number[:60]}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
+    digits = str(name)
+    if digits.isdecimal():
+        if len(digits) < 20 and int(digits) < count:
+            return int(digits)
+        raise Error(f"class {digits[:60]}: {spec['name']} has {count:,} classes, 0 to {count - 1:,}")
     known: dict[str, list[int]] = {}
     for number, label in enumerate(names):
         for word in {*label.split(", "), label}:
