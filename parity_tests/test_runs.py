@@ -267,7 +267,7 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint(backend, tmp_path):
 def accuracies(monkeypatch, *values):
     """Let the test accuracies of runs be these, epoch by epoch."""
     following = iter(values)
-    monkeypatch.setattr(training, "evaluate", lambda *_: (1.0, next(following)))
+    monkeypatch.setattr(training, "evaluate", lambda *_: training.Scores(1.0, next(following)))
 
 
 LINEAR = {
