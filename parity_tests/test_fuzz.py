@@ -30,7 +30,7 @@ import torch_impl
 # isort: split
 # PyTorch first, then TensorFlow: the other modules of this suite import them in the other order.
 import keras_impl
-from shared import checks, images, networks, recipes, shapes, spec, weights
+from shared import checks, images, networks, reading, recipes, shapes, spec, weights
 from twins import backends, checkpoints, datasets, ladder, runlog, schema, training
 
 FACTOR = settings().max_examples / 100
@@ -395,9 +395,9 @@ def read_damaged(folder, content, ending=""):
     path = folder / f"weights{ending}"
     path.write_bytes(content)
     with measured(), contextlib.suppress(shared.Error):
-        arrays = checkpoints.read_weights(path).arrays
+        arrays = reading.read_weights(path).arrays
         assert all(isinstance(array, np.ndarray) and array.dtype.kind in "fiub" for array in arrays.values())
-        state = checkpoints.load_weights(path, shared.load(TINY))
+        _, state = reading.load_weights(path, shared.load(TINY))
         weights.check_state(state, shapes.weights(shapes.layers(TINY)))
 
 
@@ -467,7 +467,7 @@ def test_damaged_data_sets(folder, changes, place, inside):
     path.write_bytes(damaged_member(content, changes, place) if inside else damaged(content, changes))
     with measured(), contextlib.suppress(shared.Error), warnings.catch_warnings(action="ignore"):
         data = datasets.load_data(path)
-        for images_, labels in (data[:2], data[2:]):
+        for images_, labels in (data[:2], data[2:4]):
             assert images_.dtype == np.uint8 and images_.ndim == 4 and images_.size and labels.shape == images_.shape[:1]
 
 
@@ -482,7 +482,7 @@ def test_damaged_texts(folder, changes, kind):
     readers = {"spec": shared.load, "recipe": recipes.load, "log": runlog.read_log, "index": weights.read_shards}
     with measured(), contextlib.suppress(shared.Error):
         if kind == "map":
-            checkpoints.read_weights(path, checkpoints.Naming(map=path))
+            reading.read_weights(path, reading.Naming(map=path))
         else:
             readers[kind](path)
 

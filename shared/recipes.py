@@ -364,17 +364,25 @@ def label_groups(recipe: Recipe) -> list[list[int]] | None:
 
 
 def _check_rates(recipe: Recipe, spec: Spec) -> None:
-    """Raise `Error` for a pattern of "rates" that is no trained weight's."""
-    names = trained(frozen(recipe, spec), spec)
+    """Raise `Error` for a pattern of "rates" that is no weight's."""
+    names = trained((), spec)
     for pattern in recipe["optimizer"].get("rates", {}):
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise Error(f"optimizer: 'rates': no weight that is trained matches {pattern!r}; there are {first_few([*names])}")
+        if not any(_is_like(name, pattern, spec) for name in names):
+            expected = f"there are {first_few([*names])}, and {BACKBONE} for all but the classifier's"
+            raise Error(f"optimizer: 'rates': no weight matches {pattern!r}; {expected}")
+
+
+def _is_like(name: str, pattern: str, spec: Spec) -> bool:
+    """Whether a pattern of "rates" fits the name of a weight."""
+    if pattern == BACKBONE:
+        return not name.startswith(f"{classifier(spec)['name']}.")
+    return fnmatch.fnmatchcase(name, pattern)
 
 
 def groups(optimizer: Mapping[str, Any], spec: Spec, names: Iterable[str]) -> list[tuple[float, bool, list[str]]]:
     """[(factor of the learning rate, whether weight decay applies, names)]: weights that an optimiser treats alike.
 
-    "rates" has patterns, as those of file names, and factors; the first pattern that fits a name counts. Of the kinds of
+    "rates" has patterns, as those of file names, or "backbone", and factors; the first pattern that fits a name counts. Of the kinds of
     "no_decay", "bias" is every bias, also those of batch norms, and "batch_norm" all weights of batch norms.
     """
     rates, kinds = optimizer.get("rates", {}), optimizer.get("no_decay", ())
@@ -382,7 +390,7 @@ def groups(optimizer: Mapping[str, Any], spec: Spec, names: Iterable[str]) -> li
     exempt = {name for leaf in leaves if leaf.type == "batch_norm" for name in leaf.weights}
     members: dict[tuple[float, bool], list[str]] = {}
     for name in names:
-        factor = next((float(rates[pattern]) for pattern in rates if fnmatch.fnmatchcase(name, pattern)), 1.0)
+        factor = next((float(rates[pattern]) for pattern in rates if _is_like(name, pattern, spec)), 1.0)
         decays = name not in exempt and not ("bias" in kinds and name.endswith(".bias"))
         members.setdefault((factor, decays), []).append(name)
     return [(*group, names) for group, names in members.items()]
