@@ -245,7 +245,9 @@ class Engine:
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         if not self.label_smoothing and self.class_weights is None:
             return ops.mean(losses)
-        of_class = ops.ones_like(logits[0]) if self.class_weights is None else ops.cast(self.class_weights, logits.dtype)
+        # An array, since Keras makes float32 of a list.
+        given = None if self.class_weights is None else np.array(self.class_weights)
+        of_class = ops.ones_like(logits[0]) if given is None else ops.cast(given, logits.dtype)
         scales = ops.take(of_class, labels)
         uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1)
         total = (1 - self.label_smoothing) * ops.sum(scales * losses) + self.label_smoothing * ops.sum(uniform)

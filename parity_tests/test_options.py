@@ -40,11 +40,11 @@ SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
 ADAMW = {"name": "adamw", "learning_rate": 0.002, "weight_decay": 0.5}
 EXEMPT = {"no_decay": ["bias", "batch_norm"]}
 RATES = {"rates": {"fc.*": 2, "layer1.*": 0.1}}
-LOSS = {"label_smoothing": 0.1, "class_weights": [*range(1, 11)]}
+LOSS = {"label_smoothing": 0.1, "class_weights": [number / 7 for number in range(1, 11)]}
 # name: (optimiser, what else an engine takes, alpha of mixup)
 OPTIONS = {
     "label smoothing": (SGD, {"label_smoothing": 0.1}, None),
-    "class weights": (SGD, {"class_weights": [*range(1, 11)]}, None),
+    "class weights": (SGD, {"class_weights": [number / 7 for number in range(1, 11)]}, None),
     "clipping by norm": (SGD | {"clip_norm": 0.5}, {}, None),
     "clipping by value": (SGD | {"clip_value": 0.01}, {}, None),
     "no decay": (SGD | EXEMPT | {"weight_decay": 0.1}, {}, None),

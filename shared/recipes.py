@@ -382,8 +382,8 @@ def _is_like(name: str, pattern: str, spec: Spec) -> bool:
 def groups(optimizer: Mapping[str, Any], spec: Spec, names: Iterable[str]) -> list[tuple[float, bool, list[str]]]:
     """[(factor of the learning rate, whether weight decay applies, names)]: weights that an optimiser treats alike.
 
-    "rates" has patterns, as those of file names, or "backbone", and factors; the first pattern that fits a name counts. Of the kinds of
-    "no_decay", "bias" is every bias, also those of batch norms, and "batch_norm" all weights of batch norms.
+    "rates" has patterns, as those of file names, or "backbone", and factors; the first pattern that fits a name counts. Of the
+    kinds of "no_decay", "bias" is every bias, also those of batch norms, and "batch_norm" all weights of batch norms.
     """
     rates, kinds = optimizer.get("rates", {}), optimizer.get("no_decay", ())
     leaves = shapes.leaves(shapes.layers(spec)) if "batch_norm" in kinds else []
