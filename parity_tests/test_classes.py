@@ -143,6 +143,16 @@ def test_it_is_seen_among_networks(monkeypatch):
     assert [spec["name"] for spec in renaming.guess_networks(blank(shared.load("resnet18_gray")))] == ["resnet18_gray"]
 
 
+def test_a_network_with_the_files_channels_comes_before_one_without(tmp_path, monkeypatch):
+    paths = [tmp_path / "colour.json", tmp_path / "grey.json"]
+    for path, spec in zip(paths, (TINY, networks.variant(TINY, channels=1)), strict=True):
+        path.write_text(json.dumps(spec))
+    monkeypatch.setattr(networks, "names", lambda: paths)
+    for channels, name in ((3, "tiny"), (1, "tiny_1_channel")):
+        found = renaming.guess_networks(blank(networks.variant(TINY, 37, channels)))
+        assert [spec["name"] for spec in found] == [name]
+
+
 @pytest.mark.parametrize("head", ["fc", "head", "classifier.1", "linear"])
 def test_it_is_seen_under_a_prefix_and_with_another_head(head):
     variant = networks.variant(TINY, 37)
@@ -482,6 +492,7 @@ def test_a_copied_spec_says_what_to_delete():
         ({"data": "fashion_mnist"}, "fashion_mnist"),
         ({"classes": [[3], [5, 6]]}, ["cat", "dog, frog"]),
         ({"classes": [[3], [5, 6]], "data": "x.npz"}, None),
+        ({"classes": [[n] for n in reversed(range(10))]}, networks.class_names({"classes": "cifar10"})[::-1]),
         ({"classes": [[1], [0], *([n] for n in range(2, 10))], "data": "x.npz"}, None),
         ({"classes": ["yes", "no"]}, ["yes", "no"]),
         ({"classes": 7}, None),

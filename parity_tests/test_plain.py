@@ -49,10 +49,6 @@ def chain(size, *layers, channels=4):
     return {"name": "tiny", "input": [channels, size, size], "layers": named}
 
 
-def pools(*options):
-    return [{"type": kind, **option} for kind, option in options]
-
-
 # Every type of layer and block, and of its options those that Keras has in another way or not at all.
 TINY = {
     "convolutions": chain(
@@ -92,6 +88,12 @@ TINY = {
         {"type": "adaptive_avg_pool", "size": 2},
         {"type": "adaptive_avg_pool", "size": 3},
         {"type": "adaptive_avg_pool", "size": 1},
+    ),
+    "pools of negative numbers": chain(
+        14,
+        {"type": "max_pool", "kernel": 3, "stride": 2, "padding": 1},
+        {"type": "max_pool", "kernel": 4, "stride": 1, "padding": 2},
+        {"type": "max_pool", "kernel": 2, "stride": 2, "padding": 1, "ceil": True},
     ),
     "residual": chain(
         12,
@@ -134,8 +136,9 @@ def pair(spec, dtype="float64"):
 
 
 def random_images(spec, count=2):
+    """Images that are mostly negative, so that it shows where zeros win in a max pool."""
     channels, height, width = spec["input"]
-    return np.random.default_rng(0).standard_normal((count, height, width, channels))
+    return np.random.default_rng(0).standard_normal((count, height, width, channels)) - 2
 
 
 @pytest.fixture(scope="module")

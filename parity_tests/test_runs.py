@@ -18,7 +18,7 @@ import keras_impl
 import shared
 import torch_impl
 from shared import files, images, networks, reading, recipes, weights
-from twins import backends, batches, ladder, plots, runlog, runs, training
+from twins import backends, batches, datasets, ladder, plots, runlog, runs, training
 from twins.cli import train
 
 BOUNDS = ladder.BOUNDS["float64"]
@@ -325,7 +325,7 @@ def test_a_best_that_the_log_does_not_know_is_replaced(tmp_path, monkeypatch):
     assert weights.read_about(tmp_path / "best.safetensors")["step"] == 8
 
 
-WRONG = [None, True, -1, 0, 2, 3.5, 10**30, 10**300, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"name": []}]
+WRONG = [None, True, -1, 0, 2, 3.5, 10**30, 10**400, float("nan"), float("inf"), "", "x", [], [None], [[]], {}, {"name": []}]
 MISSING = object()
 
 
@@ -356,7 +356,7 @@ def test_damaged_checkpoints(tmp_path, monkeypatch):
         try:
             checkpoint = training.read_checkpoint(path)
             recipe = training.resumed(checkpoint, [])
-            training._Run(run.engine, recipe, checkpoint.spec, run.arguments[3], tmp_path, checkpoint)
+            training._Run(run.engine, recipe, checkpoint.spec, run.arguments[3], tmp_path, checkpoint, None)
             accepted = True
         except shared.Error as error:
             assert str(error).startswith(f"{path}: "), where
@@ -513,6 +513,7 @@ def folder(twins, tmp_path_factory):
     """A folder with the recipe, and its run of 6 epochs."""
     path = tmp_path_factory.mktemp("command")
     (path / "tiny.json").write_text(json.dumps(RECIPE | {"epochs": 6, "schedule": {"name": "constant"}}))
+    (path / "linear.json").write_text(json.dumps(RECIPE | {"name": "linear", "network": LINEAR}))
     status, out, error = twins("train", "tiny.json", "--out", "whole", folder=path)
     assert status == 0, error
     assert out.count("epoch ") == 7 and "Best test accuracy" in out and error == ""
@@ -762,8 +763,19 @@ def test_a_complete_run_elsewhere(twins, folder):
     assert len(runlog.read_log(folder / "new")) == 7 and len(runlog.read_log(folder / "whole")) == 6
 
 
+def test_a_data_set_that_has_changed(twins, folder):
+    found = datasets.load_data("digits")._asdict()
+    for count, words in ((1437, "the run is complete"), (1000, "mine.npz: has not the images that the run began with")):
+        np.savez(folder / "mine.npz", **found | {key: found[key][:count] for key in ("x_train", "y_train")})
+        if count == 1437:
+            options = ("--set", "data=mine.npz", "--out", "changed", "--epochs", "2")
+            assert twins("train", "linear.json", *options, folder=folder).returncode == 0
+        status, _, error = twins("train", "--resume", "changed", folder=folder)
+        assert status == 2 and words in error, error
+
+
 def test_json(twins, folder):
-    status, out, error = twins("train", "tiny.json", "--epochs", "2", "--out", "json", "--json", folder=folder)
+    status, out, error = twins("train", "linear.json", "--epochs", "2", "--out", "json", "--json", folder=folder)
     assert status == 0 and error.count("\n") == 3 and "epoch   2  loss" in error and "into json" in error
     found = json.loads(out)
     assert found["rows"] == runlog.read_log(folder / "json") and found["best"] == runlog.best_epoch(found["rows"])
@@ -862,7 +874,8 @@ def test_a_comparison_on_one_image(twins, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_command(twins, folder):
     with np.errstate(all="ignore"):
-        status, _, error = twins("train", "tiny.json", "--out", "nan", "--set", "optimizer.learning_rate=1e200", folder=folder)
+        options = ("--out", "nan", "--set", "optimizer.learning_rate=1e308")
+        status, _, error = twins("train", "linear.json", *options, folder=folder)
     assert status == 1 and "the run has ended, nan/last.safetensors is of step" in error
 
 
@@ -897,7 +910,7 @@ def test_epochs_are_as_a_recipe_with_as_many_steps(twins, folder):
 def test_a_rank_that_is_no_number(more, twins, folder, monkeypatch):
     for name, value in {"RANK": "x", "LOCAL_WORLD_SIZE": "y", **more}.items():
         monkeypatch.setenv(name, value)
-    status, _, error = twins("train", "tiny.json", "--epochs", "1", "--out", f"rank-{len(more)}", folder=folder)
+    status, _, error = twins("train", "linear.json", "--epochs", "1", "--out", f"rank-{len(more)}", folder=folder)
     assert "Traceback" not in error and status == (2 if more else 0)
     assert not more or "TORCHELASTIC_RUN_ID is set, but RANK is 'x': start with torchrun, or unset both" in error
     assert twins("list", "--json").returncode == 0

@@ -64,7 +64,7 @@ def _kind_of_zip(path: str | Path, start: bytes) -> str:
     try:
         names = zipfile.ZipFile(path).namelist()
     except Exception:  # truncated: its list of names comes last
-        names = [start[30 : 30 + struct.unpack("<H", start[26:28])[0]].decode("latin1")]
+        names = [start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin1")]
         if names == ["metadata.json"]:
             return KERAS
     if "config.json" in names:

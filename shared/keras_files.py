@@ -4,10 +4,15 @@ An array's name is its layer's and its own: "conv1_conv/kernel" in Keras's own l
 project's. Layouts are Keras's.
 """
 
+import contextlib
+import gc
 import io
 import json
 import math
+import os
 import re
+import signal
+import warnings
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,8 @@ from .weights import State, normalised
 # The names of a layer's arrays, by how many it has: four are a batch norm's.
 KERAS = {1: ("kernel",), 2: ("kernel", "bias"), 4: ("gamma", "beta", "moving_mean", "moving_variance")}
 OURS = {1: ("weight",), 2: ("weight", "bias"), 4: ("weight", "bias", "running_mean", "running_var")}
+
+_SECONDS = 60  # after which HDF5's library is thought to be in a circle
 
 Words = dict[int, tuple[str, ...]]
 
@@ -46,6 +53,7 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
                 content = io.BytesIO(archive.read("model.weights.h5"))
             if model.get("registered_name") == "resnet_twins>Network":
                 spec = networks.load(model["config"]["spec"])
+        _check_survives(content)
         with h5py.File(content, "r") as file:
             arrays = normalised(_read_arrays(file))
     except Error as error:
@@ -55,6 +63,32 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
     if not arrays:
         raise Error(f"{path}: has no weights in it that Keras would read")
     return arrays, spec
+
+
+def _check_survives(content: Any) -> None:
+    """Raise `Error` if HDF5's library ends the process that looks through a file, or never ends, as it may if it is damaged.
+
+    A copy of this process tries it first, where there are such; it looks at everything but the numbers.
+    """
+    if not hasattr(os, "fork"):  # Windows
+        return
+    with warnings.catch_warnings(action="ignore"):  # about threads, of which the copy needs none
+        child = os.fork()
+    if child:
+        if not os.WIFEXITED(os.waitpid(child, 0)[1]):
+            raise Error("it is damaged so that HDF5's library cannot look through it")
+        return
+    gc.disable()
+    signal.alarm(_SECONDS)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with contextlib.suppress(BaseException), h5py.File(content, "r") as file:
+        groups, members = _tree(file)
+        for path in groups:
+            dict(file[path].attrs)
+        for parent, names in members.items():
+            for name in names:
+                _declared(file[f"{parent}/{name}"])
+    os._exit(0)
 
 
 def _read_arrays(file: Any) -> State:

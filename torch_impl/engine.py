@@ -177,7 +177,7 @@ class Engine:
         """The sum of an array over all processes, float64 if there are several."""
         if self.shares == 1:
             return array
-        tensor = torch.from_numpy(np.array(array, np.float64)).to(self._like().device)
+        tensor = torch.from_numpy(np.array(array, np.float64)).to(self._device())
         distributed.all_reduce(tensor)
         return tensor.cpu().numpy()
 
@@ -249,16 +249,17 @@ class Engine:
                 buffer.copy_(mean.view_as(buffer) / self.shares)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        device = self._like().device.type
+        device = self._device().type
         return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
 
     def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
-        """An array in the network's precision and on its device."""
-        return (images if isinstance(images, torch.Tensor) else torch.from_numpy(images)).to(self._like())
+        """An array in the network's precision and on its device; as it is, if the network has no weights."""
+        tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(images)
+        weight = next(self.net.parameters(), None)
+        return tensor if weight is None else tensor.to(weight)
 
-    def _like(self) -> Tensor:
-        """A tensor of the network's precision, on its device: one of its own, unless it has no weights."""
-        return next(self.net.parameters(), torch.empty(0))
+    def _device(self) -> torch.device:
+        return next(self.net.parameters(), torch.empty(0)).device
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:

@@ -71,6 +71,8 @@ def start(
     spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
     recipe = batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
+    if checkpoint:
+        training.check_epochs(checkpoint, per_epoch)
     if epochs and "steps" in recipe:
         recipe = _changed(checkpoint, recipe, [*changes, f"steps={epochs * per_epoch}"])
     folder, in_place = _folder(out, resume, f"{recipe['name']}-{backend}", rank)

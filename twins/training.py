@@ -143,7 +143,7 @@ def run(
     training in the folder: the last checkpoint stays.
     """
     _check_batch(recipe, spec, data, engine.shares)
-    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader or Loader())
+    the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader)
     lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
     with lock, the_run.loader:
         the_run.begin()
@@ -174,7 +174,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises `Error` if another process trains in it, or it cannot be written.
     """
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,10 +189,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_new and is_unused(folder):
+        if new and is_unused(folder):
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
-                folder.rmdir()
+                for path in new:
+                    path.rmdir()
         lock.release()
 
 
@@ -205,6 +206,16 @@ def check_current(folder: Path, checkpoint: Checkpoint) -> None:
     """Raise `Error` if the folder has a later checkpoint than the one that a run is about to be resumed from."""
     if (step_of(folder / LAST) or 0) > checkpoint.step:
         raise Error(f"{folder}: another process has continued this run since; resume it again")
+
+
+def check_epochs(checkpoint: Checkpoint, per_epoch: int) -> None:
+    """Raise `Error` unless the log of a checkpoint has epochs of so many steps: the data set may have changed."""
+    ends = [row["step"] for row in checkpoint.history]
+    if any(end % per_epoch for end in ends[:-1]) or [-(-end // per_epoch) for end in ends] != list(range(1, len(ends) + 1)):
+        data = checkpoint.recipe["data"]
+        raise Error(
+            f"{data}: has not the images that the run began with: they make {per_epoch} steps an epoch, its log has others"
+        )
 
 
 def step_of(path: Path) -> int | None:
@@ -227,19 +238,20 @@ class _Run:
         data: Data,
         folder: Path,
         checkpoint: Checkpoint | None,
-        loader: Loader,
+        loader: Loader | None = None,
     ) -> None:
         self.engine, self.recipe, self.spec, self.data, self.folder = engine, recipe, spec, data, folder
-        self.loader = loader
+        self.loader = loader or Loader()
         self.per_epoch = batches.steps_per_epoch(recipe, data)
         self.steps = recipes.length(recipe, self.per_epoch)
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
         if checkpoint:
+            check_epochs(checkpoint, self.per_epoch)
             self.step, self.sums, self.history = checkpoint.step, list(checkpoint.sums), list(checkpoint.history)
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
-        self.batches = batches.stream(recipe, spec, data, self.step, loader)
+        self.batches = batches.stream(recipe, spec, data, self.step, self.loader)
         self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.saved = time.monotonic()
 

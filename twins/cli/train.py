@@ -190,6 +190,8 @@ class _Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.number and not self._in_steps and not options.rank():  # here: a framework starts with its output suppressed
+            output.complain("interrupted before the first step")
 
     def wait_for_the_step(self) -> None:
         """From here, a signal lets the step end and a checkpoint be written."""
@@ -197,13 +199,11 @@ class _Signals:
         self._before.setdefault(signal.SIGTERM, signal.signal(signal.SIGTERM, self._note))
 
     def _note(self, number: int, frame: Any) -> None:
-        if not self._in_steps:
-            if not options.rank():
-                output.complain("interrupted before the first step")
-            sys.exit(128 + number)
         if self.number and not self._torchrun:  # torchrun passes on what its processes have got themselves
             raise KeyboardInterrupt
         self.number = number
+        if not self._in_steps:
+            sys.exit(128 + number)
 
 
 def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> None:
