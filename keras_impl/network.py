@@ -75,8 +75,8 @@ class Network(layers.Model):
         Its mean over the positions is the logits (Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3). Raises
         `shared.Error` unless the network ends in global pooling and one linear layer or 1x1 convolution.
         """
-        layers.check_images(x, self.spec)
         before, classifier = networks.head(self.spec)
+        layers.check_images(x, self.spec)
         for name, layer in self.chain():
             if name in before:
                 x = layer(x)

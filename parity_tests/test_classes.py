@@ -383,7 +383,8 @@ def recipe(files, monkeypatch):
 
 
 def start(recipe, *changes):
-    return runs.start(recipe, None, None, list(changes), None, "torch")
+    with runs.start(recipe, None, None, list(changes), None, "torch") as beginning:
+        return beginning
 
 
 def test_training_follows_the_file_where_the_data_have_its_numbers(recipe):

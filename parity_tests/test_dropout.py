@@ -178,7 +178,7 @@ def test_nothing_is_left_in_the_layers_after_a_pass(of_a_pass):
 def test_nothing_is_left_after_a_pass_that_fails(package):
     for images, labels in ((IMAGES, np.array([0, 2, 7])), (IMAGES.repeat(2, axis=1), LABELS)):
         engine = PACKAGES[package].Engine(PACKAGES[package].build(SPEC, dtype="float64"))
-        with pytest.raises(Exception, match="out of bounds|label value|must match|Incompatible shapes"):
+        with pytest.raises(Exception, match="out of bounds|label value|images of shape"):
             engine.loss(images, labels)
         assert holds_nothing(engine)
 

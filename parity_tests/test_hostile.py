@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 
 import shared
-from shared import checks, data, files, images, limits, recipes, shapes, weights
-from twins import checkpoints, datasets, locate, runlog
+from shared import checks, data, files, images, limits, reading, recipes, shapes, weights
+from twins import datasets, locate, runlog
 
 GIGABYTES = 4 * 10**9
 SECONDS, MEGABYTES = 1, 300  # that a bomb may take
@@ -238,31 +238,31 @@ def index_of_itself(path):
 BOMBS = {  # {what makes it: the ending of its name, what reads it}
     npz_bomb: (".npz", datasets.load_data),
     padded_npz_bomb: (".npz", datasets.load_data),
-    keras_bomb: (".keras", checkpoints.read_weights),
-    keras_config_bomb: (".keras", checkpoints.read_weights),
-    bzip2_bomb: (".keras", checkpoints.read_weights),
-    empty_dataset: (".h5", checkpoints.read_weights),
-    many_datasets: (".weights.h5", checkpoints.read_weights),
-    large_chunk: (".weights.h5", checkpoints.read_weights),
-    many_groups: (".h5", checkpoints.read_weights),
+    keras_bomb: (".keras", reading.read_weights),
+    keras_config_bomb: (".keras", reading.read_weights),
+    bzip2_bomb: (".keras", reading.read_weights),
+    empty_dataset: (".h5", reading.read_weights),
+    many_datasets: (".weights.h5", reading.read_weights),
+    large_chunk: (".weights.h5", reading.read_weights),
+    many_groups: (".h5", reading.read_weights),
     png_bomb: (".png", images.read_picture),
     elongated: (".png", lambda path: images.preprocess([images.read_picture(path)], shared.load("resnet18"))),
-    torch_storage_bomb: (".pth", checkpoints.read_weights),
-    expanded_tensor: (".pth", checkpoints.read_weights),
-    many_views: (".pth", checkpoints.read_weights),
-    memo_bomb: (".pth", checkpoints.read_weights),
-    nested_tuples: (".pth", checkpoints.read_weights),
-    doubled_tuples: (".pth", checkpoints.read_weights),
-    copied_text: (".pth", checkpoints.read_weights),
-    long_text: (".pth", checkpoints.read_weights),
-    modules: (".pth", checkpoints.read_weights),
-    itself: (".pth", checkpoints.read_weights),
-    nested_files: (".pth", checkpoints.read_weights),
-    safetensors_header: (".safetensors", checkpoints.read_weights),
+    torch_storage_bomb: (".pth", reading.read_weights),
+    expanded_tensor: (".pth", reading.read_weights),
+    many_views: (".pth", reading.read_weights),
+    memo_bomb: (".pth", reading.read_weights),
+    nested_tuples: (".pth", reading.read_weights),
+    doubled_tuples: (".pth", reading.read_weights),
+    copied_text: (".pth", reading.read_weights),
+    long_text: (".pth", reading.read_weights),
+    modules: (".pth", reading.read_weights),
+    itself: (".pth", reading.read_weights),
+    nested_files: (".pth", reading.read_weights),
+    safetensors_header: (".safetensors", reading.read_weights),
     large_json: (".json", shared.load),
     deep_json: (".json", recipes.load),
     repeated_keys: (".json", shared.load),
-    index_of_itself: (".index.json", checkpoints.read_weights),
+    index_of_itself: (".index.json", reading.read_weights),
 }
 
 
@@ -323,7 +323,7 @@ def test_what_compresses_well_and_is_small_is_read(tmp_path):
     assert datasets.load_data(tmp_path / "black.npz").x_train.shape == (200, 28, 28, 1)
     with h5py.File(tmp_path / "zeros.weights.h5", "w") as file:
         file.create_dataset("conv1/vars/0", data=np.zeros((1000, 1000), np.float16), compression="gzip")
-    assert checkpoints.read_weights(tmp_path / "zeros.weights.h5").arrays["conv1/weight"].shape == (1000, 1000)
+    assert reading.read_weights(tmp_path / "zeros.weights.h5").arrays["conv1/weight"].shape == (1000, 1000)
     Image.new("1", (4000, 4000)).save(tmp_path / "blank.png")
     assert images.read_picture(tmp_path / "blank.png").shape == (4000, 4000, 3)
 
@@ -336,7 +336,7 @@ def test_what_is_larger_than_memory_is_refused_with_its_size(tmp_path, monkeypat
         datasets.load_data(tmp_path / "data.npz")
     weights.save_state(tmp_path / "large.safetensors", {"a": np.zeros(10**6, np.float32)})
     with pytest.raises(shared.Error, match="its arrays need"):
-        checkpoints.read_weights(tmp_path / "large.safetensors")
+        reading.read_weights(tmp_path / "large.safetensors")
 
 
 # What is no file
@@ -369,7 +369,7 @@ def no_file(request, tmp_path):
     [
         (".json", shared.load),
         (".json", recipes.load),
-        (".pth", checkpoints.read_weights),
+        (".pth", reading.read_weights),
         (".safetensors", weights.read_state),
         (".safetensors", weights.read_about),
         (".png", images.read_picture),

@@ -508,6 +508,11 @@ def test_the_threshold_is_the_first_halfs_and_the_scores_are_the_seconds():
         assert {error for t, error in scores["sweep"].items() if (t < 0.5) != low} == {0}
 
 
+# A line of a log
+NUMBERS = {"learning_rate": 0.1, "loss": 2.3, "accuracy": 0.1, "test_loss": 2.3, "test_accuracy": 0.1, "images_per_sec": 9.0}
+ROW = {"epoch": 1, "step": 1, **NUMBERS, "framework": "PyTorch"}
+
+
 def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1"]))
     other = recipes.load(recipes.changed(recipe, ["seed=1"]))
@@ -515,7 +520,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     assert localisation.complete(tmp_path, recipe) is False
     for step in (0, 1):
         engine = torch_impl.trainer(spec, recipe)
-        about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": []}
+        about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": [ROW] * step}
         weights.save_state(tmp_path / "last.safetensors", engine.state(), about)
         assert localisation.complete(tmp_path, recipe) is bool(step)
     with pytest.raises(shared.Error, match="has a run of another recipe or network; choose another folder"):
@@ -531,7 +536,7 @@ def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
     )
     spec = recipes.network(recipe)
     (tmp_path / "resnet10_small-0").mkdir()
-    history = [{"epoch": 1, "step": 1, "loss": 2.3}]
+    history = [ROW]
     about = {"recipe": recipe, "spec": spec, "step": 1, "sums": [0.0, 0, 0, 0.0], "history": history}
     weights.save_state(tmp_path / "resnet10_small-0" / "last.safetensors", torch_impl.trainer(spec, recipe).state(), about)
     monkeypatch.setattr(localisation, "train", lambda *arguments: pytest.fail("it was trained again"))

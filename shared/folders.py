@@ -63,7 +63,7 @@ class Folder(NamedTuple):
 
 def is_folder(name: str | Path) -> bool:
     """Whether a data set of that name or path is for `read`."""
-    return Path(name).is_dir() or str(name).lower().endswith(".csv")
+    return (Path(name).is_dir() and Path(name).suffix != ".npz") or Path(name).suffix.lower() == ".csv"
 
 
 def read(path: str | Path) -> Folder:

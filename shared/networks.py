@@ -81,7 +81,7 @@ def names_in(classes: str, folder: Path) -> list[str]:
     """
     path = CLASSES / f"{classes}.txt" if classes in LISTS else folder / classes
     where = f"'classes' is {json.dumps(classes)}"
-    if not path.exists():
+    if not path.is_file():
         known = nearest(classes, LISTS) or f"; expected {SPEC_VALUES['classes'].words}"
         raise Error(f"{where}, but there is no file {path}{known}")
     try:

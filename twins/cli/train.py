@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared import limits, recipes, weights
+from shared import limits, recipes
 from shared.checks import Error, RunError
 
 from .. import backends
@@ -207,12 +207,14 @@ class _Signals:
 
 
 def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> None:
+    from shared.weights import EMA
+
     resuming = f", resuming at step {start.done:,}" if start.done else ""
     accumulate = start.recipe.get("accumulate", 1)
     images = f"{start.steps:,} steps of {f'{accumulate} x ' * (accumulate > 1)}{start.recipe['batch']} images"
     say(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
     if start.pretrained:
-        fresh = [name for name in others if not name.startswith(("optimizer.", weights.EMA))]
+        fresh = [name for name in others if not name.startswith(("optimizer.", EMA))]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
         for note in start.notes:
             say(note)
