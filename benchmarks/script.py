@@ -18,12 +18,12 @@ from twins.cli import output
 
 @contextlib.contextmanager
 def mistakes() -> Iterator[None]:
-    """A user's mistake in the block ends the script with one message and exit status 2."""
+    """A user's mistake in the block ends the script with one message and exit status 2, a run that cannot go on in status 1."""
     try:
         yield
     except (Error, OSError) as error:
         output.errors().print(f"{Path(sys.argv[0]).name}: {error}")
-        sys.exit(2)
+        sys.exit(getattr(error, "status", 2))
 
 
 def start(function: Callable[..., None]) -> None:

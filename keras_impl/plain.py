@@ -26,7 +26,8 @@ def functional(net: Network) -> keras.Model:
     The logarithm in a local response norm, for which Keras has no layer, is an operation of `keras.ops`. Weights that nothing
     uses are left out. In training, batch norms follow the biased variance of the batch, as everywhere in Keras. On JAX and
     PyTorch, Keras's batch norms and means compute in float32 even in a float64 model.
-    Raises `shared.Error` if two layers would have the same name, or a layer of the network was replaced by a foreign one.
+    Raises `shared.Error` if two layers would have the same name, a layer of the network was replaced by a foreign one, or there
+    are more than Keras can follow by recursion, as in a ResNet-1001.
     """
     channels, height, width = net.spec["input"]
     with layers.precision(net.dtype_policy):
@@ -38,6 +39,10 @@ def functional(net: Network) -> keras.Model:
             return keras.Model(images, x, name=net.name)
         except ValueError as error:
             raise Error(f"{net.name} cannot be made of Keras's own layers: {error}") from None
+        except RecursionError:
+            raise Error(
+                f"{net.name} has too many layers for a functional model, which Keras builds and loads by recursion"
+            ) from None
 
 
 def run(layer: Layer, x: Tensor, name: str) -> Tensor:

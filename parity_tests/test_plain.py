@@ -219,6 +219,10 @@ def test_precision_is_the_networks(dtype):
 def test_networks_of_the_zoo(name):
     spec = shared.load(name)
     spec = networks.with_size(spec, compare.small_size(spec, spec["input"][1:]))
+    if name == "preact_resnet1001":
+        with pytest.raises(shared.Error, match="preact_resnet1001 has too many layers for a functional model"):
+            pair(spec)
+        return
     net, plain = pair(spec)
     images = random_images(spec)
     assert ladder.relative(net(images).numpy(), plain(images).numpy()) <= BOUND
