@@ -45,6 +45,12 @@ DIVISORS = dict.fromkeys(
 )
 DIVISORS["resnext50_32x4d"] = 2  # which leaves two channels to each group
 FULL_WIDTH = " at full width"
+# Much depth of blocks that test_blocks.py and shallower networks try every time, for --long.
+DEEP = {
+    "preact_resnet164",
+    "preact_resnet1001",
+    *(name for name in shared.names() if name.startswith("resnet110_") and name != "resnet110_exclusive_gate"),
+}
 
 
 def narrowed(spec):
@@ -107,8 +113,9 @@ class Pair:
 
 
 def at_full_width(names):
-    """The names, and for --long once more those of networks that run narrowed."""
-    return [*names, *(pytest.param(name + FULL_WIDTH, marks=pytest.mark.long) for name in names if name in DIVISORS)]
+    """The names, those of deep networks for --long, and for --long once more those of networks that run narrowed."""
+    every = [pytest.param(name, marks=pytest.mark.long) if name in DEEP else name for name in names]
+    return [*every, *(pytest.param(name + FULL_WIDTH, marks=pytest.mark.long) for name in names if name in DIVISORS)]
 
 
 @pytest.fixture(scope="module", params=at_full_width(shared.names()))
