@@ -24,6 +24,7 @@ import candidates
 import kills
 import origin
 import parity
+import pictures
 import report
 import run
 import script
@@ -337,6 +338,21 @@ def test_peers_are_a_list_with_commas_or_repeated():
     assert candidates.read_peers(["torchvision,timm", "", "twins"]) == [Peer.TORCHVISION, Peer.TIMM, Peer.TWINS]
     assert run.complete_peers("torchvision,keras") == ["torchvision,keras.applications", "torchvision,keras_hub"]
     assert run.complete_peers("ti") == ["timm"]
+
+
+def test_pictures(monkeypatch, capsys):
+    """Reading them is measured, and the memory of the commands is that of both folders."""
+    seen = []
+    monkeypatch.setattr(pictures, "peak_memory", lambda command, folder, *rest: seen.append((command, folder.name)) or 10.0)
+    monkeypatch.setattr(pictures, "with_pillow", lambda *arguments: 50.0)
+    monkeypatch.setattr(pictures, "with_loader", lambda found, batch, workers: len(found) + batch + workers)
+    monkeypatch.setattr(pictures, "PHOTOGRAPH", (50, 40))
+    pictures.main(40, 2, 8, 2, 100, 120)
+    out = capsys.readouterr().out
+    assert seen == [(command, count) for command in ("evaluate", "train") for count in ("100", "120")]
+    assert "the loader: 50 images/s, 1.00 of Pillow alone (1.00 to 1.00 in 2 turns)" in out
+    assert "twins train, torch: 10 MB for 100 pictures, 10 MB for 120, +0 MB" in out
+    assert pictures.pss(os.getpid()) > 50 and pictures.pss(2**30) == 0
 
 
 def test_startup(monkeypatch, tmp_path, capsys):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shared import networks, weights
 from shared.checks import Error
-from twins import evaluation, predict
+from twins import evaluation, plots, predict
 from twins.predict import Evaluation
 
 SPEC = {
@@ -73,6 +73,21 @@ def test_what_is_printed_and_written(files, twins):
     for name in ("confusion.png", "mistakes.png"):
         pixels = np.asarray(Image.open(files / "report" / name).convert("RGB"))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(files, twins, monkeypatch):
+    monkeypatch.setattr(predict, "evaluate", lambda *arguments: pytest.fail("the network has run"))
+    (files / "report").write_text("mine")
+    status, out, error = twins(f"{COMMAND} --data folder --out report")
+    assert (status, out, error) == (2, "", "twins: report: is a file; --out names a folder\n")
+
+
+def test_names_are_drawn_as_they_are_printed(files, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "printable", lambda name: drawn.append(name) or "x")
+    plots.draw_confusion(np.eye(2, dtype=int), ["a\x1b[2J", "$b$"], files / "c.png")
+    plots.draw_sheet([np.zeros((4, 4, 3), np.uint8)], ["a:\nb\x1b"], files / "s.png")
+    assert {"a\x1b[2J", "$b$", "a:", "b\x1b"} <= {*drawn}
 
 
 def test_the_worst_mistakes_are_those_that_it_is_surest_of():

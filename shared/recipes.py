@@ -130,7 +130,6 @@ VALUES = {
         f'a list of layers, or ["{BACKBONE}"]',
         {"type": "array", "items": {"type": "string", "minLength": 1}},
     ),
-    "holdout": _SHARE,
     **dict.fromkeys(("crop", "jitter"), _AT_MOST_ONE),
     **dict.fromkeys(("momentum", "label_smoothing"), FRACTION),
     **dict.fromkeys(("mixup", "clip_norm", "clip_value"), POSITIVE),
@@ -140,14 +139,7 @@ VALUES = {
         f'"{BALANCED}", or a list of a number above 0 for each class',
         {"anyOf": [{"const": BALANCED}, {"type": "array", "minItems": 2, "items": POSITIVE.schema}]},
     ),
-    **dict.fromkeys(
-        ("ema", "pct_start"),
-        Value(
-            lambda v: POSITIVE.accepts(v) and v < 1,
-            "a number above 0, below 1",
-            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        ),
-    ),
+    **dict.fromkeys(("holdout", "ema", "pct_start"), _SHARE),
     "no_decay": Value(
         lambda v: type(v) is list and v and all(kind in KINDS_WITHOUT_DECAY for kind in v),
         "a list of " + " or ".join(f'"{kind}"' for kind in KINDS_WITHOUT_DECAY),

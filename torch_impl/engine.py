@@ -40,8 +40,8 @@ class Engine:
     batch.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
-    batch that is divided by the weights of its labels. A step takes the mean gradient of as many batches as it is to
-    `accumulate`, each of which has batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
+    batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
+    each with batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
     """
 

@@ -1,7 +1,7 @@
 """Reading ahead in other processes: pure functions of their arguments, whose results come in order.
 
 The standard library's process pool, since a batch is a function of its step alone. grain, the obvious other choice, imports JAX
-wherever that is installed, which makes each of its processes seven times as large (204 MB to 29 MB, grain 0.2.18).
+wherever that is installed, which makes each of its processes several times as large.
 """
 
 import collections

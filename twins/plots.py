@@ -180,7 +180,8 @@ def draw_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str 
 
 
 def _cut(name: str, most: int = 24) -> str:
-    """A name, shortened to `most` characters."""
+    """A name as it can be shown, shortened to `most` characters."""
+    name = printable(name)
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -1,7 +1,7 @@
 """`twins evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,6 @@ from shared.checks import Error
 from .. import backends
 from ..backends import Backend
 from . import options, output
-
-if TYPE_CHECKING:
-    pass
 
 LISTED = 20  # classes in the table; of more, those with the lowest recall
 
@@ -37,8 +34,8 @@ def evaluate(
 ) -> None:
     """Measure a trained network on the test images of a data set: top-1, top-5, precision and recall by class.
 
-    Of a folder, images of its part test are read, or else of val, or else all. With --backend both, what is by class is
-    PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
+    Of a folder, images of its part test are read, or else of val, or else all. With --backend both, the scores by class
+    are PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
     """
     from shared import reading
 
@@ -49,8 +46,8 @@ def evaluate(
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     if weights is None:
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
-    if out and out.exists() and not out.is_dir():
-        raise Error(f"{out}: is a file; --out names a folder")
+    if out:
+        options.check_folder(out)
     predictions.check_classifies(spec)
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     test = predictions.labelled_images(data, spec, holdout)

@@ -1,6 +1,5 @@
 """`twins locate`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,11 +132,7 @@ def _entries(
 
 def _files(folder: Path, images: list[Path]) -> list[Path]:
     """A file in the folder for each image, by its name; where two share a name, with a number. Raises `Error`."""
-    if folder.exists() and not folder.is_dir():
-        raise Error(f"{folder}: is a file; --out names a folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise Error(f"{folder}: {existing} is not writable")
+    options.check_folder(folder)
     files: list[Path] = []
     for image in images:
         number, file = 1, folder / f"{image.stem}.png"
