@@ -332,6 +332,40 @@ class Linear(Layer):
         return x if self.bias is None else x + self.bias
 
 
+class Upsample(Layer):
+    """Bilinear interpolation to a map `scale` times as large, by half-pixel centres."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def call(self, x: Tensor) -> Tensor:
+        return resized(x, [n * self.scale for n in x.shape[1:3]])
+
+
+class UpsampleTransposed(Layer):
+    """Interpolation by a transposed convolution of each channel, with a fixed kernel, as in the code of Yu et al. 2017.
+
+    With `shared.interpolation.bilinear_kernel`, this is `Upsample` but for the border, beyond which the map counts as zero.
+    """
+
+    def __init__(self, in_channels: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = self.add_weight((2 * scale, 2 * scale, 1, in_channels), "zeros", name="weight", trainable=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        # Keras's transposed convolution has no groups: zeros between the positions, then a convolution of each channel.
+        _, height, width, channels = x.shape
+        scale = self.scale
+        x = ops.reshape(x, (-1, height, 1, width, 1, channels))
+        x = ops.pad(x, [(0, 0), (0, 0), (0, scale - 1), (0, 0), (0, scale - 1), (0, 0)])
+        x = ops.reshape(x, (-1, height * scale, width * scale, channels))
+        border = (2 * scale - 1 - scale // 2, scale // 2)
+        kernel = ops.transpose(ops.flip(self.weight, (0, 1)), (0, 1, 3, 2))
+        return ops.depthwise_conv(ops.pad(x, [(0, 0), border, border, (0, 0)]), kernel, 1, "valid")
+
+
 class PadChannels(Layer):
     """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
 
@@ -369,9 +403,14 @@ def at_every_position(classifier: keras.Layer, x: Tensor) -> Tensor:
 
 
 def upsampled(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps at the size of the images, bilinearly, by half-pixel centres; TensorFlow's own resizing is always float32."""
-    for axis, equation in ((1, "nh,bhwc->bnwc"), (2, "nw,bhwc->bhnc")):
-        matrix = interpolation_matrix(maps.shape[axis], images.shape[axis])
+    """Maps at the size of the images, bilinearly, by half-pixel centres."""
+    return resized(maps, images.shape[1:3])
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps at a size, (height, width), bilinearly, by half-pixel centres; TensorFlow's own resizing is always float32."""
+    for axis, equation, pixels in zip((1, 2), ("nh,bhwc->bnwc", "nw,bhwc->bhnc"), size, strict=True):
+        matrix = interpolation_matrix(maps.shape[axis], pixels)
         maps = ops.einsum(equation, ops.convert_to_tensor(matrix, maps.dtype), maps)
     return maps
 

@@ -26,6 +26,8 @@ TYPES: dict[str, type[keras.Layer]] = {
     "global_avg_pool": layers.GlobalAvgPool,
     "flatten": layers.Flatten,
     "linear": layers.Linear,
+    "upsample": layers.Upsample,
+    "upsample_transposed": layers.UpsampleTransposed,
     "basic": blocks.BasicBlock,
     "bottleneck": blocks.Bottleneck,
     "preact_basic": preactivation.PreActBasic,

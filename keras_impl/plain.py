@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from shared.checks import Error
+from shared.interpolation import interpolation_matrix
 
 from . import blocks, inception, layers, preactivation
 from .layers import Tensor
@@ -150,6 +151,25 @@ def linear(layer: layers.Linear, x: Tensor, name: str) -> Tensor:
     return add(keras.layers.Dense, x, name, layer.weight.shape[-1], use_bias=bias, weights=weights)
 
 
+def upsample(layer: layers.Upsample, x: Tensor, name: str) -> Tensor:
+    # A matrix for each axis: TensorFlow's own resizing is float32 alone.
+    for axis, equation, last_name in ((1, "bhwc,hn->bnwc", f"{name}_rows"), (2, "bhwc,wn->bhnc", name)):
+        shape = list(x.shape[1:])
+        shape[axis - 1] *= layer.scale
+        matrix = interpolation_matrix(x.shape[axis], shape[axis - 1]).T
+        x = add(keras.layers.EinsumDense, x, last_name, equation, shape, trainable=False, weights=[matrix])
+    return x
+
+
+def upsample_transposed(layer: layers.UpsampleTransposed, x: Tensor, name: str) -> Tensor:
+    channels, side = x.shape[-1], 2 * layer.scale
+    kernel = np.zeros((side, side, channels, channels))
+    kernel[..., range(channels), range(channels)] = keras.ops.convert_to_numpy(layer.weight)[:, :, 0]
+    options: dict[str, Any] = {"strides": layer.scale, "use_bias": False, "trainable": False, "weights": [kernel]}
+    x = add(keras.layers.Conv2DTranspose, x, f"{name}_whole", channels, side, **options)
+    return add(keras.layers.Cropping2D, x, name, layer.scale // 2)
+
+
 def scaled_tanh(layer: layers.ScaledTanh, x: Tensor, name: str) -> Tensor:
     x = scaled(x, 2 / 3, f"{name}_scale")
     return scaled(add(keras.layers.Activation, x, f"{name}_tanh", "tanh"), 1.7159, name)
@@ -270,6 +290,8 @@ PLAIN: dict[type[keras.Layer], Callable[[Any, Tensor, str], Tensor]] = {
     layers.GlobalAvgPool: lambda layer, x, name: add(keras.layers.GlobalAveragePooling2D, x, name, keepdims=True),
     layers.Flatten: flatten,
     layers.Linear: linear,
+    layers.Upsample: upsample,
+    layers.UpsampleTransposed: upsample_transposed,
     layers.Identity: lambda layer, x, name: x,
     layers.PadChannels: pad_channels,
     layers.Chain: chain,

@@ -39,7 +39,7 @@ def test_list_takes_a_pattern(twins):
     def listed(*words):
         return [row["name"] for row in json.loads(twins("list", *words, "--json").stdout)]
 
-    assert listed("DRN_C") == ["drn_c_18_small", "drn_c_26", "drn_c_42", "drn_c_58"]  # a part of the names
+    assert listed("DRN_C") == ["drn_c_18_small", "drn_c_26", "drn_c_26_seg", "drn_c_42", "drn_c_58"]  # a part of the names
     assert listed("resnet5?") == ["resnet50", "resnet56"] and listed("resnet50") == [
         "preact_resnet50", "resnet50", "resnet50_keras", "resnet50_v1", "wide_resnet50_2",
     ]  # fmt: skip

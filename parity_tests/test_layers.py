@@ -74,10 +74,12 @@ RESPONSES = product("local_response_norm", size=[1, 2, 3, 4, 5, 8])
 RESPONSES += [{"type": "local_response_norm", "size": 3, **options} for options in ({"alpha": 2}, {"beta": 0.5}, {"k": 2})]
 RESPONSES.append({"type": "local_response_norm", "size": 2, "alpha": 0.3, "beta": 1.5, "k": 0.5})
 OTHERS = [{"type": kind} for kind in ("relu", "scaled_tanh", "global_avg_pool", "flatten")] + [{"type": "dropout", "rate": 0.5}]
+UPSAMPLES = product("upsample", scale=[1, 2, 3, 8])
+UPSAMPLES += [{"type": "upsample_transposed", "in": 3, "scale": scale} for scale in (2, 4, 8)]
 # Not a type of specs but a part of blocks. An odd difference leaves the odd channel behind the input's.
 PADS = product("pad_channels", stride=[1, 2, 3], out=[3, 4, 6, 8])
 
-CASES = [Case(layer, size) for layer in CONVOLUTIONS + POOLS + RESPONSES + OTHERS + PADS for size in SIZES]
+CASES = [Case(layer, size) for layer in CONVOLUTIONS + POOLS + RESPONSES + OTHERS + UPSAMPLES + PADS for size in SIZES]
 CASES += [Case(layer, size, training) for layer in NORMS for size in SIZES for training in (False, True)]
 CASES.append(Case({"type": "adaptive_avg_pool", "size": 3}, (1, 4)))
 CASES += [
@@ -120,6 +122,8 @@ class Pair:
         else:
             self.nets = [package.build(spec_of(case), dtype="float64") for package in (torch_impl, keras_impl)]
         self.state = weights.randomised(torch_impl.state(self.nets[0]))
+        if self.layer["type"] == "upsample_transposed":  # not the kernel that it starts with, which is symmetric
+            self.state = {name: projection(array.shape) for name, array in self.state.items()}
         for package, net in zip((torch_impl, keras_impl), self.nets, strict=True):
             package.load(net, self.state)
 
@@ -230,6 +234,10 @@ def oracle(pair):
         return images
     if kind == "global_avg_pool":
         return images.mean((2, 3), keepdims=True)
+    if kind == "upsample":
+        return bilinear(images, layer["scale"])
+    if kind == "upsample_transposed":
+        return scattered(images, state["weight"][:, 0], layer["scale"])
     vector = images.reshape(len(images), -1)
     if kind == "flatten":
         return vector
@@ -245,6 +253,25 @@ def adaptive_average(images, size):
     """Position i is the mean from floor(i n / size) to ceil((i + 1) n / size): PyTorch's rule."""
     spans = [[slice(i * n // size, -(-(i + 1) * n // size)) for i in range(size)] for n in images.shape[2:]]
     return np.stack([np.stack([images[:, :, y, x].mean((2, 3)) for x in spans[1]], -1) for y in spans[0]], -2)
+
+
+def bilinear(images, scale):
+    """By `numpy.interp`, one axis after the other: the centre of output pixel i is at (i + 1/2) / scale - 1/2."""
+    for axis in (2, 3):
+        pixels = images.shape[axis]
+        centres = (np.arange(pixels * scale) + 0.5) / scale - 0.5
+        images = np.apply_along_axis(lambda row, at=centres, n=pixels: np.interp(at, np.arange(n), row), axis, images)
+    return images
+
+
+def scattered(images, kernels, scale):
+    """A transposed convolution as its definition has it: each pixel adds its multiple of the kernel around its place."""
+    count, channels, height, width = images.shape
+    border, output = scale // 2, np.zeros((count, channels, (height + 1) * scale, (width + 1) * scale))
+    for y, x in itertools.product(range(height), range(width)):
+        place = np.s_[:, :, y * scale : (y + 2) * scale, x * scale : (x + 2) * scale]
+        output[place] += images[:, :, y, x, None, None] * kernels
+    return output[:, :, border:-border, border:-border]
 
 
 def local_response(images, size, alpha=1e-4, beta=0.75, k=1.0):

@@ -1,6 +1,7 @@
 """Rungs 1 to 4 for every network: shapes, activations, gradients and running statistics, in float64; and torchvision's own."""
 
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ CHAOTIC = {"preact_resnet1001", "resnet110_bn_after_addition", "resnet110_half_s
 
 # What does not end in a global pooling and one linear layer or 1x1 convolution.
 WITHOUT_CLASS_MAPS = {"alexnet", "lenet", "lenet5", "lenet_caffe", "mnist_residual", "cifar10_resnet"}
-WITHOUT_CLASS_MAPS |= {name for name in shared.names() if name.startswith("vgg")}
+WITHOUT_CLASS_MAPS |= {name for name in shared.names() if name.startswith("vgg") or name.endswith("_seg")}
 
 # Ours, and torchvision's call for the same function.
 SAME_NAME = "alexnet resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
@@ -38,6 +39,7 @@ TORCHVISION = {
 DIVISORS = dict.fromkeys(
     """
     alexnet drn_a_34 drn_a_50 drn_b_26 drn_c_42 drn_c_58 drn_d_24 drn_d_38 drn_d_40 drn_d_54 drn_d_56 drn_d_105 drn_d_107
+    drn_c_26_seg drn_d_22_seg drn_d_38_seg drn_d_105_seg
     preact_resnet50 resnet34 resnet34_cifar100 resnet50_keras resnet50_v1 resnet101 resnet101_keras resnet152 resnet152_keras
     wide_resnet50_2
     """.split(),
@@ -61,7 +63,7 @@ def narrowed(spec):
     def narrow(key, width):
         if name.startswith("vgg"):
             return 64 if width == 4096 and key in ("in", "out") else width
-        kept = key not in ("in", "out", "width") or (key == "in" and width == channels) or (key == "out" and width == classes)
+        kept = key not in ("in", "out", "width") or (key == "in" and width == channels) or width == classes
         return width if kept else width // DIVISORS[name]
 
     spec = spec | {"layers": [{key: narrow(key, value) for key, value in layer.items()} for layer in layers]}
@@ -83,14 +85,15 @@ class Pair:
             package.load(net, self.state)
             self.engines.append(package.Engine(net))
         channels, *self.size = self.spec["input"]
-        strides = [row.stride for row in shapes.layers(self.spec) if row.type in ("global_avg_pool", "adaptive_avg_pool")]
+        ends = ("global_avg_pool", "adaptive_avg_pool", "upsample_transposed")
+        strides = [before.stride for before, row in itertools.pairwise(shapes.layers(self.spec)) if row.type in ends]
         if strides:
             # The network takes any size: odd, not square, small, with positions left for a residual network's batch norms.
             sizes = {4: (17, 19), 8: (33, 35), 32: (33, 35) if name.startswith("vgg") else (65, 71)}
             self.size = next(size for stride, size in sizes.items() if min(strides[0], 32) <= stride)
         generator = np.random.default_rng(0)
         self.images = generator.standard_normal((3, channels, *self.size))
-        self.labels = generator.integers(0, 10, 3)
+        self.labels = generator.integers(0, 10, (3, *shapes.layers(self.spec, self.size)[-1].shape[1:]))
         if name == "resnet110_shortcut_gate":
             self.calibrate()
 

@@ -90,6 +90,12 @@ TINY = {
         {"type": "adaptive_avg_pool", "size": 3},
         {"type": "adaptive_avg_pool", "size": 1},
     ),
+    "upsampling": chain(
+        12,
+        {"type": "conv", "in": 4, "out": 4, "kernel": 8, "stride": 8, "padding": "same"},
+        {"type": "upsample", "scale": 2},
+        {"type": "upsample_transposed", "in": 4, "scale": 4},
+    ),
     "pools of negative numbers": chain(
         14,
         {"type": "max_pool", "kernel": 3, "stride": 2, "padding": 1},

@@ -42,6 +42,10 @@ PARAMETERS = {
     "drn_d_56": 40_529_816,
     "drn_d_105": 54_801_304,
     "drn_d_107": 59_521_944,
+    "drn_c_26_seg": 20_623_331,
+    "drn_d_22_seg": 15_890_499,
+    "drn_d_38_seg": 25_998_659,
+    "drn_d_105_seg": 54_298_051,
     "lenet": 61_610,
     "lenet5": 61_706,
     "lenet_caffe": 431_080,
@@ -105,7 +109,8 @@ def test_a_spec_says_where_it_is_from(name):
 @pytest.mark.parametrize("name", [name for name in shared.names() if name.startswith("drn_")])
 def test_a_dilated_network_keeps_a_map_of_28x28(name):
     rows = shapes.layers(shared.load(name), (224, 224))
-    last = rows[[row.type for row in rows].index("global_avg_pool") - 1]
+    end = "seg" if name.endswith("_seg") else "avgpool"
+    last = rows[[row.name for row in rows].index(end) - 1]
     assert last.shape[1:] == (28, 28) and last.stride == 8
 
 
@@ -160,6 +165,8 @@ RIGHT = {
     "dropout": {"rate": 0.5},
     "max_pool": {"kernel": 2},
     "adaptive_avg_pool": {"size": 6},
+    "upsample": {"scale": 2},
+    "upsample_transposed": {"in": 8, "scale": 2},
     "bottleneck": {"in": 8, "out": 16},
     "preact_basic": {"in": 8, "out": 16},
     "preact_bottleneck": {"in": 8, "out": 16},

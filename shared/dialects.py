@@ -46,6 +46,7 @@ _INSIDE: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\.conv(\d)\.(?:norm|BatchNorm)$", r".bn\1"),
     (r"\.norm(\d)$", r".bn\1"),
 )
+BASE = "base."  # see `numbered_children`
 _STEM = (
     (r"^(?:embedder\.)?embedder\.convolution$", "conv1"),
     (r"^(?:embedder\.)?embedder\.normalization$", "bn1"),
@@ -139,8 +140,11 @@ def googlenet(layer: str) -> str:
 
 
 def numbered_children(layer: str, children: list[str]) -> str:
-    """A layer under the number that its outermost module has in a Sequential: "4.0.conv1" is "layer1.0.conv1"."""
-    number, dot, rest = layer.partition(".")
+    """A layer under the number that its outermost module has in a Sequential: "4.0.conv1" is "layer1.0.conv1".
+
+    The DRN authors' networks for segmentation have that Sequential as "base", beside the new classifier.
+    """
+    number, dot, rest = layer.removeprefix(BASE).partition(".")
     return f"{children[int(number)]}{dot}{rest}" if number.isdigit() and int(number) < len(children) else layer
 
 

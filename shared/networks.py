@@ -11,6 +11,7 @@ from .checks import NUMBERS, POSITIVE, Error, Value, are_numbers, check_keys, ne
 from .files import check_readable, read_json
 from .spec import CLASSES, LISTS, SPEC_VALUES, SPECS, Layer, Spec, check_layers, classifier, unroll
 
+UPSAMPLES = ("upsample", "upsample_transposed")  # the last layer of a network for segmentation
 TOPS = ("global_avg_pool", "adaptive_avg_pool", "flatten")  # the first of these begins the classifier
 
 PREPROCESSING = {
@@ -225,13 +226,34 @@ def with_size(spec: Spec, size: Sequence[int]) -> Spec:
 def headless(spec: Spec) -> Spec:
     """The spec of a network without its classifier: the chain up to the last map, called NAME_notop.
 
-    `keras.applications` builds it with `include_top=False`. A spec without a classifier is returned as it is.
+    `keras.applications` builds it with `include_top=False`. The classifier of a network for segmentation is what comes before
+    the upsampling. A spec without a classifier is returned as it is.
     """
-    end = next((i for i, layer in enumerate(spec["layers"]) if layer["type"] in TOPS), None)
+    layers = spec["layers"]
+    end = next((i for i, layer in enumerate(layers) if layer["type"] in TOPS), None)
+    if layers[-1]["type"] in UPSAMPLES and outputs(spec):
+        end = layers.index(classifier(spec))
     if not end:
         return spec
     rest = _without(_without(spec, "parameters"), "classes")
-    return rest | {"name": f"{spec['name']}_notop", "layers": spec["layers"][:end]}
+    return rest | {"name": f"{spec['name']}_notop", "layers": layers[:end]}
+
+
+def segmentation(spec: Spec, classes: int) -> Spec:
+    """The spec of a network that classifies every pixel: the chain up to the last map, a 1x1 convolution, and upsampling.
+
+    It is called NAME_seg, and gives logits (classes, height, width) for images whose sides are multiples of the map's stride.
+    Raises `Error` unless the network has class maps, see `head`.
+    """
+    head(spec)
+    trunk = headless(spec)
+    last = shapes.layers(trunk)[-1]
+    layers = [
+        {"name": "seg", "type": "conv", "in": last.shape[0], "out": classes, "kernel": 1},
+        {"name": "up", "type": "upsample", "scale": last.stride},
+    ]
+    title = {"title": f"{spec['title']} for segmentation"} if "title" in spec else {}
+    return load(trunk | title | {"name": f"{spec['name']}_seg", "layers": [*trunk["layers"], *layers]})
 
 
 def head(spec: Spec) -> tuple[list[str], str]:

@@ -416,8 +416,8 @@ def frozen(recipe: Recipe, spec: Spec) -> list[str]:
 def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:
     """{name: shape} of the weights that a run trains: neither running statistics nor the weights of frozen layers."""
     prefixes = tuple(f"{name}." for name in frozen)
-    arrays = shapes.weights(shapes.layers(spec))
-    return {name: shape for name, shape in arrays.items() if ".running_" not in name and not name.startswith(prefixes)}
+    rows = shapes.layers(spec)
+    return {name: shape for row in rows for name, shape in row.trainable.items() if not name.startswith(prefixes)}
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:

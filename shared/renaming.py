@@ -101,7 +101,7 @@ class Names:
             ways = list(translations)
             if self._from_keras:
                 ways.append({layer: application.get(name, name) for layer, name in rest.items()})
-            if any(name[:1].isdigit() for name in rest.values()):
+            if any(name.removeprefix(dialects.BASE)[:1].isdigit() for name in rest.values()):
                 ways += _translations(
                     {layer: dialects.numbered_children(name, children) for layer, name in rest.items()}, always=True
                 )

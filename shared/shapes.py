@@ -26,16 +26,21 @@ class Row(NamedTuple):
     weights: dict[str, Shape]  # by full name, running statistics included
     macs: int
     field: float  # receptive field, counted from the network's input; infinite after a global pool
-    stride: int  # counted from the network's input
+    stride: float  # counted from the network's input; below 1 where it is upsampled beyond that
     dilations: tuple[int, ...]  # of its convolutions that are larger than 1x1
     parts: tuple["Row", ...] = ()
     eps: float | None = None  # of a batch norm
     padded: int = 0  # numbers in its input with the padding around it
 
     @property
+    def trainable(self) -> dict[str, Shape]:
+        """The weights that training changes: neither running statistics nor a fixed kernel."""
+        return {n: s for n, s in self.weights.items() if ".running_" not in n and self.type != "upsample_transposed"}
+
+    @property
     def parameters(self) -> int:
         """The number of trainable parameters."""
-        return sum(math.prod(s) for name, s in self.weights.items() if not name.rpartition(".")[2].startswith("running_"))
+        return sum(math.prod(shape) for shape in self.trainable.values())
 
 
 def layers(spec: Spec, size: Sequence[int] | None = None) -> list[Row]:
@@ -113,6 +118,8 @@ def _elementary(before: Row, layer: Layer) -> Row:
             return row._replace(padded=(before.shape[0] + options["size"]) * math.prod(before.shape[1:]))
         case "linear":
             return row._replace(shape=(sizes[1],), field=math.inf, macs=sizes[0] * sizes[1])
+        case "upsample" | "upsample_transposed":
+            return _upsampled(row, options["scale"])
     return row
 
 
@@ -180,10 +187,25 @@ def _adaptive_pool(row: Row, side: int) -> Row:
     return row._replace(shape=(channels, side, side), field=field, stride=row.stride * max(1, *(n // side for n in size)))
 
 
+def _upsampled(row: Row, scale: int) -> Row:
+    """An output position is between two input positions along each axis, so it sees one input stride more."""
+    channels, *size = row.shape
+    transposed = row.type == "upsample_transposed"
+    if transposed and scale % 2:
+        raise Error(f"'scale' is {scale}, expected an even number: the kernel is twice, the padding half of it")
+    shape = (channels, *(n * scale for n in size))
+    field = row.field + (row.stride if scale > 1 else 0)
+    stride = row.stride / scale if row.stride % scale else row.stride // scale
+    macs = 4 * math.prod(shape) if transposed else 0
+    return row._replace(shape=shape, field=field, stride=stride, macs=macs)
+
+
 def _weights(kind: str, sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Shape]:
     """{attribute: shape} of the arrays of an elementary layer."""
     if kind == "batch_norm":
         return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (sizes[0],))
+    if kind == "upsample_transposed":
+        return {"weight": (sizes[0], 1, *(2 * options["scale"],) * 2)}
     if kind not in ("conv", "gate", "linear"):
         return {}
     kernel = () if kind == "linear" else (options["kernel"],) * 2

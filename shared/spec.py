@@ -69,6 +69,8 @@ TYPES = {
     "global_avg_pool": ("", ""),
     "flatten": ("", ""),
     "linear": ("in out", "bias"),
+    "upsample": ("scale", ""),
+    "upsample_transposed": ("in scale", ""),
     **BLOCKS,
 }
 SHORTCUTS = {
@@ -77,7 +79,7 @@ SHORTCUTS = {
     "residual_unit": ("pad", "conv", "exclusive_gate", "shortcut_gate", "dropout"),
 }
 VALUES = {
-    **dict.fromkeys("in out kernel stride dilation first_dilation size width groups".split(), whole(1)),
+    **dict.fromkeys("in out kernel stride dilation first_dilation size width groups scale".split(), whole(1)),
     "repeat": whole(1, limits.LAYERS),
     "padding": Value(
         lambda v: v == "same" or whole(0).accepts(v),

@@ -21,6 +21,7 @@ from . import networks, shapes
 from .checks import Error, check_memory, nearest
 from .files import atomic_path, check_readable, read_json
 from .formats import SHARDS, kind_of
+from .interpolation import bilinear_kernel
 from .spec import Spec
 
 State = dict[str, np.ndarray]
@@ -37,7 +38,7 @@ def initial(network: str | Path | Spec, seed: int = 0) -> State:
 
     Convolutions: normal with variance 2 / (out channels x kernel area), He et al. 2015 (arXiv:1502.01852) with fan out, as
     torchvision's ResNets and the DRNs start. Their biases, and linear layers: uniform within 1 / sqrt(fan in), PyTorch's
-    default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Each array has a generator
+    default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Transposed upsampling: bilinear. Each array has a generator
     of its own, from the seed and its name, so that a change to one layer does not change the others.
     Raises `Error` as `shared.load`.
     """
@@ -54,6 +55,8 @@ def _drawn(name: str, leaf: shapes.Row, shape: tuple[int, ...], seed: int) -> np
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if leaf.type == "batch_norm":
         return np.full(shape, kind in ("weight", "running_var"), np.float32)
+    if leaf.type == "upsample_transposed":
+        return np.broadcast_to(bilinear_kernel(shape[-1] // 2), shape).astype(np.float32)
     if leaf.type == "gate" and kind == "bias":
         return np.full(shape, -6, np.float32)
     if leaf.type in ("conv", "gate") and kind == "weight":

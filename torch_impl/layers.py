@@ -122,6 +122,28 @@ class GlobalAvgPool(nn.AdaptiveAvgPool2d):
         super().__init__(1)
 
 
+class Upsample(nn.Upsample):
+    """Bilinear interpolation to a map `scale` times as large, by half-pixel centres."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(scale_factor=scale, mode="bilinear", align_corners=False)
+
+
+class UpsampleTransposed(nn.Module):
+    """Interpolation by a transposed convolution of each channel, with a fixed kernel, as in the code of Yu et al. 2017.
+
+    With `shared.interpolation.bilinear_kernel`, this is `Upsample` but for the border, beyond which the map counts as zero.
+    """
+
+    def __init__(self, in_channels: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("weight", torch.zeros(in_channels, 1, 2 * scale, 2 * scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight, stride=self.scale, padding=self.scale // 2, groups=x.shape[1])
+
+
 class PadChannels(nn.Module):
     """The shortcut without weights (He et al. 2015, section 3.3, option A): every stride-th pixel, and channels of zeros.
 

@@ -171,7 +171,7 @@ def _rungs_two_to_four(
     viewed = noise
     if image is not None:
         viewed = images.preprocess([image], networks.with_size(spec, size), setup.precision)
-    trainable = {name for row in shapes.leaves(rows) for name in row.weights if ".running_" not in name}
+    trainable = {name for row in rows for name in row.trainable}
     counts = [sum(array.size for name, array in engine.state().items() if name in trainable) for engine in engines]
     report = Report(
         network=spec["name"],

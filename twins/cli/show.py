@@ -1,6 +1,7 @@
 """`twins show`."""
 
 import math
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +12,27 @@ from shared.spec import Spec
 from . import options, output
 
 
+class Head(StrEnum):
+    """What may be put on a network in place of its classifier."""
+
+    SEGMENTATION = "segmentation"
+
+
 def show(
     network: options.Network,
     size: options.Size = None,
+    head: Annotated[
+        Head | None, typer.Option(help="Replace the classifier: segmentation classifies every pixel instead of the image.")
+    ] = None,
+    classes: options.Classes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show a network layer by layer: output shape, parameters, multiply-accumulates, receptive field, stride, dilation."""
     spec = networks.load(network)
+    if head:
+        spec = networks.segmentation(spec, classes or networks.outputs(spec) or 1)
+    elif classes:
+        spec = networks.variant(spec, classes)
     rows = shapes.layers(spec, (size, size) if size else None)
     if as_json:
         output.show_json(_summary(spec, rows, size))
