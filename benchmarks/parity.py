@@ -42,8 +42,10 @@ def differences(packages: Sequence[Package], spec: Spec) -> list[str]:
     """The cells of the last two columns."""
     state = weights.randomised(weights.initial(spec))
     generator = np.random.default_rng(0)
-    images = generator.standard_normal((4, spec["input"][0], *compare.small_size(spec, spec["input"][1:])))
-    labels = generator.integers(0, shapes.layers(spec)[-1].shape[0], 4)
+    size = compare.small_size(spec, spec["input"][1:])
+    images = generator.standard_normal((4, spec["input"][0], *size))
+    classes, *pixels = shapes.layers(spec, size)[-1].shape
+    labels = generator.integers(0, classes, (4, *pixels))
     engines = backends.engines(packages, spec, state, "float64")
     rungs = {"activations": ladder.activations(engines, images), "gradients": ladder.gradients(engines, images, labels)}
     engines.clear()

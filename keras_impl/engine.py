@@ -102,8 +102,8 @@ class Engine:
         return float(self._loss(self._tensor(images), _labels(labels), self._masks(images))[0])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits in evaluation mode, (batch, classes)."""
-        return _numpy(self._predict(self._tensor(images)))
+        """Logits in evaluation mode, (batch, classes) or, of a network that ends in a map, (batch, classes, height, width)."""
+        return self.channels_first(_numpy(self._predict(self._tensor(images))))
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
         """(batch, classes, height, width) in evaluation mode. Raises `shared.Error` if the network has no class maps."""

@@ -11,7 +11,7 @@ import torch_impl
 # isort: split
 import keras_impl
 from shared import interpolation, networks, reading, shapes, weights
-from twins import ladder
+from twins import compare, export, ladder
 
 BOUNDS = ladder.BOUNDS["float64"]
 
@@ -54,7 +54,7 @@ def stage(in_channels, out_channels, count, stride=1, dilations=(1, 1), residual
 
 
 class Segmenter(nn.Module):
-    """DRN-C-26 or DRN-D-22 for segmentation as the authors' code has it, written from the paper and the names in checkpoints."""
+    """DRN-C-26 or DRN-D-22 for segmentation in the authors' form, from the paper and the names in checkpoints."""
 
     def __init__(self, letter, classes=19):
         super().__init__()
@@ -97,7 +97,7 @@ def test_the_authors_checkpoints(letter, name, tmp_path):
     for package in (torch_impl, keras_impl):
         net = package.build(spec, dtype="float64")
         package.load(net, arrays)
-        output = package.Engine.channels_first(package.Engine(net).predict(images))
+        output = package.Engine(net).predict(images)
         assert output.shape == (2, 19, 40, 56)
         assert ladder.relative(expected, output) <= BOUNDS["activations"]
 
@@ -134,6 +134,22 @@ def test_weights_of_the_classifier_start_the_segmentation(tmp_path):
 def test_a_network_without_class_maps(name):
     with pytest.raises(shared.Error, match=f"{name} has no class maps"):
         networks.segmentation(shared.load(name), 11)
+
+
+@pytest.mark.parametrize("type_", ["upsample", "upsample_transposed"])
+def test_exported(type_, tmp_path):
+    spec = networks.segmentation(shared.load("drn_a_10_small"), 4)
+    up = spec["layers"][-1] | {"type": type_} | ({"in": 4} if type_.endswith("d") else {})
+    spec = networks.load(spec | {"layers": [*spec["layers"][:-1], up]})
+    paths = [tmp_path / name for name in ("a.onnx", "a.keras", "saved")]
+    for row in export.run(spec, weights.randomised(weights.initial(spec)), True, paths):
+        assert row.relative <= ladder.BOUNDS["float32"]["logits"], row
+
+
+def test_compared_on_every_rung():
+    spec = networks.segmentation(shared.load("resnet20"), 5)
+    report = compare.run([torch_impl, keras_impl], spec, steps=3)
+    assert report.gradients and report.statistics and len(report.steps) == 3 and report.same_predictions and report.broken == []
 
 
 def test_the_transposed_kernel_needs_an_even_scale():

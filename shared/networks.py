@@ -231,7 +231,7 @@ def headless(spec: Spec) -> Spec:
     """
     layers = spec["layers"]
     end = next((i for i, layer in enumerate(layers) if layer["type"] in TOPS), None)
-    if layers[-1]["type"] in UPSAMPLES and outputs(spec):
+    if is_dense(spec):
         end = layers.index(classifier(spec))
     if not end:
         return spec
@@ -254,6 +254,11 @@ def segmentation(spec: Spec, classes: int) -> Spec:
     ]
     title = {"title": f"{spec['title']} for segmentation"} if "title" in spec else {}
     return load(trunk | title | {"name": f"{spec['name']}_seg", "layers": [*trunk["layers"], *layers]})
+
+
+def is_dense(spec: Spec) -> bool:
+    """Whether a network classifies every pixel: its classifier is followed by upsampling, so that it ends in a map of logits."""
+    return spec["layers"][-1]["type"] in UPSAMPLES and outputs(spec) is not None
 
 
 def head(spec: Spec) -> tuple[list[str], str]:

@@ -38,8 +38,9 @@ def initial(network: str | Path | Spec, seed: int = 0) -> State:
 
     Convolutions: normal with variance 2 / (out channels x kernel area), He et al. 2015 (arXiv:1502.01852) with fan out, as
     torchvision's ResNets and the DRNs start. Their biases, and linear layers: uniform within 1 / sqrt(fan in), PyTorch's
-    default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Transposed upsampling: bilinear. Each array has a generator
-    of its own, from the seed and its name, so that a change to one layer does not change the others.
+    default. Gates of `ResidualUnit`: as convolutions, with a bias of -6. Batch norms: the identity. Transposed upsampling:
+    bilinear. Each array has a generator of its own, from the seed and its name, so that a change to one layer does not change
+    the others.
     Raises `Error` as `shared.load`.
     """
     rows = shapes.layers(networks.load(network))

@@ -103,7 +103,7 @@ class Engine:
             return self._loss(images, labels)[0].item()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits in evaluation mode, (batch, classes)."""
+        """Logits in evaluation mode, (batch, classes) or, of a network that ends in a map, (batch, classes, height, width)."""
         self.net.eval()
         with torch.no_grad(), self._autocast():
             return _numpy(self.net(self._tensor(images)))

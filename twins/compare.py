@@ -181,11 +181,11 @@ def _rungs_two_to_four(
         parameters=(shapes.parameters(rows), counts[0], counts[1]),
         activations=ladder.activations(engines, viewed),
     )
-    if len(rows[-1].shape) > 1:
+    if len(rows[-1].shape) > 1 and not networks.is_dense(spec):
         report.left_out = "gradients and training are left out: the network ends in a map, not in a vector of logits"
         return report
     say("gradients")
-    labels = np.arange(len(noise)) % rows[-1].shape[0]
+    labels = _of_pixels(np.arange(len(noise)) % rows[-1].shape[0], rows[-1].shape)
     report.gradients = ladder.gradients(engines, noise, labels)
     report.statistics = ladder.statistics(engines)
     bounds = BOUNDS[setup.dtype]
@@ -201,13 +201,15 @@ def _rung_five(
 ) -> None:
     """Add the training to a report: losses, weights, predictions."""
     packages, spec, state = setup.packages, setup.spec, setup.state
-    channels, classes = spec["input"][0], shapes.layers(spec, setup.size)[-1].shape[0]
     size, count = _training_size(spec, setup.size)
+    channels, output = spec["input"][0], shapes.layers(spec, size)[-1].shape
+    classes = output[0]
     batches.check_normalises(spec, size, min(count, len(data.x_train)))
 
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = batches.indices(len(data.x_train), count, step)
-        return images.prepare(data.x_train[chosen], channels, size, setup.precision), data.y_train[chosen] % classes
+        x = images.prepare(data.x_train[chosen], channels, size, setup.precision)
+        return x, _of_pixels(data.y_train[chosen] % classes, output)
 
     nets = [engine.net for engine in engines]
     _load(packages, nets, state)
@@ -231,11 +233,17 @@ def _rung_five(
     for _, logits in predict.batched_logits(engines, plain, data.x_test[:tested], setup.precision):
         for classes_so_far, rows in zip(predictions, logits, strict=True):
             classes_so_far.extend(rows.argmax(1).tolist())
-    accuracies = [float(np.mean(p == data.y_test[:tested] % classes)) for p in predictions]
+    labels = _of_pixels(data.y_test[:tested] % classes, output)
+    accuracies = [float(np.mean(p == labels)) for p in predictions]
     report.accuracy = accuracies[0], accuracies[1]
     report.same_predictions = predictions[0] == predictions[1]
     report.training = {"size": size, "batch": count, "learning_rate": rate, "momentum": MOMENTUM}
     report.training |= {"tested": tested, "labels_wrapped": bool(max(data.y_train.max(), data.y_test.max()) >= classes)}
+
+
+def _of_pixels(labels: np.ndarray, output: shapes.Shape) -> np.ndarray:
+    """The labels of images for an output of that shape: where it is a map of logits, every pixel has its image's label."""
+    return np.broadcast_to(labels.reshape(-1, *[1] * len(output[1:])), (len(labels), *output[1:])).copy()
 
 
 def _load(packages: list[Package], nets: list[Any], state: State) -> None:

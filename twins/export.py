@@ -169,7 +169,8 @@ def _logits(path: Path, images: np.ndarray, package: Package) -> np.ndarray:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return session.run(["logits"], {"images": images})[0]
     if path.suffix in KERAS:
-        reader = backends.keras().export
-        return (reader.keras_logits if path.suffix else reader.tensorflow_logits)(path, np.moveaxis(images, 1, -1))
+        package = backends.keras()
+        read = package.export.keras_logits if path.suffix else package.export.tensorflow_logits
+        return package.Engine.channels_first(read(path, np.moveaxis(images, 1, -1)))
     spec = networks.load(path.with_suffix(".json"))
     return backends.engines([package], *reading.load_weights(path, spec))[0].predict(images)
