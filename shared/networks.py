@@ -257,7 +257,7 @@ def segmentation(spec: Spec, classes: int) -> Spec:
 
 
 def is_dense(spec: Spec) -> bool:
-    """Whether a network classifies every pixel: its classifier is followed by upsampling, so that it ends in a map of logits."""
+    """Whether a network classifies every pixel: upsampling follows its classifier, so that it ends in a map of logits."""
     return spec["layers"][-1]["type"] in UPSAMPLES and outputs(spec) is not None
 
 
