@@ -5,6 +5,8 @@ layouts.
 """
 
 import contextlib
+import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from keras import ops
 
 import shared
 from shared import mixup, recipes, weights
+from shared.checks import LostProcess
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -34,7 +37,9 @@ class Engine:
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. With `compiled`, XLA compiles the training step. A network built in the scope of a
-    `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch.
+    `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
+    MultiWorkerMirroredStrategy these are divided among `processes`: `step` gets the share of its own process alone, the images
+    rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -44,7 +49,6 @@ class Engine:
     """
 
     framework = "Keras"
-    rank, processes = 0, 1
 
     def __init__(
         self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, compiled: bool = False,
@@ -68,6 +72,8 @@ class Engine:
         one_device = tensorflow.distribute.get_strategy()
         self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
         self.shares = self.strategy.num_replicas_in_sync
+        cluster = self.strategy.cluster_resolver
+        self.rank, self.processes = (cluster.task_id, cluster.cluster_spec().num_tasks("worker")) if cluster else (0, 1)
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         with self.strategy.scope():
             self.optimizer = _optimizer(optimizer, net.spec, self.weights) if optimizer else None
@@ -79,6 +85,7 @@ class Engine:
         self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
         self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
         self._follow = tensorflow.function(self._update_average)
+        self._total = tensorflow.function(lambda array: self.strategy.reduce("SUM", array, axis=None))
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images).
@@ -87,6 +94,10 @@ class Engine:
         """
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
+        with self._together():
+            return self._whole_step(images, labels)
+
+    def _whole_step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
         size, passes, gradients = len(images) // self.accumulate, [], None
         for number in range(self.accumulate):
             place = slice(number * size, (number + 1) * size)
@@ -168,13 +179,32 @@ class Engine:
                 arrays[name].assign(array)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes: here there is always one."""
-        return array
+        """The sum of an array over all processes, float64 if there are several. Raises `shared.checks.LostProcess` as `step`."""
+        if self.processes == 1:
+            return array
+        own = self.tf.constant(np.array(array, np.float64))
+        here = self.shares // self.processes  # devices, of which the first has the array
+        values = self.strategy.experimental_distribute_values_from_function(
+            lambda context: self.tf.zeros_like(own) if context.replica_id_in_sync_group % here else own
+        )
+        with self._together():
+            return _numpy(self._total(values))
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return np.moveaxis(output, -1, 1) if output.ndim == 4 else output
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """A context in which processes wait for one another."""
+        try:
+            yield
+        except self.tf.errors.OpError as error:
+            if self.processes == 1 or isinstance(error, self.tf.errors.ResourceExhaustedError):
+                raise
+            # TensorFlow notices a process that is gone by its heartbeats, within seconds, and ends what waits for it.
+            raise LostProcess(f"process {self.rank} of {self.processes}: the connection to another process is lost") from None
 
     def _one_step(
         self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
@@ -268,14 +298,16 @@ class Engine:
     def _masks(self, images: np.ndarray) -> dict[str, Tensor]:
         """{dropout layer: mask} for the coming pass in training mode, which it counts."""
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        arrays = masks(self.net.spec, rates, images.shape, self.passes, self.seed)
+        whole = (len(images) * self.processes, *images.shape[1:])
+        arrays = masks(self.net.spec, rates, whole, self.passes, self.seed)
         self.passes += 1
-        return {name: self._tensor(array) for name, array in arrays.items()}
+        return {name: self._tensor(array[self.rank :: self.processes]) for name, array in arrays.items()}
 
     def _split(self, batch: Tensor) -> Tensor:
-        """A batch divided among the devices."""
+        """What this process has of a batch, divided among its devices."""
+        here = self.shares // self.processes
         return self.strategy.experimental_distribute_values_from_function(
-            lambda context: batch[context.replica_id_in_sync_group :: self.shares]
+            lambda context: batch[context.replica_id_in_sync_group % here :: here]
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -288,6 +320,8 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | N
     """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
     With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs.
+    If the environment variable TF_CONFIG names several workers, it is the engine of this one, on all its GPUs or on its CPU;
+    it waits for the others. TensorFlow may not have run anything in this process before.
     """
     with _devices(devices):
         net = build(spec, recipe["seed"], recipe["precision"])
@@ -321,10 +355,14 @@ def _labels(labels: Labels) -> Any:
 
 
 def _devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
-    """The scope in which a network is built for `count` devices."""
+    """The scope in which a network is built for `count` devices, or for those of all workers."""
+    import tensorflow as tf
+
+    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
+    if len(workers) > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy().scope()
     if not count or count == 1:
         return contextlib.nullcontext()
-    import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and len(gpus) < count:

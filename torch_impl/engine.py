@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 
 import shared
 from shared import mixup, recipes, weights
+from shared.checks import LostProcess
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -37,7 +38,8 @@ class Engine:
     `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
     `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
     statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
-    batch.
+    batch: `step` gets that share alone, the images rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if
+    another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -83,6 +85,10 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["factor"]
         self.optimizer.zero_grad()
+        with self._together():
+            return self._step(images, labels)
+
+    def _step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
         first, size = labels.first if isinstance(labels, Mixed) else labels, len(images) // self.accumulate
         passes = []
         for number in range(self.accumulate):
@@ -90,7 +96,7 @@ class Engine:
             with self._gradients_added(number):
                 loss, logits = self._loss(images[place], mixup.part(labels, place))
                 (loss / self.accumulate).backward()
-            passes.append((loss.detach(), logits.detach().argmax(1), self._share(first[place])))
+            passes.append((loss.detach(), logits.detach().argmax(1), first[place]))
         self._update()
         # Only now, since it waits for a GPU.
         sums = np.sum([(loss.item(), (found.cpu().numpy() == true).sum()) for loss, found, true in passes], axis=0)
@@ -174,12 +180,13 @@ class Engine:
                 arrays[name].data.copy_(tensor)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes, float64 if there are several."""
-        if self.shares == 1:
+        """The sum of an array over all processes, float64 if there are several. Raises `shared.checks.LostProcess` as `step`."""
+        if self.processes == 1:
             return array
         tensor = torch.from_numpy(np.array(array, np.float64)).to(self._device())
-        distributed.all_reduce(tensor)
-        return tensor.cpu().numpy()
+        with self._together():
+            distributed.all_reduce(tensor)
+            return tensor.cpu().numpy()
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
@@ -190,6 +197,16 @@ class Engine:
         """All arrays of the network, running statistics included."""
         tensors = self.net.state_dict(keep_vars=True)
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """A context in which processes wait for one another."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.processes == 1 or not ("gloo" in f"{error}" or "NCCL" in f"{error}"):
+                raise
+            raise LostProcess(f"process {self.rank} of {self.processes}: the connection to another process is lost") from None
 
     def _gradients_added(self, number: int) -> contextlib.AbstractContextManager[Any]:
         """The context of a backward pass: processes exchange gradients after the last of those that a step accumulates."""
@@ -209,15 +226,16 @@ class Engine:
                 self.average[name].lerp_(tensor.detach(), 1 - self.ema)
 
     def _loss(self, images: "np.ndarray | Tensor", labels: Labels) -> tuple[Tensor, Tensor]:
-        """The loss and the logits of this process's share of a batch, in training mode."""
+        """The loss and the logits of a batch, or of this process's share of one, in training mode."""
         self.net.train()
         for layer in self.frozen:
             layer.eval()
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        for name, array in masks(self.net.spec, rates, images.shape, self.passes, self.seed).items():
-            self.dropouts[name].mask = self._tensor(self._share(array))
+        whole = (len(images) * self.processes, *images.shape[1:])
+        for name, array in masks(self.net.spec, rates, whole, self.passes, self.seed).items():
+            self.dropouts[name].mask = self._tensor(array[self.rank :: self.processes])
         self.passes += 1
-        images = self._tensor(self._share(images))
+        images = self._tensor(images)
         try:
             with self._autocast():
                 logits = self._net(images)
@@ -228,16 +246,12 @@ class Engine:
         return self._cross_entropy(logits, labels), logits
 
     def _cross_entropy(self, logits: Tensor, labels: Labels) -> Tensor:
-        """The loss for the logits of this process's share of a batch."""
+        """The loss for logits."""
         if isinstance(labels, Mixed):
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             return labels.share * first + (1 - labels.share) * second
-        target = torch.from_numpy(self._share(labels)).to(logits.device)
+        target = torch.from_numpy(labels).to(logits.device)
         return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
-
-    def _share(self, batch: Any) -> Any:
-        """The part of a batch that this process takes."""
-        return batch[self.rank :: self.shares] if self.shares > 1 else batch
 
     def _average_statistics(self) -> None:
         """Replace the running statistics by their mean over all processes, as Keras does with several devices."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared import limits, recipes
-from shared.checks import Error, RunError
+from shared.checks import Error, LostProcess, RunError
 
 from .. import backends
 from ..backends import Backend, Engine
@@ -66,7 +66,7 @@ def train(
     """
     from .. import loading, runs
 
-    _check(backend, devices, compiled, tensorboard, resume, init, freeze)
+    rank = _check(backend, devices, compiled, tensorboard, resume, init, freeze)
     given = {
         "data": data,
         "holdout": holdout,
@@ -75,11 +75,11 @@ def train(
         "freeze": None if freeze is None else freeze.split(","),
     }
     changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
-    with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, options.rank()) as start:
+    with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
         with output.status("starting " + backends.frameworks(backend)[0]):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
-        loader = loading.Loader(loading.default_workers() if workers is None else workers, skip)
+        loader = loading.Loader(_workers(workers), skip)
         last, history = _train(start, engine, resume, loader, signals, tensorboard, output.remark if as_json else output.show)
         if not engine.rank:
             for line in loader.unreadable:
@@ -119,13 +119,16 @@ def _train(
     history = start.history
     try:
         return _watch(run, start, history, listeners, None if engine.rank else say), history
+    except LostProcess as error:
+        raise RunError(
+            f"{error}: it has ended, or its machine or the network is down. "
+            f"Start all processes again, with --resume {start.folder}, which has the last checkpoint"
+        ) from None
     except RuntimeError as error:
         if engine.processes == 1:
             raise
         text = f"{error}".partition("\n")[0]
-        why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
-        who = f"process {engine.rank} of {engine.processes}"
-        raise RunError(f"{who}: {why}; the last checkpoint is in {start.folder}") from None
+        raise RunError(f"process {engine.rank} of {engine.processes}: {text}; the last checkpoint is in {start.folder}") from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
@@ -157,20 +160,32 @@ def _check(
     resume: Path | None,
     init: str | None,
     freeze: str | None,
-) -> None:
-    """Raise `Error` for options that do not go together."""
+) -> int:
+    """The rank of this process among those of the run. Raises `Error` for options that do not go together."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if devices and backend == Backend.TORCH:
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
     if "TORCHELASTIC_RUN_ID" in os.environ and backend == Backend.TF:
         raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
     options.check_torchrun()
+    rank = options.worker() if backend == Backend.TF else options.rank()
     if devices and compiled:
         raise Error("--devices and --compile exclude one another: XLA does not compile a step of several devices")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
         raise Error("--tensorboard needs TensorBoard: pip install 'resnet-twins[tensorboard]'")
     if resume and (init is not None or freeze is not None):
         raise Error("--init and --freeze are for the start of a run; --resume continues one")
+    return rank
+
+
+def _workers(count: int | None) -> int:
+    """How many processes read pictures for this one, by default its part of what is good for the machine."""
+    from .. import loading
+
+    if count is not None:
+        return count
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    return max(loading.default_workers() // int(here), 1)
 
 
 class _Signals:
