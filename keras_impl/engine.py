@@ -36,7 +36,8 @@ class Engine:
     """A network, and in training its optimiser, on Keras's TensorFlow backend.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. With `compiled`, XLA compiles the training step. A network built in the scope of a
+    `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step. A network built in the scope of a
     `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
     MultiWorkerMirroredStrategy these are divided among `processes`: `step` gets the share of its own process alone, the images
     rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if another process is gone.
@@ -69,6 +70,7 @@ class Engine:
         self.weights = {name: variable for name, variable in variables(net).items() if variable.trainable}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
+        self.scaler = optimizers.GradScaler() if optimizer and net.dtype_policy.name == recipes.SCALED else None
         one_device = tensorflow.distribute.get_strategy()
         self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
         self.shares = self.strategy.num_replicas_in_sync
@@ -98,14 +100,20 @@ class Engine:
             return self._whole_step(images, labels)
 
     def _whole_step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
-        size, passes, gradients = len(images) // self.accumulate, [], None
+        size, passes, gradients, taken = len(images) // self.accumulate, [], None, None
+        scale = self.tf.constant(self.scaler.scale, "float32") if self.scaler else None
         for number in range(self.accumulate):
             place = slice(number * size, (number + 1) * size)
             batch = self._inputs(images[place], mixup.part(labels, place))
-            loss, correct, gradients = self._steps(*batch, gradients, number == self.accumulate - 1)
+            loss, correct, gradients, taken = self._steps(*batch, scale, gradients, number == self.accumulate - 1)
             passes.append((loss, correct))
-        if self.ema:
+        is_taken = taken is None or bool(taken)
+        if self.scaler:
+            self.scaler.update(is_taken)
+        if self.ema and is_taken:
             self._follow()
+        if not is_taken:
+            self.optimizer.iterations.assign(self.optimizer.iterations.value - 1)
         return sum(float(loss) for loss, _ in passes) / self.accumulate, sum(int(correct) for _, correct in passes)
 
     def loss(self, images: np.ndarray, labels: Labels) -> float:
@@ -139,8 +147,13 @@ class Engine:
         return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
 
     def state(self) -> State:
-        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
+        """The weights, what the optimiser and the scaler of the loss keep, and the average.
+
+        They are named as by `shared.weights.slots`, `shared.weights.SCALER` and "ema.…".
+        """
         arrays = state(self.net)
+        if self.scaler:
+            arrays[weights.SCALER] = np.array(self.scaler.state(), np.float64)
         arrays |= {f"{weights.EMA}{name}": to_pytorch(_numpy(variable)) for name, variable in self.average.items()}
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
@@ -162,8 +175,10 @@ class Engine:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
                 array = arrays.get(f"optimizer.{slot}.{name}")
                 variable.assign(np.zeros(variable.shape) if array is None else to_keras(array))
+        if self.scaler:
+            self.scaler = optimizers.GradScaler(*arrays.get(weights.SCALER, ()))
         if self.optimizer:
-            self.optimizer.iterations.assign(steps)
+            self.optimizer.iterations.assign(steps - (self.scaler.skipped if self.scaler else 0))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -207,44 +222,55 @@ class Engine:
             raise LostProcess(f"process {self.rank} of {self.processes}: the connection to another process is lost") from None
 
     def _one_step(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-        """A pass on one device: (loss, number of correctly classified images, gradients so far); the `last` ends the step.
+        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], scale: Tensor | None,
+        before: list[Tensor] | None, last: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
+        """A pass on one device: (loss, number of correctly classified images, gradients so far, whether the step is taken).
 
-        `before` are the gradients of the passes before it in this step.
+        The `last` ends the step, which may be skipped if there is a `scale` of the loss. `before` are the gradients of the
+        passes before it in this step.
         """
         with self.tf.GradientTape() as tape:
             loss, correct = self._loss(images, labels, dropout_masks)
             share = loss / (self.shares * self.accumulate)  # the optimiser sums the gradients of all devices
+            share = share if scale is None else share * scale
         gradients = tape.gradient(share, [variable.value for variable in self.weights.values()])
         if before is not None:
             pairs = zip(before, gradients, strict=True)
             gradients = [None if gradient is None else total + gradient for total, gradient in pairs]
         if not last:
-            return loss, correct, gradients
-        if self.clip:
-            gradients = self._clipped(gradients)
+            return loss, correct, gradients, None
+        taken = None
+        if self.clip or scale is not None:
+            gradients, taken = self._clipped(gradients, scale)
+        self.optimizer.taken = taken
         # A weight that nothing uses has no gradient, and PyTorch does not change it: no weight decay either.
         self.optimizer.apply_gradients([(g, v) for g, v in zip(gradients, self.weights.values(), strict=True) if g is not None])
-        return loss, correct, None
+        return loss, correct, None, taken
 
-    def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of this device, clipped by what all devices have together."""
-        if self.shares == 1:
-            return optimizers.clipped(gradients, **self.clip)
-        context, used = self.tf.distribute.get_replica_context(), [g for g in gradients if g is not None]
-        total = iter(context.all_reduce(self.tf.distribute.ReduceOp.SUM, used))
-        whole = [None if g is None else next(total) for g in gradients]
-        return [None if g is None else g / self.shares for g in optimizers.clipped(whole, **self.clip)]
+    def _clipped(self, gradients: Sequence[Tensor], scale: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """(gradients of this device, divided by the scale and clipped, by what all devices have together; whether finite)."""
+        used = [g for g in gradients if g is not None]
+        if self.shares > 1:
+            used = self.tf.distribute.get_replica_context().all_reduce(self.tf.distribute.ReduceOp.SUM, used)
+        is_finite = None
+        if scale is not None:
+            is_finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in used]))
+            used = [g / scale for g in used]
+        clipped = iter(optimizers.clipped(used, **self.clip))
+        return [None if g is None else next(clipped) / self.shares for g in gradients], is_finite
 
     def _all_steps(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], scale: Tensor | None,
+        before: list[Tensor] | None, last: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
         """`_one_step` on all devices."""
-        arguments = (images, labels, dropout_masks, before, last)
-        loss, correct, gradients = self.strategy.run(self._one_step, args=arguments)
+        arguments = (images, labels, dropout_masks, scale, before, last)
+        loss, correct, gradients, taken = self.strategy.run(self._one_step, args=arguments)
         reduce, kinds = self.strategy.reduce, self.tf.distribute.ReduceOp
-        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients
+        if taken is not None:
+            taken = self.strategy.experimental_local_results(taken)[0]
+        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients, taken
 
     def _update_average(self) -> None:
         """The average after a step."""
@@ -360,7 +386,11 @@ def _devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
 
     workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
     if len(workers) > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy().scope()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy().scope()
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            first = f"{error}".partition("\n")[0]
+            raise shared.Error(f"the workers of TF_CONFIG do not reach one another: {first}") from None
     if not count or count == 1:
         return contextlib.nullcontext()
 

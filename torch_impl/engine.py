@@ -35,8 +35,9 @@ class Engine:
     """A network, and in training its optimiser, on the device that the network is on.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
-    `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
+    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in that precision; with
+    torch.float16, the loss is scaled by `torch.amp.GradScaler`, which skips steps whose gradients are not finite. With
+    `compiled`, `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
     statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
     batch: `step` gets that share alone, the images rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if
     another process is gone.
@@ -50,7 +51,7 @@ class Engine:
     framework = "PyTorch"
 
     def __init__(
-        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False,
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: torch.dtype | None = None, compiled: bool = False,
         label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
@@ -67,9 +68,12 @@ class Engine:
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
+        self.scaler: Any = None
+        self.skipped = 0  # steps
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         if optimizer:
             self.optimizer = _optimizer(optimizer, net.spec, self.weights)
+            self.scaler = torch.amp.GradScaler(self._device().type, enabled=mixed == torch.float16)
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
                 self.shares = self.processes
@@ -95,7 +99,7 @@ class Engine:
             place = slice(number * size, (number + 1) * size)
             with self._gradients_added(number):
                 loss, logits = self._loss(images[place], mixup.part(labels, place))
-                (loss / self.accumulate).backward()
+                self.scaler.scale(loss / self.accumulate).backward()
             passes.append((loss.detach(), logits.detach().argmax(1), first[place]))
         self._update()
         # Only now, since it waits for a GPU.
@@ -138,8 +142,14 @@ class Engine:
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
 
     def state(self) -> State:
-        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
+        """The weights, what the optimiser and the scaler of the loss keep, and the average.
+
+        They are named as by `shared.weights.slots`, `shared.weights.SCALER` and "ema.…".
+        """
         arrays = state(self.net)
+        if self.scaler and self.scaler.is_enabled():
+            kept = self.scaler.state_dict()
+            arrays[weights.SCALER] = np.array([kept["scale"], kept["_growth_tracker"], self.skipped])
         arrays |= {f"{weights.EMA}{name}": _numpy(tensor.clone()) for name, tensor in self.average.items()}
         for slot in self.slots:
             for name, weight in self.weights.items():
@@ -157,14 +167,23 @@ class Engine:
         for name, tensor in self._arrays().items() if self.ema else ():
             array = arrays.get(weights.EMA + name)
             self.average[name].copy_(tensor.detach() if array is None else torch.from_numpy(np.array(array)))
+        self.skipped = 0
         if self.optimizer:
             self.optimizer.state.clear()
+            self._load_scaler(arrays.get(weights.SCALER))
         for name, weight in self.weights.items():
             names = [slot for slot in self.slots if f"optimizer.{slot}.{name}" in arrays]
             slots = {slot: torch.from_numpy(np.array(arrays[f"optimizer.{slot}.{name}"])).to(weight) for slot in names}
             if slots:
-                counter = {"step": torch.tensor(float(steps))} if "exp_avg" in slots else {}
+                counter = {"step": torch.tensor(float(steps - self.skipped))} if "exp_avg" in slots else {}
                 self.optimizer.state[weight] = counter | slots
+
+    def _load_scaler(self, array: np.ndarray | None) -> None:
+        """Resume with the scale of the loss that an array of `state` has, or with GradScaler's first."""
+        scaler = self.scaler = torch.amp.GradScaler(self._device().type, enabled=self.mixed == torch.float16)
+        if scaler.is_enabled() and array is not None:
+            scale, since, self.skipped = float(array[0]), int(array[1]), int(array[2])
+            scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": since})
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -214,14 +233,19 @@ class Engine:
 
     def _update(self) -> None:
         """Update the weights by their gradients, and what follows the weights."""
+        before = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
         if "clip_norm" in self.clip:
             nn.utils.clip_grad_norm_(self.weights.values(), self.clip["clip_norm"])
         if "clip_value" in self.clip:
             nn.utils.clip_grad_value_(self.weights.values(), self.clip["clip_value"])
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        is_skipped = self.scaler.get_scale() < before
+        self.skipped += is_skipped
         if self.shares > 1:
             self._average_statistics()
-        if self.ema:
+        if self.ema and not is_skipped:
             for name, tensor in self._arrays().items():
                 self.average[name].lerp_(tensor.detach(), 1 - self.ema)
 
@@ -264,7 +288,7 @@ class Engine:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         device = self._device().type
-        return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        return torch.autocast(device, self.mixed) if self.mixed else contextlib.nullcontext()
 
     def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
         """An array in the network's precision and on its device; as it is, if the network has no weights."""
@@ -302,7 +326,8 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     options = recipes.engine_options(recipe)
-    return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled, **options)
+    mixed = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}.get(precision)
+    return Engine(net, recipe["optimizer"], seed, mixed, compiled, **options)
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

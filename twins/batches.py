@@ -218,7 +218,7 @@ def _changed(image: Picture, spec: Spec, changes: Mapping[str, Any], generator: 
 
 
 def dtype(recipe: Recipe) -> str:
-    """The precision of the images: in mixed precision the network turns float32 into bfloat16 itself."""
+    """The precision of the images: in mixed precision the network turns float32 into half precision itself."""
     return "float64" if recipe["precision"] == "float64" else "float32"
 
 

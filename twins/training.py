@@ -480,12 +480,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for slot in weights.slots(checkpoint.recipe["optimizer"]):
         trained = recipes.trained(frozen, checkpoint.spec)
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
-        if not any(name.startswith("optimizer.") for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
+    if checkpoint.recipe["precision"] == recipes.SCALED:
+        expected[weights.SCALER] = (3,)
     if checkpoint.recipe.get("ema"):
-        if not any(name.startswith(weights.EMA) for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
         expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
+    for kind in ("optimizer.", weights.EMA):
+        if any(name.startswith(kind) for name in expected) and not any(name.startswith(kind) for name in arrays):
+            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
     try:
         weights.check_state(arrays, expected)
     except Error as error:

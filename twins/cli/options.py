@@ -72,21 +72,21 @@ def check_torchrun() -> None:
                 raise Error(f"TORCHELASTIC_RUN_ID is set, but {name} is {word!r}: start with torchrun, or unset both")
 
 
-def worker() -> int:
-    """The number of this process among the workers that TF_CONFIG names; 0 if there is one or none.
+def worker() -> tuple[int, int]:
+    """(number of this process, how many there are) of the workers that TF_CONFIG names; (0, 1) without it.
 
     Raises `Error` if it is not a list of workers and one of them.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:
-        return 0
+        return 0, 1
     try:
         config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]
         index = int(task["index"])
         known = task["type"] == "worker" and [*config["cluster"]] == ["worker"] and 0 <= index < len(workers)
         if known and all(":" in address for address in workers):
-            return index
+            return index, len(workers)
     except (ValueError, KeyError, TypeError):
         pass
     expected = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'

@@ -66,7 +66,7 @@ def train(
     """
     from .. import loading, runs
 
-    rank = _check(backend, devices, compiled, tensorboard, resume, init, freeze)
+    rank, cluster = _check(backend, devices, compiled, tensorboard, resume, init, freeze)
     given = {
         "data": data,
         "holdout": holdout,
@@ -75,8 +75,9 @@ def train(
         "freeze": None if freeze is None else freeze.split(","),
     }
     changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
-    with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
-        with output.status("starting " + backends.frameworks(backend)[0]):
+    with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
+        others = ", and waiting for the other processes" * (cluster > 1)
+        with output.status(f"starting {backends.frameworks(backend)[0]}{others}"):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
         loader = loading.Loader(_workers(workers), skip)
@@ -85,7 +86,7 @@ def train(
             for line in loader.unreadable:
                 output.complain(f"skipped: {line}")
             _end(start, engine, last, history, as_json)
-    if not engine.rank and last.step < last.steps:
+    if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun speaks for its processes, TensorFlow has no such
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
         output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
         sys.exit(128 + (signals.number or signal.SIGTERM))  # with torchrun, another process may have got the signal
@@ -160,22 +161,25 @@ def _check(
     resume: Path | None,
     init: str | None,
     freeze: str | None,
-) -> int:
-    """The rank of this process among those of the run. Raises `Error` for options that do not go together."""
+) -> tuple[int, int]:
+    """(rank of this process in the run, how many TensorFlow workers it has). Raises `Error` for options that do not go together."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if devices and backend == Backend.TORCH:
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
     if "TORCHELASTIC_RUN_ID" in os.environ and backend == Backend.TF:
         raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
     options.check_torchrun()
-    rank = options.worker() if backend == Backend.TF else options.rank()
-    if devices and compiled:
-        raise Error("--devices and --compile exclude one another: XLA does not compile a step of several devices")
+    rank, workers = options.worker() if backend == Backend.TF else (options.rank(), 1)
+    if (devices or workers > 1) and compiled:
+        named = "--devices" if devices else "TF_CONFIG"
+        raise Error(f"{named} and --compile exclude one another: XLA does not compile a step of several devices")
+    if devices and workers > 1:
+        raise Error("--devices is for one process; each worker of TF_CONFIG has all GPUs of its machine")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
         raise Error("--tensorboard needs TensorBoard: pip install 'resnet-twins[tensorboard]'")
     if resume and (init is not None or freeze is not None):
         raise Error("--init and --freeze are for the start of a run; --resume continues one")
-    return rank
+    return rank, workers
 
 
 def _workers(count: int | None) -> int:
@@ -189,9 +193,14 @@ def _workers(count: int | None) -> int:
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM in a block: before the first step they end the command, later the run ends after the step it is in."""
+    """Ctrl-C and SIGTERM in a block: before the first step they end the command, later the run ends after the step it is in.
 
-    def __init__(self) -> None:
+    Where this process `waits` for others, deep in TensorFlow, before the first step, they end it at once: it would not come to
+    a handler.
+    """
+
+    def __init__(self, waits: bool = False) -> None:
+        self._waits = waits
         self.number = 0  # of the signal that ends the run
         self._in_steps = False
         self._torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -199,7 +208,8 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         # torchrun ends its processes by SIGTERM; one that waits for the others, deep in PyTorch, would not come to a handler.
         numbers = (signal.SIGINT,) if self._torchrun else (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        handler = signal.SIG_DFL if self._waits else self._note
+        self._before = {number: signal.signal(number, handler) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -211,7 +221,8 @@ class _Signals:
     def wait_for_the_step(self) -> None:
         """From here, a signal lets the step end and a checkpoint be written."""
         self._in_steps = True
-        self._before.setdefault(signal.SIGTERM, signal.signal(signal.SIGTERM, self._note))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: Any) -> None:
         if self.number and not self._torchrun:  # torchrun passes on what its processes have got themselves
