@@ -17,7 +17,7 @@ from keras import ops
 
 import shared
 from shared import mixup, recipes, weights
-from shared.checks import LostProcess
+from shared.checks import LostProcessError
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -37,10 +37,10 @@ class Engine:
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
-    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step. A network built in the scope of a
-    `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step. A network built in the scope
+    of a `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
     MultiWorkerMirroredStrategy these are divided among `processes`: `step` gets the share of its own process alone, the images
-    rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if another process is gone.
+    rank, rank + processes, … of the batch, and raises `shared.checks.LostProcessError` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -75,7 +75,8 @@ class Engine:
         self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
         self.shares = self.strategy.num_replicas_in_sync
         cluster = self.strategy.cluster_resolver
-        self.rank, self.processes = (cluster.task_id, cluster.cluster_spec().num_tasks("worker")) if cluster else (0, 1)
+        self.rank: int = cluster.task_id if cluster else 0
+        self.processes: int = cluster.cluster_spec().num_tasks("worker") if cluster else 1
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         with self.strategy.scope():
             self.optimizer = _optimizer(optimizer, net.spec, self.weights) if optimizer else None
@@ -153,7 +154,7 @@ class Engine:
         """
         arrays = state(self.net)
         if self.scaler:
-            arrays[weights.SCALER] = np.array(self.scaler.state(), np.float64)
+            arrays[weights.SCALER] = np.array(self.scaler.state(), np.float32)
         arrays |= {f"{weights.EMA}{name}": to_pytorch(_numpy(variable)) for name, variable in self.average.items()}
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
@@ -194,7 +195,7 @@ class Engine:
                 arrays[name].assign(array)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes, float64 if there are several. Raises `shared.checks.LostProcess` as `step`."""
+        """The sum of an array over all processes, float64 if there are several. Raises an error as `step` does."""
         if self.processes == 1:
             return array
         own = self.tf.constant(np.array(array, np.float64))
@@ -219,11 +220,18 @@ class Engine:
             if self.processes == 1 or isinstance(error, self.tf.errors.ResourceExhaustedError):
                 raise
             # TensorFlow notices a process that is gone by its heartbeats, within seconds, and ends what waits for it.
-            raise LostProcess(f"process {self.rank} of {self.processes}: the connection to another process is lost") from None
+            raise LostProcessError(
+                f"process {self.rank} of {self.processes}: the connection to another process is lost"
+            ) from None
 
     def _one_step(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], scale: Tensor | None,
-        before: list[Tensor] | None, last: bool,
+        self,
+        images: Tensor,
+        labels: Any,
+        dropout_masks: Mapping[str, Tensor],
+        scale: Tensor | None,
+        before: list[Tensor] | None,
+        last: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
         """A pass on one device: (loss, number of correctly classified images, gradients so far, whether the step is taken).
 
@@ -261,8 +269,13 @@ class Engine:
         return [None if g is None else next(clipped) / self.shares for g in gradients], is_finite
 
     def _all_steps(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], scale: Tensor | None,
-        before: list[Tensor] | None, last: bool,
+        self,
+        images: Tensor,
+        labels: Any,
+        dropout_masks: Mapping[str, Tensor],
+        scale: Tensor | None,
+        before: list[Tensor] | None,
+        last: bool,
     ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
         """`_one_step` on all devices."""
         arguments = (images, labels, dropout_masks, scale, before, last)

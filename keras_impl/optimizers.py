@@ -29,8 +29,8 @@ def clipped(gradients: Sequence[Tensor], clip_norm: float | None = None, clip_va
 class GradScaler:
     """The scale of the loss, by the rule of `torch.amp.GradScaler` and with its numbers.
 
-    Float16 underflows below 6e-8, so the loss is multiplied by the scale and gradients are divided by it. A step whose gradients
-    are not finite is skipped and halves the scale; 2,000 steps in a row that are not skipped double it.
+    Float16 underflows below 6e-8, so the loss is multiplied by the scale and gradients are divided by it. A step whose
+    gradients are not finite is skipped and halves the scale; 2,000 steps in a row that are not skipped double it.
     """
 
     def __init__(self, scale: float = 2.0**16, since: float = 0, skipped: float = 0) -> None:

@@ -23,7 +23,7 @@ class RunError(Error):
     status = 1
 
 
-class LostProcess(RunError):
+class LostProcessError(RunError):
     """Another of the processes of a run has ended or cannot be reached, so that this one cannot go on."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 
 import shared
 from shared import mixup, recipes, weights
-from shared.checks import LostProcess
+from shared.checks import LostProcessError
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -37,10 +37,10 @@ class Engine:
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in that precision; with
     torch.float16, the loss is scaled by `torch.amp.GradScaler`, which skips steps whose gradients are not finite. With
-    `compiled`, `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
-    statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
-    batch: `step` gets that share alone, the images rank, rank + processes, … of the batch, and raises `shared.checks.LostProcess` if
-    another process is gone.
+    `compiled`, `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its
+    running statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of
+    every batch: `step` gets that share alone, the images rank, rank + processes, … of the batch, and raises
+    `shared.checks.LostProcessError` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -51,8 +51,8 @@ class Engine:
     framework = "PyTorch"
 
     def __init__(
-        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: torch.dtype | None = None, compiled: bool = False,
-        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: torch.dtype | None = None,
+        compiled: bool = False, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
         self.net, self.seed, self.mixed = net, seed, mixed
@@ -149,7 +149,7 @@ class Engine:
         arrays = state(self.net)
         if self.scaler and self.scaler.is_enabled():
             kept = self.scaler.state_dict()
-            arrays[weights.SCALER] = np.array([kept["scale"], kept["_growth_tracker"], self.skipped])
+            arrays[weights.SCALER] = np.array([kept["scale"], kept["_growth_tracker"], self.skipped], np.float32)
         arrays |= {f"{weights.EMA}{name}": _numpy(tensor.clone()) for name, tensor in self.average.items()}
         for slot in self.slots:
             for name, weight in self.weights.items():
@@ -199,7 +199,7 @@ class Engine:
                 arrays[name].data.copy_(tensor)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes, float64 if there are several. Raises `shared.checks.LostProcess` as `step`."""
+        """The sum of an array over all processes, float64 if there are several. Raises an error as `step` does."""
         if self.processes == 1:
             return array
         tensor = torch.from_numpy(np.array(array, np.float64)).to(self._device())
@@ -225,7 +225,9 @@ class Engine:
         except RuntimeError as error:
             if self.processes == 1 or not ("gloo" in f"{error}" or "NCCL" in f"{error}"):
                 raise
-            raise LostProcess(f"process {self.rank} of {self.processes}: the connection to another process is lost") from None
+            raise LostProcessError(
+                f"process {self.rank} of {self.processes}: the connection to another process is lost"
+            ) from None
 
     def _gradients_added(self, number: int) -> contextlib.AbstractContextManager[Any]:
         """The context of a backward pass: processes exchange gradients after the last of those that a step accumulates."""

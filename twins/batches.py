@@ -162,7 +162,9 @@ def read_augmented(
     if isinstance(x, np.ndarray) and not changes.keys() & PICTURES:
         read = Read(images.pixels(x, spec), [*range(len(x))], [])
     else:
-        read = _read(x, lambda place, one: _changed(one, spec, changes, augmentation.generator(seed, step, places[place])), skip)
+        read = _read(
+            x, lambda place, one: _changed(one, spec, changes, augmentation.generator(seed, step, places[place])), skip
+        )
         if not read.places:
             raise Error(f"no image of a whole batch can be read: {read.errors[0]}")
         following = np.searchsorted(read.places, np.arange(len(x))) % len(read.places)
@@ -251,8 +253,8 @@ def augment(
 ) -> np.ndarray:
     """Images (number, height, width, channels) as a training step sees them: a pure function of its arguments.
 
-    They are those at the `places` of the step's `count`, by default all. Each is framed by `pad` black pixels and a window of its own size is cut out at random; with `flip`, half of them are
-    mirrored: He et al. 2015, section 4.2.
+    They are those at the `places` of the step's `count`, by default all. Each is framed by `pad` black pixels and a window of
+    its own size is cut out at random; with `flip`, half of them are mirrored: He et al. 2015, section 4.2.
     """
     generator = np.random.default_rng([seed, step, 1])  # the third number sets it apart from the order of an epoch
     number, height, width, _ = pixels.shape

@@ -321,16 +321,16 @@ class _Run:
         count = len(x) * self.engine.processes
         new = (loss * count, correct, count, time.monotonic() - started)
         self.sums = [total + more for total, more in zip(self.sums, new, strict=True)]
-        losses, corrects, count, _ = self.sums
-        return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
+        losses, corrects, seen, _ = self.sums
+        return Progress(self.step, self.steps, self.epoch, losses / seen, corrects / seen)
 
     def share_unreadable(self) -> None:
         """Give all processes the images that any of them could not read."""
-        own = np.frombuffer("\n".join(self.loader.unreadable).encode(), np.uint8)
+        own = np.frombuffer(json.dumps([*self.loader.unreadable]).encode(), np.uint8)
         sizes = _of_all(self.engine, np.array([len(own)])).astype(int).ravel()
-        texts = _of_all(self.engine, np.pad(own, (0, sizes.max() - len(own)))).astype(np.uint8) if sizes.max() else []
-        for text, size in zip(texts, sizes, strict=False):
-            self.loader.note(text[:size].tobytes().decode().splitlines())
+        texts = _of_all(self.engine, np.pad(own, (0, sizes.max() - len(own)))).astype(np.uint8)
+        for text, size in zip(texts, sizes, strict=True):
+            self.loader.note(json.loads(text[:size].tobytes()))
 
     def check_readable(self) -> None:
         """Raise `Error` if more images cannot be read than a run goes on without."""

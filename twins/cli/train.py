@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared import limits, recipes
-from shared.checks import Error, LostProcess, RunError
+from shared.checks import Error, LostProcessError, RunError
 
 from .. import backends
 from ..backends import Backend, Engine
@@ -120,7 +120,7 @@ def _train(
     history = start.history
     try:
         return _watch(run, start, history, listeners, None if engine.rank else say), history
-    except LostProcess as error:
+    except LostProcessError as error:
         raise RunError(
             f"{error}: it has ended, or its machine or the network is down. "
             f"Start all processes again, with --resume {start.folder}, which has the last checkpoint"
@@ -129,7 +129,9 @@ def _train(
         if engine.processes == 1:
             raise
         text = f"{error}".partition("\n")[0]
-        raise RunError(f"process {engine.rank} of {engine.processes}: {text}; the last checkpoint is in {start.folder}") from None
+        raise RunError(
+            f"process {engine.rank} of {engine.processes}: {text}; the last checkpoint is in {start.folder}"
+        ) from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
@@ -162,7 +164,7 @@ def _check(
     init: str | None,
     freeze: str | None,
 ) -> tuple[int, int]:
-    """(rank of this process in the run, how many TensorFlow workers it has). Raises `Error` for options that do not go together."""
+    """(rank of this process in the run, how many TensorFlow workers that has). Raises `Error` for options that do not fit."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if devices and backend == Backend.TORCH:
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
