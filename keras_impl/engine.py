@@ -5,6 +5,8 @@ layouts.
 """
 
 import contextlib
+import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from keras import ops
 
 import shared
 from shared import mixup, recipes, weights
+from shared.checks import LostProcessError
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -33,8 +36,11 @@ class Engine:
     """A network, and in training its optimiser, on Keras's TensorFlow backend.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. With `compiled`, XLA compiles the training step. A network built in the scope of a
-    `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch.
+    `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step. A network built in the scope
+    of a `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
+    MultiWorkerMirroredStrategy these are divided among `processes`: `step` gets the share of its own process alone, the images
+    rank, rank + processes, … of the batch, and raises `shared.checks.LostProcessError` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -44,7 +50,6 @@ class Engine:
     """
 
     framework = "Keras"
-    rank, processes = 0, 1
 
     def __init__(
         self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, compiled: bool = False,
@@ -65,9 +70,13 @@ class Engine:
         self.weights = {name: variable for name, variable in variables(net).items() if variable.trainable}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
+        self.scaler = optimizers.GradScaler() if optimizer and net.dtype_policy.name == recipes.SCALED else None
         one_device = tensorflow.distribute.get_strategy()
         self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
         self.shares = self.strategy.num_replicas_in_sync
+        cluster = self.strategy.cluster_resolver
+        self.rank: int = cluster.task_id if cluster else 0
+        self.processes: int = cluster.cluster_spec().num_tasks("worker") if cluster else 1
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         with self.strategy.scope():
             self.optimizer = _optimizer(optimizer, net.spec, self.weights) if optimizer else None
@@ -79,6 +88,7 @@ class Engine:
         self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
         self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
         self._follow = tensorflow.function(self._update_average)
+        self._total = tensorflow.function(lambda array: self.strategy.reduce("SUM", array, axis=None))
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images).
@@ -87,14 +97,24 @@ class Engine:
         """
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
-        size, passes, gradients = len(images) // self.accumulate, [], None
+        with self._together():
+            return self._whole_step(images, labels)
+
+    def _whole_step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
+        size, passes, gradients, taken = len(images) // self.accumulate, [], None, None
+        scale = self.tf.constant(self.scaler.scale, "float32") if self.scaler else None
         for number in range(self.accumulate):
             place = slice(number * size, (number + 1) * size)
             batch = self._inputs(images[place], mixup.part(labels, place))
-            loss, correct, gradients = self._steps(*batch, gradients, number == self.accumulate - 1)
+            loss, correct, gradients, taken = self._steps(*batch, scale, gradients, number == self.accumulate - 1)
             passes.append((loss, correct))
-        if self.ema:
+        is_taken = taken is None or bool(taken)
+        if self.scaler:
+            self.scaler.update(is_taken)
+        if self.ema and is_taken:
             self._follow()
+        if not is_taken:
+            self.optimizer.iterations.assign(self.optimizer.iterations.value - 1)
         return sum(float(loss) for loss, _ in passes) / self.accumulate, sum(int(correct) for _, correct in passes)
 
     def loss(self, images: np.ndarray, labels: Labels) -> float:
@@ -128,8 +148,13 @@ class Engine:
         return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
 
     def state(self) -> State:
-        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
+        """The weights, what the optimiser and the scaler of the loss keep, and the average.
+
+        They are named as by `shared.weights.slots`, `shared.weights.SCALER` and "ema.…".
+        """
         arrays = state(self.net)
+        if self.scaler:
+            arrays[weights.SCALER] = np.array(self.scaler.state(), np.float32)
         arrays |= {f"{weights.EMA}{name}": to_pytorch(_numpy(variable)) for name, variable in self.average.items()}
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
@@ -151,8 +176,10 @@ class Engine:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
                 array = arrays.get(f"optimizer.{slot}.{name}")
                 variable.assign(np.zeros(variable.shape) if array is None else to_keras(array))
+        if self.scaler:
+            self.scaler = optimizers.GradScaler(*arrays.get(weights.SCALER, ()))
         if self.optimizer:
-            self.optimizer.iterations.assign(steps)
+            self.optimizer.iterations.assign(steps - (self.scaler.skipped if self.scaler else 0))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -168,53 +195,95 @@ class Engine:
                 arrays[name].assign(array)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes: here there is always one."""
-        return array
+        """The sum of an array over all processes, float64 if there are several. Raises an error as `step` does."""
+        if self.processes == 1:
+            return array
+        own = self.tf.constant(np.array(array, np.float64))
+        here = self.shares // self.processes  # devices, of which the first has the array
+        values = self.strategy.experimental_distribute_values_from_function(
+            lambda context: self.tf.zeros_like(own) if context.replica_id_in_sync_group % here else own
+        )
+        with self._together():
+            return _numpy(self._total(values))
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return np.moveaxis(output, -1, 1) if output.ndim == 4 else output
 
-    def _one_step(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-        """A pass on one device: (loss, number of correctly classified images, gradients so far); the `last` ends the step.
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """A context in which processes wait for one another."""
+        try:
+            yield
+        except self.tf.errors.OpError as error:
+            if self.processes == 1 or isinstance(error, self.tf.errors.ResourceExhaustedError):
+                raise
+            # TensorFlow notices a process that is gone by its heartbeats, within seconds, and ends what waits for it.
+            raise LostProcessError(
+                f"process {self.rank} of {self.processes}: the connection to another process is lost"
+            ) from None
 
-        `before` are the gradients of the passes before it in this step.
+    def _one_step(
+        self,
+        images: Tensor,
+        labels: Any,
+        dropout_masks: Mapping[str, Tensor],
+        scale: Tensor | None,
+        before: list[Tensor] | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
+        """A pass on one device: (loss, number of correctly classified images, gradients so far, whether the step is taken).
+
+        The `last` ends the step, which may be skipped if there is a `scale` of the loss. `before` are the gradients of the
+        passes before it in this step.
         """
         with self.tf.GradientTape() as tape:
             loss, correct = self._loss(images, labels, dropout_masks)
             share = loss / (self.shares * self.accumulate)  # the optimiser sums the gradients of all devices
+            share = share if scale is None else share * scale
         gradients = tape.gradient(share, [variable.value for variable in self.weights.values()])
         if before is not None:
             pairs = zip(before, gradients, strict=True)
             gradients = [None if gradient is None else total + gradient for total, gradient in pairs]
         if not last:
-            return loss, correct, gradients
-        if self.clip:
-            gradients = self._clipped(gradients)
+            return loss, correct, gradients, None
+        taken = None
+        if self.clip or scale is not None:
+            gradients, taken = self._clipped(gradients, scale)
+        self.optimizer.taken = taken
         # A weight that nothing uses has no gradient, and PyTorch does not change it: no weight decay either.
         self.optimizer.apply_gradients([(g, v) for g, v in zip(gradients, self.weights.values(), strict=True) if g is not None])
-        return loss, correct, None
+        return loss, correct, None, taken
 
-    def _clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of this device, clipped by what all devices have together."""
-        if self.shares == 1:
-            return optimizers.clipped(gradients, **self.clip)
-        context, used = self.tf.distribute.get_replica_context(), [g for g in gradients if g is not None]
-        total = iter(context.all_reduce(self.tf.distribute.ReduceOp.SUM, used))
-        whole = [None if g is None else next(total) for g in gradients]
-        return [None if g is None else g / self.shares for g in optimizers.clipped(whole, **self.clip)]
+    def _clipped(self, gradients: Sequence[Tensor], scale: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """(gradients of this device, divided by the scale and clipped, by what all devices have together; whether finite)."""
+        used = [g for g in gradients if g is not None]
+        if self.shares > 1:
+            used = self.tf.distribute.get_replica_context().all_reduce(self.tf.distribute.ReduceOp.SUM, used)
+        is_finite = None
+        if scale is not None:
+            is_finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in used]))
+            used = [g / scale for g in used]
+        clipped = iter(optimizers.clipped(used, **self.clip))
+        return [None if g is None else next(clipped) / self.shares for g in gradients], is_finite
 
     def _all_steps(
-        self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor], before: list[Tensor] | None, last: bool
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+        self,
+        images: Tensor,
+        labels: Any,
+        dropout_masks: Mapping[str, Tensor],
+        scale: Tensor | None,
+        before: list[Tensor] | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
         """`_one_step` on all devices."""
-        arguments = (images, labels, dropout_masks, before, last)
-        loss, correct, gradients = self.strategy.run(self._one_step, args=arguments)
+        arguments = (images, labels, dropout_masks, scale, before, last)
+        loss, correct, gradients, taken = self.strategy.run(self._one_step, args=arguments)
         reduce, kinds = self.strategy.reduce, self.tf.distribute.ReduceOp
-        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients
+        if taken is not None:
+            taken = self.strategy.experimental_local_results(taken)[0]
+        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients, taken
 
     def _update_average(self) -> None:
         """The average after a step."""
@@ -268,14 +337,16 @@ class Engine:
     def _masks(self, images: np.ndarray) -> dict[str, Tensor]:
         """{dropout layer: mask} for the coming pass in training mode, which it counts."""
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        arrays = masks(self.net.spec, rates, images.shape, self.passes, self.seed)
+        whole = (len(images) * self.processes, *images.shape[1:])
+        arrays = masks(self.net.spec, rates, whole, self.passes, self.seed)
         self.passes += 1
-        return {name: self._tensor(array) for name, array in arrays.items()}
+        return {name: self._tensor(array[self.rank :: self.processes]) for name, array in arrays.items()}
 
     def _split(self, batch: Tensor) -> Tensor:
-        """A batch divided among the devices."""
+        """What this process has of a batch, divided among its devices."""
+        here = self.shares // self.processes
         return self.strategy.experimental_distribute_values_from_function(
-            lambda context: batch[context.replica_id_in_sync_group :: self.shares]
+            lambda context: batch[context.replica_id_in_sync_group % here :: here]
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -288,6 +359,8 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | N
     """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
     With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs.
+    If the environment variable TF_CONFIG names several workers, it is the engine of this one, on all its GPUs or on its CPU;
+    it waits for the others. TensorFlow may not have run anything in this process before.
     """
     with _devices(devices):
         net = build(spec, recipe["seed"], recipe["precision"])
@@ -321,10 +394,18 @@ def _labels(labels: Labels) -> Any:
 
 
 def _devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
-    """The scope in which a network is built for `count` devices."""
+    """The scope in which a network is built for `count` devices, or for those of all workers."""
+    import tensorflow as tf
+
+    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
+    if len(workers) > 1:
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy().scope()
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            first = f"{error}".partition("\n")[0]
+            raise shared.Error(f"the workers of TF_CONFIG do not reach one another: {first}") from None
     if not count or count == 1:
         return contextlib.nullcontext()
-    import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and len(gpus) < count:

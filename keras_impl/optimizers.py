@@ -26,13 +26,37 @@ def clipped(gradients: Sequence[Tensor], clip_norm: float | None = None, clip_va
     return [None if g is None else g * factor for g in gradients]
 
 
+class GradScaler:
+    """The scale of the loss, by the rule of `torch.amp.GradScaler` and with its numbers.
+
+    Float16 underflows below 6e-8, so the loss is multiplied by the scale and gradients are divided by it. A step whose
+    gradients are not finite is skipped and halves the scale; 2,000 steps in a row that are not skipped double it.
+    """
+
+    def __init__(self, scale: float = 2.0**16, since: float = 0, skipped: float = 0) -> None:
+        self.scale, self.since, self.skipped = float(scale), int(since), int(skipped)
+
+    def update(self, is_taken: bool) -> None:
+        """Count a step that was taken or skipped."""
+        self.since = self.since + 1 if is_taken else 0
+        if not is_taken:
+            self.scale, self.skipped = self.scale * 0.5, self.skipped + 1
+        elif self.since == 2000:
+            self.scale, self.since = min(self.scale * 2, 2.0**127), 0  # the largest that float32 holds
+
+    def state(self) -> tuple[float, int, int]:
+        """(scale, steps since it changed, steps that were skipped)."""
+        return self.scale, self.since, self.skipped
+
+
 class Optimizer(keras.optimizers.Optimizer):
     """What the optimisers here share: a float64 learning rate, and PyTorch's weight decay.
 
     Keras keeps the rate in float32, and on TensorFlow the weight decay too, so that two float64 runs differ from the eighth
     digit on: 0.05 becomes 0.0500000007. (A `LearningRateSchedule` still gives float32.) Weight decay is added to the gradient
     here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights, and
-    `factors` {place of a weight in that order: factor of its learning rate}.
+    `factors` {place of a weight in that order: factor of its learning rate}. `taken` is None, or a boolean tensor of a traced
+    step: if it is false, the step changes nothing.
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:
@@ -43,6 +67,16 @@ class Optimizer(keras.optimizers.Optimizer):
             self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
         self.slots: dict[str, Variables] = {}
         self.factors: dict[int, float] = {}
+        self.taken: Tensor | None = None
+
+    def assign(self, variable: Any, value: Tensor) -> None:
+        """Set a weight or a slot, unless the step is skipped."""
+        # Not a condition around the step: in one, devices cannot exchange their gradients.
+        super().assign(variable, value if self.taken is None else ops.where(self.taken, value, variable))
+
+    def assign_sub(self, variable: Any, value: Tensor) -> None:
+        """Subtract from a weight, unless the step is skipped."""
+        super().assign_sub(variable, value if self.taken is None else ops.where(self.taken, value, ops.zeros_like(value)))
 
     def add_slots(self, variables: Variables, *names: str) -> None:
         """Give every weight an array for each of PyTorch's names."""

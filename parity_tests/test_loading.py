@@ -85,6 +85,27 @@ def test_files_and_arrays_are_the_same_data(changes, tmp_path):
         assert same([batches.batch(recipe, SPEC, files, step)], [batches.batch(recipe, SPEC, arrays, step)])
 
 
+@pytest.mark.parametrize("changes", [*CHANGES, {"pad": 2, "mixup": 0.4}], ids=str)
+def test_each_process_reads_its_share(changes, data, monkeypatch):
+    """Of a step, what makes up the batch of one process; with mixup, the partners of its images too."""
+    recipe, read = RECIPE | {"augmentation": changes, "accumulate": 2}, []
+    open_picture = images.open_picture
+    monkeypatch.setattr(images, "open_picture", lambda path: [read.append(path), open_picture(path)][1])
+    for step in range(3):
+        (x, labels), names = batches.batch(recipe, SPEC, data, step), {*read}
+        assert len(names) == 8
+        for rank in range(2):
+            read.clear()
+            own, own_labels = next(batches.stream(recipe, SPEC, data, step, Loader(), rank, 2))
+            assert np.array_equal(own, x[rank::2]) and len(read) == len({*read}) and {*read} <= names
+            if "mixup" in changes:
+                assert np.array_equal(own_labels.second, labels.second[rank::2]) and own_labels.share == labels.share
+                assert np.array_equal(own_labels.first, labels.first[rank::2]) and 4 <= len(read) <= 8
+            else:
+                assert np.array_equal(own_labels, labels[rank::2]) and len(read) == 4
+        read.clear()
+
+
 def test_an_unreadable_picture(data):
     chosen = batches.indices(10, 4, 0, 3)
     expected = batches.batch(RECIPE, SPEC, data, 0)

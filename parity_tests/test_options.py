@@ -79,7 +79,7 @@ def steps_of(count, alpha=None):
     """(images, labels) of steps."""
     generator = np.random.default_rng(0)
     plain = [(generator.standard_normal((8, 1, 8, 8)), generator.integers(0, 10, 8)) for _ in range(count)]
-    return [mixup.mixed(*batch, alpha, 0, step) if alpha else batch for step, batch in enumerate(plain)]
+    return [mixup.mixed(*batch, *mixup.pairs(8, alpha, 0, step)) if alpha else batch for step, batch in enumerate(plain)]
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -191,7 +191,7 @@ def test_mixed_images():
     labels = np.arange(6)
     shares = []
     for step in range(200):
-        pictures, mixed = mixup.mixed(images, labels, 0.2, 5, step)
+        pictures, mixed = mixup.mixed(images, labels, *mixup.pairs(6, 0.2, 5, step))
         assert pictures.dtype == np.float32 and sorted(mixed.second) == list(labels) and np.array_equal(mixed.first, labels)
         expected = mixed.share * mixed.first + (1 - mixed.share) * mixed.second
         assert np.allclose(pictures.ravel(), expected, rtol=1e-6)
@@ -200,7 +200,7 @@ def test_mixed_images():
     assert (
         min(shares) >= 0.5 and 0.9 < np.median(shares) < 1 and np.mean(np.less(shares, 0.75)) == pytest.approx(0.18, abs=0.08)
     )
-    again, same = mixup.mixed(images, labels, 0.2, 5, 199)
+    again, same = mixup.mixed(images, labels, *mixup.pairs(6, 0.2, 5, 199))
     assert np.array_equal(again, pictures) and same.share == mixed.share and np.array_equal(same.second, mixed.second)
     half = mixup.part(mixed, slice(2, 4))
     assert list(half.first) == [2, 3] and list(half.second) == list(mixed.second[2:4]) and half.share == mixed.share
@@ -213,7 +213,7 @@ def test_batches_of_a_recipe():
     x, labels = batches.batch(recipe, spec, data, 6)
     plain, first = batches.batch(recipe | {"augmentation": {"pad": 1}}, spec, data, 6)
     assert x.shape == (300, 1, 8, 8) and np.array_equal(labels.first, first)
-    assert np.array_equal(x, mixup.mixed(plain, first, 0.2, 0, 6)[0]) and not np.array_equal(x, plain)
+    assert np.array_equal(x, mixup.mixed(plain, first, *mixup.pairs(300, 0.2, 0, 6))[0]) and not np.array_equal(x, plain)
     with pytest.raises(shared.Error, match="'batch' is 100 and 'accumulate' is 20, but digits has 1,437 images to train on"):
         training.prepare(recipe | {"accumulate": 20})
 

@@ -174,7 +174,7 @@ def test_changes():
         (["schedule.name=multi_step", "schedule.divide_by=10", "schedule.milestones=[5,2]"], "each larger than the one before"),
         (["batch=0"], "'batch' is 0, expected a whole number of at least 1"),
         (["epochs=1.5"], "'epochs' is 1.5"),
-        (["precision=float16"], 'expected one of "float32", "float64", "mixed_bfloat16"'),
+        (["precision=float16"], 'expected one of "float32", "float64", "mixed_bfloat16", "mixed_float16"'),
         (["augmentation.pad=-1"], "augmentation: 'pad' is -1"),
         (["augmentation.rotate=3"], "augmentation: unknown key 'rotate'"),
         (["network=resnet21"], "no network is called 'resnet21'"),

@@ -133,7 +133,9 @@ def test_both_backends_make_the_same_run(whole):
 
 
 @pytest.mark.parametrize("backend", PACKAGES)
-@pytest.mark.parametrize("precision", ["float64", "float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float64", "float32", "mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.long)]
+)
 def test_resumed_bit_for_bit(backend, precision, whole, tmp_path):
     first = Run(tmp_path / "a", backend, precision=precision)
     start = first.engine.state()

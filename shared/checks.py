@@ -23,6 +23,10 @@ class RunError(Error):
     status = 1
 
 
+class LostProcessError(RunError):
+    """Another of the processes of a run has ended or cannot be reached, so that this one cannot go on."""
+
+
 class Value(NamedTuple):
     """What the value of a key must be."""
 

@@ -19,18 +19,25 @@ class Mixed(NamedTuple):
 Labels = np.ndarray | Mixed  # whole numbers, or those of mixed images
 
 
-def mixed(images: np.ndarray, labels: np.ndarray, alpha: float, seed: int, step: int) -> tuple[np.ndarray, Mixed]:
-    """Normalised images, each mixed with a partner among them, and their labels: a pure function of its arguments.
+def pairs(count: int, alpha: float, seed: int, step: int) -> tuple[float, np.ndarray]:
+    """(share, place of each image's partner) of a batch of so many images: a pure function of its arguments.
 
     One share, from Beta(alpha, alpha), holds for the whole batch, as in the authors' code. Where it is below 0.5, an image and
     its partner change roles, which makes the same pairs: the partners are a random permutation.
     """
     generator = np.random.default_rng([seed, step, 2])  # the third number sets it apart from the batch's augmentation
     share = float(generator.beta(alpha, alpha))
-    share = max(share, 1 - share)
-    partners = generator.permutation(len(images))
-    pictures = images * images.dtype.type(share) + images[partners] * images.dtype.type(1 - share)
-    return pictures, Mixed(labels, labels[partners], share)
+    return max(share, 1 - share), generator.permutation(count)
+
+
+def mixed(images: np.ndarray, labels: np.ndarray, share: float, partners: np.ndarray) -> tuple[np.ndarray, Mixed]:
+    """Normalised images, each mixed with its partner among them, and their labels.
+
+    As many as there are `partners`: images after those are partners only.
+    """
+    first = slice(len(partners))
+    pictures = images[first] * images.dtype.type(share) + images[partners] * images.dtype.type(1 - share)
+    return pictures, Mixed(labels[first], labels[partners], share)
 
 
 def part(batch: Any, place: slice) -> Any:

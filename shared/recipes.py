@@ -18,7 +18,8 @@ from .files import read_json
 from .spec import LISTS, Spec, classifier, unroll
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = ("float32", "float64", "mixed_bfloat16")
+SCALED = "mixed_float16"  # the precision whose loss is scaled
+PRECISIONS = ("float32", "float64", "mixed_bfloat16", SCALED)
 BACKBONE = "backbone"  # of "freeze": everything but the classifier
 
 BALANCED = "balanced"  # of "class_weights": in inverse proportion to the images of a class

@@ -158,6 +158,9 @@ def slots(optimizer: dict[str, Any] | None) -> tuple[str, ...]:
     return ("momentum_buffer",) if optimizer["name"] == "sgd" else ("exp_avg", "exp_avg_sq")
 
 
+SCALER = "optimizer.scaler"  # (3,), in mixed_float16: loss scale, steps since it changed, steps that were skipped
+
+
 def of_network(state: State, averaged: bool = False) -> State:
     """The arrays of the network in the state of an engine, without what the optimiser keeps: its own, or the averaged ones."""
     if averaged:

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 
 import shared
 from shared import mixup, recipes, weights
+from shared.checks import LostProcessError
 from shared.dropout import masks
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
@@ -34,10 +35,12 @@ class Engine:
     """A network, and in training its optimiser, on the device that the network is on.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in bfloat16. With `compiled`,
-    `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its running
-    statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of every
-    batch.
+    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in that precision; with
+    torch.float16, the loss is scaled by `torch.amp.GradScaler`, which skips steps whose gradients are not finite. With
+    `compiled`, `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its
+    running statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of
+    every batch: `step` gets that share alone, the images rank, rank + processes, … of the batch, and raises
+    `shared.checks.LostProcessError` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
@@ -48,8 +51,8 @@ class Engine:
     framework = "PyTorch"
 
     def __init__(
-        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: bool = False, compiled: bool = False,
-        label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: torch.dtype | None = None,
+        compiled: bool = False, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
         self.net, self.seed, self.mixed = net, seed, mixed
@@ -65,9 +68,12 @@ class Engine:
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
+        self.scaler: Any = None
+        self.skipped = 0  # steps
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
         if optimizer:
             self.optimizer = _optimizer(optimizer, net.spec, self.weights)
+            self.scaler = torch.amp.GradScaler(self._device().type, enabled=mixed == torch.float16)
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
                 self.shares = self.processes
@@ -83,14 +89,18 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate * group["factor"]
         self.optimizer.zero_grad()
+        with self._together():
+            return self._step(images, labels)
+
+    def _step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
         first, size = labels.first if isinstance(labels, Mixed) else labels, len(images) // self.accumulate
         passes = []
         for number in range(self.accumulate):
             place = slice(number * size, (number + 1) * size)
             with self._gradients_added(number):
                 loss, logits = self._loss(images[place], mixup.part(labels, place))
-                (loss / self.accumulate).backward()
-            passes.append((loss.detach(), logits.detach().argmax(1), self._share(first[place])))
+                self.scaler.scale(loss / self.accumulate).backward()
+            passes.append((loss.detach(), logits.detach().argmax(1), first[place]))
         self._update()
         # Only now, since it waits for a GPU.
         sums = np.sum([(loss.item(), (found.cpu().numpy() == true).sum()) for loss, found, true in passes], axis=0)
@@ -132,8 +142,14 @@ class Engine:
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
 
     def state(self) -> State:
-        """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
+        """The weights, what the optimiser and the scaler of the loss keep, and the average.
+
+        They are named as by `shared.weights.slots`, `shared.weights.SCALER` and "ema.…".
+        """
         arrays = state(self.net)
+        if self.scaler and self.scaler.is_enabled():
+            kept = self.scaler.state_dict()
+            arrays[weights.SCALER] = np.array([kept["scale"], kept["_growth_tracker"], self.skipped], np.float32)
         arrays |= {f"{weights.EMA}{name}": _numpy(tensor.clone()) for name, tensor in self.average.items()}
         for slot in self.slots:
             for name, weight in self.weights.items():
@@ -151,14 +167,23 @@ class Engine:
         for name, tensor in self._arrays().items() if self.ema else ():
             array = arrays.get(weights.EMA + name)
             self.average[name].copy_(tensor.detach() if array is None else torch.from_numpy(np.array(array)))
+        self.skipped = 0
         if self.optimizer:
             self.optimizer.state.clear()
+            self._load_scaler(arrays.get(weights.SCALER))
         for name, weight in self.weights.items():
             names = [slot for slot in self.slots if f"optimizer.{slot}.{name}" in arrays]
             slots = {slot: torch.from_numpy(np.array(arrays[f"optimizer.{slot}.{name}"])).to(weight) for slot in names}
             if slots:
-                counter = {"step": torch.tensor(float(steps))} if "exp_avg" in slots else {}
+                counter = {"step": torch.tensor(float(steps - self.skipped))} if "exp_avg" in slots else {}
                 self.optimizer.state[weight] = counter | slots
+
+    def _load_scaler(self, array: np.ndarray | None) -> None:
+        """Resume with the scale of the loss that an array of `state` has, or with GradScaler's first."""
+        scaler = self.scaler = torch.amp.GradScaler(self._device().type, enabled=self.mixed == torch.float16)
+        if scaler.is_enabled() and array is not None:
+            scale, since, self.skipped = float(array[0]), int(array[1]), int(array[2])
+            scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": since})
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -174,12 +199,13 @@ class Engine:
                 arrays[name].data.copy_(tensor)
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of an array over all processes, float64 if there are several."""
-        if self.shares == 1:
+        """The sum of an array over all processes, float64 if there are several. Raises an error as `step` does."""
+        if self.processes == 1:
             return array
         tensor = torch.from_numpy(np.array(array, np.float64)).to(self._device())
-        distributed.all_reduce(tensor)
-        return tensor.cpu().numpy()
+        with self._together():
+            distributed.all_reduce(tensor)
+            return tensor.cpu().numpy()
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
@@ -191,33 +217,51 @@ class Engine:
         tensors = self.net.state_dict(keep_vars=True)
         return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """A context in which processes wait for one another."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.processes == 1 or not ("gloo" in f"{error}" or "NCCL" in f"{error}"):
+                raise
+            raise LostProcessError(
+                f"process {self.rank} of {self.processes}: the connection to another process is lost"
+            ) from None
+
     def _gradients_added(self, number: int) -> contextlib.AbstractContextManager[Any]:
         """The context of a backward pass: processes exchange gradients after the last of those that a step accumulates."""
         return self._net.no_sync() if self.shares > 1 and number < self.accumulate - 1 else contextlib.nullcontext()
 
     def _update(self) -> None:
         """Update the weights by their gradients, and what follows the weights."""
+        before = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
         if "clip_norm" in self.clip:
             nn.utils.clip_grad_norm_(self.weights.values(), self.clip["clip_norm"])
         if "clip_value" in self.clip:
             nn.utils.clip_grad_value_(self.weights.values(), self.clip["clip_value"])
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        is_skipped = self.scaler.get_scale() < before
+        self.skipped += is_skipped
         if self.shares > 1:
             self._average_statistics()
-        if self.ema:
+        if self.ema and not is_skipped:
             for name, tensor in self._arrays().items():
                 self.average[name].lerp_(tensor.detach(), 1 - self.ema)
 
     def _loss(self, images: "np.ndarray | Tensor", labels: Labels) -> tuple[Tensor, Tensor]:
-        """The loss and the logits of this process's share of a batch, in training mode."""
+        """The loss and the logits of a batch, or of this process's share of one, in training mode."""
         self.net.train()
         for layer in self.frozen:
             layer.eval()
         rates = {name: layer.rate for name, layer in self.dropouts.items()}
-        for name, array in masks(self.net.spec, rates, images.shape, self.passes, self.seed).items():
-            self.dropouts[name].mask = self._tensor(self._share(array))
+        whole = (len(images) * self.processes, *images.shape[1:])
+        for name, array in masks(self.net.spec, rates, whole, self.passes, self.seed).items():
+            self.dropouts[name].mask = self._tensor(array[self.rank :: self.processes])
         self.passes += 1
-        images = self._tensor(self._share(images))
+        images = self._tensor(images)
         try:
             with self._autocast():
                 logits = self._net(images)
@@ -228,16 +272,12 @@ class Engine:
         return self._cross_entropy(logits, labels), logits
 
     def _cross_entropy(self, logits: Tensor, labels: Labels) -> Tensor:
-        """The loss for the logits of this process's share of a batch."""
+        """The loss for logits."""
         if isinstance(labels, Mixed):
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             return labels.share * first + (1 - labels.share) * second
-        target = torch.from_numpy(self._share(labels)).to(logits.device)
+        target = torch.from_numpy(labels).to(logits.device)
         return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
-
-    def _share(self, batch: Any) -> Any:
-        """The part of a batch that this process takes."""
-        return batch[self.rank :: self.shares] if self.shares > 1 else batch
 
     def _average_statistics(self) -> None:
         """Replace the running statistics by their mean over all processes, as Keras does with several devices."""
@@ -250,7 +290,7 @@ class Engine:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         device = self._device().type
-        return torch.autocast(device, torch.bfloat16) if self.mixed else contextlib.nullcontext()
+        return torch.autocast(device, self.mixed) if self.mixed else contextlib.nullcontext()
 
     def _tensor(self, images: "np.ndarray | Tensor") -> Tensor:
         """An array in the network's precision and on its device; as it is, if the network has no weights."""
@@ -288,7 +328,8 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     if torch.cuda.is_available():
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     options = recipes.engine_options(recipe)
-    return Engine(net, recipe["optimizer"], seed, precision == "mixed_bfloat16", compiled, **options)
+    mixed = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}.get(precision)
+    return Engine(net, recipe["optimizer"], seed, mixed, compiled, **options)
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

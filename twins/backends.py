@@ -49,7 +49,7 @@ class Engine(Protocol):
     """A network in NumPy arrays, whatever its framework: what comparing, training and predicting drive.
 
     Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
-    layouts.
+    layouts. In one of several processes, `step` takes that process's share of a batch, every so-many-th image of it.
     """
 
     framework: str

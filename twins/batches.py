@@ -112,26 +112,38 @@ def batch(recipe: Recipe, spec: Spec, data: Data, step: int) -> tuple[np.ndarray
     return next(stream(recipe, spec, data, step, Loader()))
 
 
-def stream(recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader) -> Iterator[tuple[np.ndarray, Labels]]:
+def stream(
+    recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader, rank: int = 0, processes: int = 1
+) -> Iterator[tuple[np.ndarray, Labels]]:
     """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
 
-    The next image of the batch takes the place of one that cannot be read, if the loader skips those; otherwise raises `Error`.
+    Of several processes, each gets its share, the images rank, rank + processes, … of the batch, and reads these alone, with
+    mixup their partners too. The next image of those takes the place of one that cannot be read, if the loader skips such;
+    otherwise raises `Error`.
     """
-
-    changes = {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
+    seed, changes = recipe["seed"], {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
     alpha = recipe["augmentation"].get("mixup")
 
-    def chosen(step: int) -> np.ndarray:
-        return indices(len(data.x_train), recipes.images_per_step(recipe), step, recipe["seed"])
+    def wanted(number: int) -> tuple[np.ndarray, np.ndarray, tuple[float, np.ndarray] | None]:
+        """(indices of the step's images, places in them of those to be read, share and partners among these)."""
+        chosen = indices(len(data.x_train), recipes.images_per_step(recipe), number, seed)
+        own = np.arange(rank, len(chosen), processes)
+        if not alpha:
+            return chosen, own, None
+        share, partners = mixup.pairs(len(chosen), alpha, seed, number)
+        places = np.concatenate([own, np.setdiff1d(partners[own], own)])
+        return chosen, places, (share, np.argsort(places)[np.searchsorted(np.sort(places), partners[own])])
 
     def arguments() -> Iterator[tuple[Any, ...]]:
         for number in itertools.count(step):
-            yield data.x_train[chosen(number)], spec, changes, recipe["seed"], number, loader.skip
+            chosen, places, _ = wanted(number)
+            yield data.x_train[chosen[places]], spec, changes, seed, number, loader.skip, places, len(chosen)
 
     for number, read in enumerate(mapped(loader, data.x_train, read_augmented, arguments()), start=step):
         loader.note(read.errors)
-        x, labels = images.normalise(read.pixels, spec, dtype(recipe)), data.y_train[chosen(number)][read.places]
-        yield mixup.mixed(x, labels, alpha, recipe["seed"], number) if alpha else (x, labels)
+        chosen, places, pairs = wanted(number)
+        x, labels = images.normalise(read.pixels, spec, dtype(recipe)), data.y_train[chosen[places[read.places]]]
+        yield mixup.mixed(x, labels, *pairs) if pairs else (x, labels)
 
 
 def mapped(loader: Loader, x: Images, function: Callable[..., Read], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Read]:
@@ -139,21 +151,26 @@ def mapped(loader: Loader, x: Images, function: Callable[..., Read], arguments: 
     return loader.map(function, arguments) if isinstance(x, Pictures) else itertools.starmap(function, arguments)
 
 
-def read_augmented(x: Images, spec: Spec, changes: Mapping[str, Any], seed: int, step: int, skip: bool = False) -> Read:
-    """The images of a training step, of the size and colour that the network takes, with the `changes` of a recipe.
+def read_augmented(
+    x: Images, spec: Spec, changes: Mapping[str, Any], seed: int, step: int, skip: bool, places: np.ndarray, count: int
+) -> Read:
+    """Images of a training step, of the size and colour that the network takes, with the `changes` of a recipe.
 
-    Raises `Error` for one that cannot be read, or with `skip` takes the next one for it, unless there is none.
+    They are those at the `places` of the step's `count`. Raises `Error` for one that cannot be read, or with `skip` takes the
+    next one for it, unless there is none.
     """
     if isinstance(x, np.ndarray) and not changes.keys() & PICTURES:
         read = Read(images.pixels(x, spec), [*range(len(x))], [])
     else:
-        read = _read(x, lambda place, one: _changed(one, spec, changes, augmentation.generator(seed, step, place)), skip)
+        read = _read(
+            x, lambda place, one: _changed(one, spec, changes, augmentation.generator(seed, step, places[place])), skip
+        )
         if not read.places:
             raise Error(f"no image of a whole batch can be read: {read.errors[0]}")
         following = np.searchsorted(read.places, np.arange(len(x))) % len(read.places)
         read = Read(read.pixels[following], [read.places[place] for place in following], read.errors)
     whole = {key: value for key, value in changes.items() if key not in PICTURES}
-    return read._replace(pixels=augment(read.pixels, seed, step, **whole)) if whole else read
+    return read._replace(pixels=augment(read.pixels, seed, step, places=places, count=count, **whole)) if whole else read
 
 
 def read_plain(x: Images, spec: Spec, skip: bool = False) -> Read:
@@ -203,7 +220,7 @@ def _changed(image: Picture, spec: Spec, changes: Mapping[str, Any], generator: 
 
 
 def dtype(recipe: Recipe) -> str:
-    """The precision of the images: in mixed precision the network turns float32 into bfloat16 itself."""
+    """The precision of the images: in mixed precision the network turns float32 into half precision itself."""
     return "float64" if recipe["precision"] == "float64" else "float32"
 
 
@@ -225,19 +242,28 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def augment(pixels: np.ndarray, seed: int, step: int, pad: int = 0, flip: bool = False) -> np.ndarray:
-    """Images (count, height, width, channels) as a training step sees them: a pure function of its arguments.
+def augment(
+    pixels: np.ndarray,
+    seed: int,
+    step: int,
+    pad: int = 0,
+    flip: bool = False,
+    places: np.ndarray | slice = slice(None),
+    count: int | None = None,
+) -> np.ndarray:
+    """Images (number, height, width, channels) as a training step sees them: a pure function of its arguments.
 
-    Each is framed by `pad` black pixels and a window of its own size is cut out at random; with `flip`, half of them are
-    mirrored: He et al. 2015, section 4.2.
+    They are those at the `places` of the step's `count`, by default all. Each is framed by `pad` black pixels and a window of
+    its own size is cut out at random; with `flip`, half of them are mirrored: He et al. 2015, section 4.2.
     """
     generator = np.random.default_rng([seed, step, 1])  # the third number sets it apart from the order of an epoch
-    count, height, width, _ = pixels.shape
-    places = generator.integers(2 * pad + 1, size=(count, 2))
-    mirrored = np.less(generator.random(count), 0.5)
+    number, height, width, _ = pixels.shape
+    count = count or number
+    corners = generator.integers(2 * pad + 1, size=(count, 2))[places]
+    mirrored = np.less(generator.random(count), 0.5)[places]
     framed = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     augmented = np.empty_like(pixels)
-    for i, (top, left) in enumerate(places):
+    for i, (top, left) in enumerate(corners):
         window = framed[i, top : top + height, left : left + width]
         augmented[i] = window[:, ::-1] if flip and mirrored[i] else window
     return augmented

@@ -4,10 +4,12 @@ Images are bytes (count, height, width, channels) until they are a batch. Comple
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +148,7 @@ def run(
     the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader)
     lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
     with lock, the_run.loader:
+        _check_alike(engine, recipe, data)
         the_run.begin()
         while the_run.step < the_run.steps:
             yield the_run.take_step()
@@ -157,6 +160,32 @@ def run(
             the_run.save_within_epoch(stopping)
             if stopping:
                 return
+
+
+def _check_alike(engine: Engine, recipe: Recipe, data: Data) -> None:
+    """Raise `Error` unless all processes have the same recipe, data and arrays, which they read on machines of their own.
+
+    Where the data and the weights lie may differ.
+    """
+    if engine.processes == 1:
+        return
+    rules = {key: value for key, value in recipe.items() if key not in ("data", "init")}
+    parts = {
+        "recipe": [json.dumps(rules, sort_keys=True).encode()],
+        "data set": [labels.astype(np.int64).tobytes() for labels in (data.y_train, data.y_test)],
+        "checkpoint or initial weights": [array.tobytes() for _, array in sorted(engine.state().items())],
+    }
+    own = [functools.reduce(lambda sum_, more: zlib.crc32(more, sum_), part, 0) for part in parts.values()]
+    for part, sums in zip(parts, np.transpose(_of_all(engine, np.array(own))), strict=True):
+        if len({*sums}) > 1:
+            raise Error(f"process {engine.rank} of {engine.processes}: not all processes have the same {part}")
+
+
+def _of_all(engine: Engine, numbers: np.ndarray) -> np.ndarray:
+    """(processes, count): the numbers that each process has."""
+    table = np.zeros((engine.processes, len(numbers)))
+    table[engine.rank] = numbers
+    return engine.total(table)
 
 
 def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
@@ -251,7 +280,7 @@ class _Run:
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
-        self.batches = batches.stream(recipe, spec, data, self.step, self.loader)
+        self.batches = batches.stream(recipe, spec, data, self.step, self.loader, engine.rank, engine.processes)
         self.best = max(map(runlog.accuracy, self.history), default=-1.0)
         self.saved = time.monotonic()
 
@@ -289,10 +318,19 @@ class _Run:
         self.step += 1
         if not math.isfinite(loss):
             raise _diverged(f"the loss of step {self.step}, in epoch {self.epoch}, is {loss}", self.folder)
-        new = (loss * len(x), correct, len(x), time.monotonic() - started)
+        count = len(x) * self.engine.processes
+        new = (loss * count, correct, count, time.monotonic() - started)
         self.sums = [total + more for total, more in zip(self.sums, new, strict=True)]
-        losses, corrects, count, _ = self.sums
-        return Progress(self.step, self.steps, self.epoch, losses / count, corrects / count)
+        losses, corrects, seen, _ = self.sums
+        return Progress(self.step, self.steps, self.epoch, losses / seen, corrects / seen)
+
+    def share_unreadable(self) -> None:
+        """Give all processes the images that any of them could not read."""
+        own = np.frombuffer(json.dumps([*self.loader.unreadable]).encode(), np.uint8)
+        sizes = _of_all(self.engine, np.array([len(own)])).astype(int).ravel()
+        texts = _of_all(self.engine, np.pad(own, (0, sizes.max() - len(own)))).astype(np.uint8)
+        for text, size in zip(texts, sizes, strict=True):
+            self.loader.note(json.loads(text[:size].tobytes()))
 
     def check_readable(self) -> None:
         """Raise `Error` if more images cannot be read than a run goes on without."""
@@ -305,6 +343,7 @@ class _Run:
         waited, self.loader.waited = self.loader.waited, 0.0
         precision = batches.dtype(self.recipe)
         test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, precision, self.loader)
+        self.share_unreadable()
         self.check_readable()
         if not math.isfinite(test_loss):
             raise _diverged(f"the loss on the test images after epoch {self.epoch} is {test_loss}", self.folder)
@@ -441,12 +480,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for slot in weights.slots(checkpoint.recipe["optimizer"]):
         trained = recipes.trained(frozen, checkpoint.spec)
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}
-        if not any(name.startswith("optimizer.") for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
+    if checkpoint.recipe["precision"] == recipes.SCALED:
+        expected[weights.SCALER] = (3,)
     if checkpoint.recipe.get("ema"):
-        if not any(name.startswith(weights.EMA) for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
         expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
+    for kind in ("optimizer.", weights.EMA):
+        if any(name.startswith(kind) for name in expected) and not any(name.startswith(kind) for name in arrays):
+            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
     try:
         weights.check_state(arrays, expected)
     except Error as error:

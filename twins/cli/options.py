@@ -72,6 +72,27 @@ def check_torchrun() -> None:
                 raise Error(f"TORCHELASTIC_RUN_ID is set, but {name} is {word!r}: start with torchrun, or unset both")
 
 
+def worker() -> tuple[int, int]:
+    """(number of this process, how many there are) of the workers that TF_CONFIG names; (0, 1) without it.
+
+    Raises `Error` if it is not a list of workers and one of them.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 0, 1
+    try:
+        config = json.loads(text)
+        workers, task = config["cluster"]["worker"], config["task"]
+        index = int(task["index"])
+        known = task["type"] == "worker" and [*config["cluster"]] == ["worker"] and 0 <= index < len(workers)
+        if known and all(":" in address for address in workers):
+            return index, len(workers)
+    except (ValueError, KeyError, TypeError):
+        pass
+    expected = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+    raise Error(f"the environment variable TF_CONFIG is {text!r}, expected workers alone, as in {expected}")
+
+
 def tell_torchrun(message: str) -> None:
     """Leave torchrun the message of a process that it started: it shows it if this was the first of them to end."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

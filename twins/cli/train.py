@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared import limits, recipes
-from shared.checks import Error, RunError
+from shared.checks import Error, LostProcessError, RunError
 
 from .. import backends
 from ..backends import Backend, Engine
@@ -66,7 +66,7 @@ def train(
     """
     from .. import loading, runs
 
-    _check(backend, devices, compiled, tensorboard, resume, init, freeze)
+    rank, cluster = _check(backend, devices, compiled, tensorboard, resume, init, freeze)
     given = {
         "data": data,
         "holdout": holdout,
@@ -75,17 +75,18 @@ def train(
         "freeze": None if freeze is None else freeze.split(","),
     }
     changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
-    with _Signals() as signals, runs.start(recipe, resume, out, changes, epochs, backend, options.rank()) as start:
-        with output.status("starting " + backends.frameworks(backend)[0]):
+    with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
+        others = ", and waiting for the other processes" * (cluster > 1)
+        with output.status(f"starting {backends.frameworks(backend)[0]}{others}"):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
-        loader = loading.Loader(loading.default_workers() if workers is None else workers, skip)
+        loader = loading.Loader(_workers(workers), skip)
         last, history = _train(start, engine, resume, loader, signals, tensorboard, output.remark if as_json else output.show)
         if not engine.rank:
             for line in loader.unreadable:
                 output.complain(f"skipped: {line}")
             _end(start, engine, last, history, as_json)
-    if not engine.rank and last.step < last.steps:
+    if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun speaks for its processes, TensorFlow has no such
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
         output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
         sys.exit(128 + (signals.number or signal.SIGTERM))  # with torchrun, another process may have got the signal
@@ -119,13 +120,18 @@ def _train(
     history = start.history
     try:
         return _watch(run, start, history, listeners, None if engine.rank else say), history
+    except LostProcessError as error:
+        raise RunError(
+            f"{error}: it has ended, or its machine or the network is down. "
+            f"Start all processes again, with --resume {start.folder}, which has the last checkpoint"
+        ) from None
     except RuntimeError as error:
         if engine.processes == 1:
             raise
         text = f"{error}".partition("\n")[0]
-        why = "the connection to another process is lost" if "gloo" in text or "NCCL" in text else text
-        who = f"process {engine.rank} of {engine.processes}"
-        raise RunError(f"{who}: {why}; the last checkpoint is in {start.folder}") from None
+        raise RunError(
+            f"process {engine.rank} of {engine.processes}: {text}; the last checkpoint is in {start.folder}"
+        ) from None
 
 
 def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
@@ -157,26 +163,46 @@ def _check(
     resume: Path | None,
     init: str | None,
     freeze: str | None,
-) -> None:
-    """Raise `Error` for options that do not go together."""
+) -> tuple[int, int]:
+    """(rank of this process in the run, how many TensorFlow workers that has). Raises `Error` for options that do not fit."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if devices and backend == Backend.TORCH:
         raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
     if "TORCHELASTIC_RUN_ID" in os.environ and backend == Backend.TF:
         raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
     options.check_torchrun()
-    if devices and compiled:
-        raise Error("--devices and --compile exclude one another: XLA does not compile a step of several devices")
+    rank, workers = options.worker() if backend == Backend.TF else (options.rank(), 1)
+    if (devices or workers > 1) and compiled:
+        named = "--devices" if devices else "TF_CONFIG"
+        raise Error(f"{named} and --compile exclude one another: XLA does not compile a step of several devices")
+    if devices and workers > 1:
+        raise Error("--devices is for one process; each worker of TF_CONFIG has all GPUs of its machine")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
         raise Error("--tensorboard needs TensorBoard: pip install 'resnet-twins[tensorboard]'")
     if resume and (init is not None or freeze is not None):
         raise Error("--init and --freeze are for the start of a run; --resume continues one")
+    return rank, workers
+
+
+def _workers(count: int | None) -> int:
+    """How many processes read pictures for this one, by default its part of what is good for the machine."""
+    from .. import loading
+
+    if count is not None:
+        return count
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    return max(loading.default_workers() // int(here), 1)
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM in a block: before the first step they end the command, later the run ends after the step it is in."""
+    """Ctrl-C and SIGTERM in a block: before the first step they end the command, later the run ends after the step it is in.
 
-    def __init__(self) -> None:
+    Where this process `waits` for others, deep in TensorFlow, before the first step, they end it at once: it would not come to
+    a handler.
+    """
+
+    def __init__(self, waits: bool = False) -> None:
+        self._waits = waits
         self.number = 0  # of the signal that ends the run
         self._in_steps = False
         self._torchrun = "TORCHELASTIC_RUN_ID" in os.environ
@@ -184,7 +210,8 @@ class _Signals:
     def __enter__(self) -> "_Signals":
         # torchrun ends its processes by SIGTERM; one that waits for the others, deep in PyTorch, would not come to a handler.
         numbers = (signal.SIGINT,) if self._torchrun else (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        handler = signal.SIG_DFL if self._waits else self._note
+        self._before = {number: signal.signal(number, handler) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -196,7 +223,8 @@ class _Signals:
     def wait_for_the_step(self) -> None:
         """From here, a signal lets the step end and a checkpoint be written."""
         self._in_steps = True
-        self._before.setdefault(signal.SIGTERM, signal.signal(signal.SIGTERM, self._note))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: Any) -> None:
         if self.number and not self._torchrun:  # torchrun passes on what its processes have got themselves
