@@ -32,7 +32,7 @@ def test_parts(path):
     """A lesson says what it is for and ends with three exercises of its own; its cells for one framework come in pairs."""
     notebook, text = _read(path), path.read_text(encoding="utf-8")
     opening = notebook.cells[0].source
-    assert re.match(r"# .+\n\nAfter this lesson you can\n\n(- [^-]+){3}", opening), opening
+    assert re.match(r"# .+\n\nAfter this lesson you can\n\n(- .+\n(  .+\n)*){3}\n", opening), opening
     before, _, exercises = text.partition("\n## Exercises\n")
     names = re.findall(r"^```\{exercise\} (\S+)$", exercises, re.MULTILINE)
     assert len(set(names)) == len(names) == 3 and "{exercise}" not in before
