@@ -70,8 +70,9 @@ def sources(path):
     text = path.read_text(encoding="utf-8")
     found = {}
     for node in ast.parse(text).body:
-        named = [node.name] if hasattr(node, "name") else [target.id for target in getattr(node, "targets", [])]
-        found |= dict.fromkeys(named, (node.lineno, ast.get_source_segment(text, node)))
+        targets = getattr(node, "targets", None) or [getattr(node, "target", node)]
+        names = [getattr(target, "name", getattr(target, "id", None)) for target in targets]
+        found |= dict.fromkeys(names, (node.lineno, ast.get_source_segment(text, node)))
     return found
 
 
