@@ -39,6 +39,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds a cell
 nb_output_stderr = "remove"  # where the frameworks log
+nb_merge_streams = True
 nb_ipywidgets_js = {}  # by default from other machines
 
 autodoc_member_order = "bysource"
