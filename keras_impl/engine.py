@@ -109,6 +109,10 @@ class Engine:
         """(batch, classes, height, width) in evaluation mode. Raises `shared.Error` if the network has no class maps."""
         return self.channels_first(_numpy(self._class_maps(self._tensor(images))))
 
+    def dense_class_maps(self, images: np.ndarray) -> np.ndarray:
+        """The class maps at the size of the images, (batch, classes, height, width), in evaluation mode."""
+        return self.channels_first(_numpy(self.net.dense_class_maps(self._tensor(images))))
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """{layer name: output} in evaluation mode, with Keras's axes: channels last."""
         return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}

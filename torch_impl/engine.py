@@ -114,6 +114,12 @@ class Engine:
         with torch.no_grad(), self._autocast():
             return _numpy(self.net.class_maps(self._tensor(images)))
 
+    def dense_class_maps(self, images: np.ndarray) -> np.ndarray:
+        """The class maps at the size of the images, (batch, classes, height, width), in evaluation mode."""
+        self.net.eval()
+        with torch.no_grad(), self._autocast():
+            return _numpy(self.net.dense_class_maps(self._tensor(images)))
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """{layer name: output} in evaluation mode, with PyTorch's axes."""
         self.net.eval()

@@ -26,9 +26,11 @@ from . import (
     options,
     output,
     predict,
+    read,
     schema,
     show,
     train,
+    traps,
 )
 
 
@@ -72,6 +74,8 @@ app.command()(locate.locate)
 app.command()(activations.activations)
 app.command()(train.train)
 app.command()(curves.curves)
+app.command()(traps.traps)
+app.command()(read.read)
 app.command()(schema.schema)
 
 
