@@ -238,7 +238,7 @@ def _block(before: Row, layer: Layer) -> Row:
         last.stride,
         tuple(sorted({dilation for row in rows for dilation in row.dilations})),
         rows,
-        ways=_ways(layer, before, [branch[1:] for branch in branches]),
+        ways=_ways(layer, before, branches),
     )
 
 

@@ -28,7 +28,7 @@ WEB = Path(__file__).parent / "web"
 PAGE = ("microscope.html", "microscope.css", "microscope.js")
 DATA = "microscope-data.js"
 INPUTS, SEED = 4, 0  # images of noise that a gradient is averaged over
-SIDE = 32  # numbers along a side of a stored effective field, at most
+SIDE = 48  # numbers along a side of a stored effective field, at most
 HEARD = 1 - 0.9545  # of the peak: what Luo et al. 2016 count as within the effective field
 PICTURE = 224  # pixels along its side
 

@@ -71,22 +71,10 @@
     return box;
   }
 
-  // The share of a map's variance that lies between the lattices of a period: twins/gridding.py.
-  function gridding(map, period) {
-    const [height, width] = [map.height, map.width].map((side) => side - (side % period));
-    const sums = new Float64Array(period * period);
-    let sum = 0, squares = 0;
-    for (let r = 0; r < height; r++) {
-      for (let c = 0; c < width; c++) {
-        const value = map.values[r * map.width + c];
-        sums[(r % period) * period + (c % period)] += value;
-        sum += value;
-        squares += value * value;
-      }
-    }
-    const count = height * width, mean = sum / count, each = count / sums.length;
-    const between = sums.reduce((total, one) => total + (one / each - mean) ** 2, 0) / sums.length;
-    return between / (squares / count - mean * mean);
+  // Of all that a unit reads, the share on its own lattice: the positions a multiple of the period away from it.
+  function ownLattice({ values, width }, unit, period) {
+    const own = (i) => (Math.floor(i / width) - unit[0]) % period === 0 && ((i % width) - unit[1]) % period === 0;
+    return values.reduce((sum, value, i) => sum + (own(i) ? value : 0), 0) / values.reduce((sum, value) => sum + value, 0);
   }
 
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -251,10 +239,10 @@
     place(mark, image, network().input);
     const still = unit.every((at, axis) => at === layer.centre[axis]);
     const { block, side } = layer.effective;
-    caption.textContent = `Blue: the effective field, about ${side} x ${side} pixels: gradients in ${network().framework}, mean of ` +
+    caption.textContent = `Blue: the effective field, about ${Math.round(side)} pixels square: gradients in ${network().framework}, mean of ` +
       `${data.inputs} inputs, initial weights${block > 1 ? `, in blocks of ${block} x ${block} pixels` : ""}. ` +
       (still ? "Measured at this unit." : `Measured at unit (${layer.centre.join(", ")}) and moved here.`);
-    canvas.setAttribute("aria-label", `Effective receptive field of the unit, about ${side} x ${side} pixels.`);
+    canvas.setAttribute("aria-label", `Effective receptive field of the unit, about ${Math.round(side)} pixels square.`);
   }
 
   function tell(layer, share, box, image) {
@@ -272,7 +260,7 @@
       ["Stride", `${layer.stride} px`],
       ["Dilation", dilation],
       ["Receptive field", `${by([height, width])} px`],
-      ["Effective field", `≈ ${layer.effective.side} x ${layer.effective.side} px`],
+      ["Effective field", `≈ ${Math.round(layer.effective.side)} px square`],
       ["Read within the field", `${Math.round((100 * count) / (inside[0] * inside[1]))} %`],
     ];
     numbers.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
@@ -298,9 +286,9 @@
       stage.style.aspectRatio = `${seen[1]} / ${seen[0]}`;
       paintReading(canvas, share, false);
       place(mark, fieldOf(one, last, unit, onto), seen);
-      const number = gridding(share, most).toFixed(3);
+      const own = (100 * ownLattice(share, unit, most)).toFixed(1), even = (100 / most ** 2).toFixed(1);
       const text = `${nameOf(one, last)}, unit (${unit.join(", ")}), reads ${count} of ${share.values.length} positions of the map of ` +
-        `${nameOf(one, onto)}; gridding ${number} at period ${most}.`;
+        `${nameOf(one, onto)}; ${own} % of it from every ${most}th row and column (evenly: ${even} %).`;
       caption.textContent = text;
       canvas.setAttribute("aria-label", `${one.title}: ${text}`);
       stage.setAttribute("aria-label", `${one.title}: ${text} Arrow keys move the unit.`);
