@@ -53,7 +53,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_static_path = ["_static"]
+html_static_path = ["_static", "../twins/web"]  # the microscope, which a command writes too
 html_css_files = ["site.css", "lessons.css"]
 html_favicon = "_static/icon.svg"
 html_context = {"default_mode": "auto"}

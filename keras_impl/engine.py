@@ -131,6 +131,19 @@ class Engine:
         of_input = self.channels_first(_numpy(gradients.pop("input")))
         return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
 
+    def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
+
+        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
+        channels there: of a ReLU that gives 0 there would be no gradient.
+        """
+        inputs = self._tensor(images)
+        with self.tf.GradientTape(persistent=True) as tape:
+            tape.watch(inputs)
+            outputs = self.net.activations(inputs)
+            largest = {name: ops.sum(ops.max(outputs[name][:, row, column], -1)) for name, (row, column) in units.items()}
+        return {name: self.channels_first(_numpy(tape.gradient(value, inputs))) for name, value in largest.items()}
+
     def state(self) -> State:
         """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""
         arrays = state(self.net)

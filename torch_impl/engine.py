@@ -7,7 +7,7 @@ layouts.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,18 @@ class Engine:
         self._loss(images, labels)[0].backward()
         tensors = {"input": images, **self.weights}
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
+
+    def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
+
+        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
+        channels there: of a ReLU that gives 0 there would be no gradient.
+        """
+        self.net.eval()
+        inputs = self._tensor(images).requires_grad_()
+        outputs = self.net.activations(inputs)
+        largest = {name: outputs[name][:, :, row, column].amax(1).sum() for name, (row, column) in units.items()}
+        return {name: _numpy(torch.autograd.grad(value, inputs, retain_graph=True)[0]) for name, value in largest.items()}
 
     def state(self) -> State:
         """The weights, what the optimiser keeps, named as by `shared.weights.slots`, and the average, named "ema.…"."""

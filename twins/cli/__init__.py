@@ -23,6 +23,7 @@ from . import (
     export,
     list,
     locate,
+    microscope,
     options,
     output,
     predict,
@@ -72,6 +73,7 @@ app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(locate.locate)
 app.command()(activations.activations)
+app.command()(microscope.microscope)
 app.command()(train.train)
 app.command()(curves.curves)
 app.command()(traps.traps)
