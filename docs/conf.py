@@ -39,6 +39,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds a cell
 nb_output_stderr = "remove"  # where the frameworks log
+nb_merge_streams = True
 nb_ipywidgets_js = {}  # by default from other machines
 
 autodoc_member_order = "bysource"
@@ -52,7 +53,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_static_path = ["_static"]
+html_static_path = ["_static", "../twins/web"]  # the microscope, which a command writes too
 html_css_files = ["site.css", "lessons.css"]
 html_favicon = "_static/icon.svg"
 html_context = {"default_mode": "auto"}

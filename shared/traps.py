@@ -1,10 +1,13 @@
 """The traps: where PyTorch and Keras differ and a port by hand goes wrong, from `traps.toml`, which has all their texts."""
 
 import ast
+import contextlib
 import functools
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 from .checks import Error, nearest
 
@@ -45,7 +48,8 @@ def find(name: str) -> Trap:
 def place(where: str, root: Path = ROOT) -> tuple[str, int, str]:
     """(file, line number, line) of "file:symbol" or "file:symbol:words", the first line of the symbol that has the words.
 
-    A symbol is what a file defines, as "Class.method" or "NAME". Files are below `root`. Raises `Error` if there is no such line.
+    A symbol is what a file defines, as "Class.method" or "NAME". Files are below `root`. Raises `Error` if there is no such
+    line.
     """
     file, symbol, words = (where + ":").split(":", 2)
     text = (root / file).read_text(encoding="utf-8")
@@ -70,3 +74,12 @@ def _defined(text: str, symbol: str) -> ast.stmt | None:
 def _names(node: ast.stmt) -> list[str]:
     """What a statement defines."""
     return [getattr(node, "name", "")] + [getattr(target, "id", "") for target in getattr(node, "targets", [])]
+
+
+@contextlib.contextmanager
+def replaced(attributes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """In this context each (owner, name, value) has that value; afterwards its own again."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in attributes:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
