@@ -17,12 +17,13 @@ copyright = f"the authors of {project}"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # brings myst_parser
     "sphinx.ext.autodoc",
     "sphinx_copybutton",
     "sphinx_design",
     "commands",
     "docstrings",
+    "lessons",
     "mathml",
 ]
 exclude_patterns = ["_ext"]
@@ -32,6 +33,14 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
+
+nb_execution_mode = "off"  # `-D nb_execution_mode=cache` runs the lessons, and shows what they print and draw
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell
+nb_output_stderr = "remove"  # where the frameworks log
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # by default from other machines
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -44,8 +53,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_static_path = ["_static", "../twins/web"]  # the microscope, which a command writes too
+html_css_files = ["site.css", "lessons.css"]
 html_favicon = "_static/icon.svg"
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False

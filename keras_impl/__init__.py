@@ -6,7 +6,7 @@ coexist.isolate_triton("torch")
 
 import keras  # noqa: E402
 
-from . import checkpoints, export  # noqa: E402
+from . import checkpoints, export, naive  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
@@ -29,6 +29,7 @@ __all__ = [
     "folded",
     "functional",
     "load",
+    "naive",
     "state",
     "trainer",
 ]

@@ -129,6 +129,10 @@ class Engine:
         """(batch, classes, height, width) in evaluation mode. Raises `shared.Error` if the network has no class maps."""
         return self.channels_first(_numpy(self._class_maps(self._tensor(images))))
 
+    def dense_class_maps(self, images: np.ndarray) -> np.ndarray:
+        """The class maps at the size of the images, (batch, classes, height, width), in evaluation mode."""
+        return self.channels_first(_numpy(self.net.dense_class_maps(self._tensor(images))))
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """{layer name: output} in evaluation mode, with Keras's axes: channels last."""
         return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
@@ -146,6 +150,19 @@ class Engine:
         gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
         of_input = self.channels_first(_numpy(gradients.pop("input")))
         return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
+
+    def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
+
+        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
+        channels there: of a ReLU that gives 0 there would be no gradient.
+        """
+        inputs = self._tensor(images)
+        with self.tf.GradientTape(persistent=True) as tape:
+            tape.watch(inputs)
+            outputs = self.net.activations(inputs)
+            largest = {name: ops.sum(ops.max(outputs[name][:, row, column], -1)) for name, (row, column) in units.items()}
+        return {name: self.channels_first(_numpy(tape.gradient(value, inputs))) for name, value in largest.items()}
 
     def state(self) -> State:
         """The weights, what the optimiser and the scaler of the loss keep, and the average.

@@ -36,7 +36,7 @@ def _pages(site):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the built site. All that is fetched while it is built goes to a proxy that is not there."""
-    for module in ("sphinx", "myst_parser", "pydata_sphinx_theme", "sphinx_design", "sphinx_copybutton"):
+    for module in ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_design", "sphinx_copybutton"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -139,6 +139,31 @@ def test_pages(site, address, browser):
     assert not wrong, "\n".join(wrong)
 
 
+def test_microscope(address, browser):
+    """Every layer of every network of the microscope is chosen, and another map that it is seen on: each says its own words."""
+    _resize(browser, WIDTHS[0])
+    browser.get(f"{address}/lessons/microscope.html")
+    choose = """
+        const said = new Set(), [networks, ontos] = document.querySelectorAll("#microscope select");
+        const status = document.querySelector("#microscope [role=status]");
+        for (const network of [...networks.options]) {
+            networks.value = network.value;
+            networks.dispatchEvent(new Event("change"));
+            for (const button of document.querySelectorAll(".microscope-layers button")) {
+                button.click();
+                ontos.selectedIndex = ontos.length - 1;
+                ontos.dispatchEvent(new Event("change"));
+                said.add(network.text + status.textContent);
+            }
+        }
+        document.querySelectorAll(".microscope-stage").forEach(stage => stage.click());
+        return [said.size, document.querySelectorAll("[id^=microscope-grid-]").length];
+    """
+    assert browser.execute_script(choose) == [64, 3]
+    assert not [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all(url.startswith((f"{address}/", "data:")) for url in _requests(browser))
+
+
 def test_search(address, browser):
     """What a reader types into the search box finds pages, without another machine's help."""
     from selenium.webdriver.common.by import By
@@ -153,3 +178,33 @@ def test_search(address, browser):
     hit = (By.CSS_SELECTOR, "#search-results a[href*='reference/spec.html']")
     assert WebDriverWait(browser, 20).until(lambda browser: browser.find_elements(*hit))
     assert all(url.startswith((f"{address}/", "data:")) for url in _requests(browser))
+
+
+SHOWN = """
+    return [...document.querySelectorAll(".beside")].map(pair =>
+        [...pair.querySelectorAll(":scope > .sd-tab-content")].map(panel => panel.checkVisibility()))
+"""
+
+
+def test_frameworks_beside(site, address, browser):
+    """PyTorch and Keras are seen at once on a desk; on a phone they are tabs, which a finger or a key switches together."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    pages = [path for path in _pages(site) if 'class="sd-tab-set beside' in path.read_text(encoding="utf-8")]
+    assert pages
+    for path in pages:
+        browser.get(f"{address}/{path.relative_to(site)}")
+        for width, torch, keras in ((1400, True, True), (390, True, False)):
+            _resize(browser, width)
+            assert all(pair == [torch, keras] for pair in browser.execute_script(SHOWN)), (path, width)
+        pair = browser.find_elements(By.CLASS_NAME, "beside")[-1]
+        pair.find_elements(By.TAG_NAME, "label")[1].click()
+        assert all(pair == [False, True] for pair in browser.execute_script(SHOWN)), path
+        pair.find_elements(By.TAG_NAME, "input")[1].send_keys(Keys.ARROW_LEFT)
+        assert all(pair == [True, False] for pair in browser.execute_script(SHOWN)), path
+        for hint in browser.find_elements(By.CSS_SELECTOR, ".exercise summary"):
+            hint.click()
+        assert all(browser.execute_script("return [...document.querySelectorAll('.exercise details')].map(d => d.open)"))
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"], path
+        assert all(url.startswith((f"{address}/", "data:")) for url in _requests(browser)), path

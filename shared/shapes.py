@@ -17,6 +17,20 @@ from .spec import Layer, Spec, unroll
 Shape = tuple[int, ...]
 
 
+class Window(NamedTuple):
+    """A square window that moves over a map: it reads `kernel` rows and columns that are `dilation` apart.
+
+    The first row that position r reads is r x stride - top; likewise with columns and `left`.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    top: int  # padding
+    left: int
+    size: tuple[int, int]  # of the map that it reads: (height, width)
+
+
 class Row(NamedTuple):
     """What one layer, or one block with its layers as `parts`, gives."""
 
@@ -31,6 +45,7 @@ class Row(NamedTuple):
     parts: tuple["Row", ...] = ()
     eps: float | None = None  # of a batch norm
     padded: int = 0  # numbers in its input with the padding around it
+    ways: tuple[tuple[Window, ...], ...] = ((),)  # its branches: the windows of each, in order; none after a global pool
 
     @property
     def trainable(self) -> dict[str, Shape]:
@@ -111,13 +126,13 @@ def _elementary(before: Row, layer: Layer) -> Row:
         case "adaptive_avg_pool":
             return _adaptive_pool(row, options["size"])
         case "global_avg_pool":
-            return row._replace(shape=(before.shape[0], 1, 1), field=math.inf)
+            return row._replace(shape=(before.shape[0], 1, 1), field=math.inf, ways=())
         case "flatten":
-            return row._replace(shape=(math.prod(before.shape),))
+            return row._replace(shape=(math.prod(before.shape),), ways=())
         case "local_response_norm":
             return row._replace(padded=(before.shape[0] + options["size"]) * math.prod(before.shape[1:]))
         case "linear":
-            return row._replace(shape=(sizes[1],), field=math.inf, macs=sizes[0] * sizes[1])
+            return row._replace(shape=(sizes[1],), field=math.inf, macs=sizes[0] * sizes[1], ways=())
         case "upsample" | "upsample_transposed":
             return _upsampled(row, options["scale"])
     return row
@@ -161,15 +176,18 @@ def _windowed(
     extent = dilation * (kernel - 1) + 1
     if isinstance(padding, int):
         size = [_windows(n, extent, stride, padding, ceil) for n in size]
+        top = left = padding
     else:  # "same"
         size = [-(-n // stride) for n in size]
+        top, left = (max((n - 1) * stride + extent - m, 0) // 2 for n, m in zip(size, before.shape[1:], strict=True))
     if min(size) < 1:
         given, window = text(before.shape), f"{extent}x{extent}"
         raise Error(f"the image is too small: {before.name} gives {given}, a window of {window} does not fit")
     field = before.field + (extent - 1) * before.stride
     border = 2 * padding if isinstance(padding, int) else extent
     padded = channels * math.prod(n + border for n in before.shape[1:])
-    return row._replace(shape=(channels, *size), field=field, stride=before.stride * stride, padded=padded)
+    moved = Window(kernel, stride, dilation, top, left, (before.shape[1], before.shape[2]))
+    return row._replace(shape=(channels, *size), field=field, stride=before.stride * stride, padded=padded, ways=((moved,),))
 
 
 def _windows(pixels: int, extent: int, stride: int, padding: int, ceil: bool) -> int:
@@ -184,7 +202,8 @@ def _adaptive_pool(row: Row, side: int) -> Row:
     channels, *size = row.shape
     window = max(-(-n // side) for n in size)
     field = row.field + (window - 1) * row.stride
-    return row._replace(shape=(channels, side, side), field=field, stride=row.stride * max(1, *(n // side for n in size)))
+    stride = row.stride * max(1, *(n // side for n in size))
+    return row._replace(shape=(channels, side, side), field=field, stride=stride, ways=())
 
 
 def _upsampled(row: Row, scale: int) -> Row:
@@ -197,7 +216,7 @@ def _upsampled(row: Row, scale: int) -> Row:
     field = row.field + (row.stride if scale > 1 else 0)
     stride = row.stride / scale if row.stride % scale else row.stride // scale
     macs = 4 * math.prod(shape) if transposed else 0
-    return row._replace(shape=shape, field=field, stride=stride, macs=macs)
+    return row._replace(shape=shape, field=field, stride=stride, macs=macs, ways=())
 
 
 def _weights(kind: str, sizes: Sequence[int], options: dict[str, Any]) -> dict[str, Shape]:
@@ -241,7 +260,20 @@ def _block(before: Row, layer: Layer) -> Row:
         last.stride,
         tuple(sorted({dilation for row in rows for dilation in row.dilations})),
         rows,
+        ways=_ways(layer, before, branches),
     )
+
+
+def _ways(layer: Layer, before: Row, branches: Sequence[Sequence[Row]]) -> tuple[tuple[Window, ...], ...]:
+    """The windows of each branch through which something runs, in order."""
+    ways = [tuple(window for row in branch for window in row.ways[0]) for branch in branches]
+    if layer.options.get("shortcut") in ("none", "unused"):
+        return (ways[0],)
+    stride = layer.options.get("stride", 1)
+    for number, way in enumerate(ways):
+        if stride > 1 and all(window.stride == 1 for window in way):  # a shortcut without weights
+            ways[number] = (*way, Window(1, stride, 1, 0, 0, (before.shape[1], before.shape[2])))
+    return tuple(ways)
 
 
 # The functions below give the branches of a block, each the list of its layers, from the options of the block in the spec.

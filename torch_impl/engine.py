@@ -7,7 +7,7 @@ layouts.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,12 @@ class Engine:
         with torch.no_grad(), self._autocast():
             return _numpy(self.net.class_maps(self._tensor(images)))
 
+    def dense_class_maps(self, images: np.ndarray) -> np.ndarray:
+        """The class maps at the size of the images, (batch, classes, height, width), in evaluation mode."""
+        self.net.eval()
+        with torch.no_grad(), self._autocast():
+            return _numpy(self.net.dense_class_maps(self._tensor(images)))
+
     def activations(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """{layer name: output} in evaluation mode, with PyTorch's axes."""
         self.net.eval()
@@ -140,6 +146,18 @@ class Engine:
         self._loss(images, labels)[0].backward()
         tensors = {"input": images, **self.weights}
         return {n: _numpy(torch.zeros_like(t) if t.grad is None else t.grad) for n, t in tensors.items()}
+
+    def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+        """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
+
+        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
+        channels there: of a ReLU that gives 0 there would be no gradient.
+        """
+        self.net.eval()
+        inputs = self._tensor(images).requires_grad_()
+        outputs = self.net.activations(inputs)
+        largest = {name: outputs[name][:, :, row, column].amax(1).sum() for name, (row, column) in units.items()}
+        return {name: _numpy(torch.autograd.grad(value, inputs, retain_graph=True)[0]) for name, value in largest.items()}
 
     def state(self) -> State:
         """The weights, what the optimiser and the scaler of the loss keep, and the average.

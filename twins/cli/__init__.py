@@ -23,12 +23,15 @@ from . import (
     export,
     list,
     locate,
+    microscope,
     options,
     output,
     predict,
+    read,
     schema,
     show,
     train,
+    traps,
 )
 
 
@@ -70,8 +73,11 @@ app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(locate.locate)
 app.command()(activations.activations)
+app.command()(microscope.microscope)
 app.command()(train.train)
 app.command()(curves.curves)
+app.command()(traps.traps)
+app.command()(read.read)
 app.command()(schema.schema)
 
 

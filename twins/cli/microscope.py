@@ -1,0 +1,50 @@
+"""`twins microscope`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared import networks
+from shared.checks import Error, first_few
+
+from .. import backends
+from ..backends import Backend
+from . import options, output
+
+
+def microscope(
+    network: Annotated[
+        list[str],
+        typer.Argument(metavar="NETWORK…", help="Names, as `twins list` shows them, or paths of specs ending in .json."),
+    ],
+    out: Annotated[Path, typer.Option(help="Output folder for the page; open its index.html.")],
+    backend: options.BackendOption = Backend.TORCH,
+) -> None:
+    """Write a web page that shows what each unit of a network reads of an image: click a unit, see its receptive field.
+
+    It has the theoretical field, which positions in it are read at all, and the effective field, measured by gradients with the
+    initial weights. The page needs no server and no network connection.
+    """
+    from shared.weights import initial
+
+    from .. import microscope as page
+
+    specs = [networks.load(name) for name in network]
+    names = [spec["name"] for spec in specs]
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:
+        raise Error(f"two of the networks are called {repeated[0]!r}; the page tells them apart by name")
+    chains = [page.layers(spec) for spec in specs]
+    backends.check_backend(backend, backends.ENGINES, "the fields are of one framework")
+    options.check_folder(out)
+    with output.status("starting " + backends.frameworks(backend)[0]):
+        packages = backends.start(backend)
+    summaries = []
+    for spec, rows in zip(specs, chains, strict=True):
+        with output.status(f"measuring {spec['name']}"):
+            (engine,) = backends.engines(packages, spec, initial(spec, page.SEED))
+            summaries.append(page.summary(spec, rows, page.effective(engine, spec, rows), engine.framework))
+    page.write(out, summaries, " ".join(["twins microscope", *names, *([] if backend is Backend.TORCH else ["--backend tf"])]))
+    layers = sum(map(len, chains))
+    output.show(f"{out / 'index.html'}: {layers} layers of {first_few(names)}.")
