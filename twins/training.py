@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
     A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
     starts from, see `recipes.following`.
     """
-    data = datasets.load_data(recipe["data"], recipe.get("holdout", datasets.HOLDOUT))
+    data = datasets.load_data(recipe["data"], recipe.get("holdout"))
     if data.classes:
         recipe = recipe | {"classes": _class_names(recipe, data.classes, spec)}
     spec = spec or recipes.network(recipe)
@@ -91,7 +91,8 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
         times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
         raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
-        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        unseen = [data.unseen[:2]] if data.unseen else []
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
             batches.check_fits(x, y, spec)
             batches.check_one_size(x, spec)
             shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
@@ -326,13 +327,13 @@ class _Run:
             "test_accuracy": test_accuracy,
             **({} if top5 is None else {"test_top5": top5}),
             **self.evaluate_average(),
+            "tested_on": self.data.tested_on,
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
         if isinstance(self.data.x_train, Pictures):
             row |= {
                 "waited": min(waited / seconds, 1.0),
-                "tested_on": self.data.tested_on,
                 "unreadable": len(self.loader.unreadable),
             }
         self.loader.waited = 0.0
