@@ -85,10 +85,36 @@ class Engine:
             self.average = {n: keras.Variable(_numpy(v), trainable=False, dtype=v.dtype) for n, v in arrays.items()}
         self._predict = tensorflow.function(lambda images: net(images, training=False))  # twice as fast as eager
         self._class_maps = tensorflow.function(net.class_maps)
-        self._step = tensorflow.function(self._one_step, jit_compile=compiled or None)
-        self._steps = self._step if self.shares == 1 else tensorflow.function(self._all_steps)
+        self.waiting: list[str] = []  # layers that `freeze` keeps until `thaw`
+        self._compiled = compiled
+        self._trace()
         self._follow = tensorflow.function(self._update_average)
         self._total = tensorflow.function(lambda array: self.strategy.reduce("SUM", array, axis=None))
+
+    def freeze(self, layers: Sequence[str]) -> None:
+        """Keep layers as they are until `thaw`, running statistics included; their weights have slots all the same."""
+        self.waiting = list(layers)
+        self._set_waiting(False)
+
+    def thaw(self, step: int) -> None:
+        """Train what `freeze` keeps, which begins at that step of the run: Adam's corrections count steps from there."""
+        for place, name in enumerate(self.weights):
+            if name not in self.training:
+                self.optimizer.began[place] = step
+        self._set_waiting(True)
+        self.waiting = []
+
+    def _set_waiting(self, trains: bool) -> None:
+        layers = dict(named_layers(self.net))
+        for name in self.waiting:
+            layers[name].trainable = trains
+        self._trace()
+
+    def _trace(self) -> None:
+        """Make the functions of a training step, of which the graphs know what trains."""
+        self.training = {name: variable for name, variable in self.weights.items() if variable.trainable}
+        self._step = self.tf.function(self._one_step, jit_compile=self._compiled or None)
+        self._steps = self._step if self.shares == 1 else self.tf.function(self._all_steps)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images).
@@ -259,7 +285,8 @@ class Engine:
             loss, correct = self._loss(images, labels, dropout_masks)
             share = loss / (self.shares * self.accumulate)  # the optimiser sums the gradients of all devices
             share = share if scale is None else share * scale
-        gradients = tape.gradient(share, [variable.value for variable in self.weights.values()])
+        of_training = tape.gradient(share, {name: variable.value for name, variable in self.training.items()})
+        gradients = [of_training.get(name) for name in self.weights]
         if before is not None:
             pairs = zip(before, gradients, strict=True)
             gradients = [None if gradient is None else total + gradient for total, gradient in pairs]
@@ -382,9 +409,12 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | N
     with _devices(devices):
         net = build(spec, recipe["seed"], recipe["precision"])
         layers = dict(named_layers(net))
-        for name in recipes.frozen(recipe, spec):
+        for name in recipes.kept(recipe, spec):
             layers[name].trainable = False
-    return Engine(net, recipe["optimizer"], recipe["seed"], compiled, **recipes.engine_options(recipe))
+    engine = Engine(net, recipe["optimizer"], recipe["seed"], compiled, **recipes.engine_options(recipe))
+    if "thaw" in recipe:
+        engine.freeze(recipes.frozen(recipe, spec))
+    return engine
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: Mapping[str, keras.Variable]) -> optimizers.Optimizer:

@@ -55,8 +55,9 @@ class Optimizer(keras.optimizers.Optimizer):
     Keras keeps the rate in float32, and on TensorFlow the weight decay too, so that two float64 runs differ from the eighth
     digit on: 0.05 becomes 0.0500000007. (A `LearningRateSchedule` still gives float32.) Weight decay is added to the gradient
     here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights, and
-    `factors` {place of a weight in that order: factor of its learning rate}. `taken` is None, or a boolean tensor of a traced
-    step: if it is false, the step changes nothing.
+    `factors` {place of a weight in that order: factor of its learning rate}; `began` {place: the step, from 0, at which the
+    weight began to train}, where that is not the first. `taken` is None, or a boolean tensor of a traced step: if it is false,
+    the step changes nothing.
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:
@@ -67,6 +68,7 @@ class Optimizer(keras.optimizers.Optimizer):
             self._learning_rate = keras.Variable(learning_rate, trainable=False, dtype="float64", name="learning_rate")
         self.slots: dict[str, Variables] = {}
         self.factors: dict[int, float] = {}
+        self.began: dict[int, int] = {}
         self.taken: Tensor | None = None
 
     def assign(self, variable: Any, value: Tensor) -> None:
@@ -156,7 +158,8 @@ class Adam(Optimizer):
         mean, square = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
         self.assign(mean, mean + (1 - self.betas[0]) * (gradient - mean))
         self.assign(square, self.betas[1] * square + (1 - self.betas[1]) * gradient * gradient)
-        steps = ops.cast(self.iterations + 1, variable.dtype)
+        began = self.began.get(self._get_variable_index(variable), 0)
+        steps = ops.cast(self.iterations + 1 - began, variable.dtype)
         # 1 - beta ** steps, which in float32 would lose four of seven digits in the first steps
         first, second = (-ops.expm1(steps * math.log(beta)) if beta else 1.0 for beta in self.betas)
         rate = self.rate_of(variable, learning_rate) / first

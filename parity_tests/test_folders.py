@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared import folders
+from shared import data, folders
 from shared.checks import Error
 
 
@@ -72,6 +72,16 @@ def test_tests_without_labels_are_left_out(tmp_path):
     for name in ("train/a/1.png", "val/a/1.png", "test/1.png"):
         picture(tmp_path / name)
     assert folders.read(tmp_path).parts.keys() == {"train", "val"}
+
+
+def test_what_is_held_out_of_arrays():
+    whole = data.load("digits")
+    assert whole.tested_on == "test" and whole.unseen is None
+    apart = data.load("digits", 0.1)
+    assert apart.tested_on == "train" and np.array_equal(apart.unseen.x, whole.x_test)
+    assert len(apart.x_train) + len(apart.x_test) == len(whole.x_train)
+    assert [*np.bincount(apart.y_test)] == [round(0.1 * count) for count in np.bincount(whole.y_train)]
+    assert np.array_equal(data.load("digits", 0.1).x_test, apart.x_test)
 
 
 def test_the_share_that_is_held_out(root):

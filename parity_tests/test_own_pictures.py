@@ -130,6 +130,47 @@ def test_what_is_held_out_is_not_trained_on(place, twins):
     assert found["tested"] == 6 and found["top1"]["PyTorch"] == row["test_accuracy"]
 
 
+def test_boxes_of_a_folder_of_classes(place, run, twins):
+    common = ("locate", "--data", "photos", "--weights", "run/best.safetensors")
+    status, out, error = twins(*common, "run/network.json", "--out", "drawn", folder=place)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and "photos: there is no boxes.json in it, so there are no boxes to score these against." in error
+    assert [row["class"] for row in rows] == [0] * 3 + [1] * 3 + [2] * 3  # of val, as they are in folders, not as predicted
+    assert len([*(place / "drawn").iterdir()]) == 9 and {len(row["box"]) for row in rows if row["box"]} <= {4}
+    done = twins(*common, "run/network.json", "--class", "washer", "--json", folder=place)
+    assert {row["class"] for row in json.loads(done.stdout)["images"]} == {2} and "sweep" not in done.stdout
+    status, out, error = twins(*common, "run/network.json", "--plot", "x.png", folder=place)
+    assert status == 2 and "--plot draws errors, for which photos needs a boxes.json" in error and out == ""
+
+
+def test_validation_apart_from_test(place, twins):
+    """The best epoch is chosen on x_val, or on what is held out; the test images wait for the end."""
+    arrays = dict(np.load(place / "photos.npz"))
+    np.savez(place / "three.npz", **arrays | {"x_val": arrays["x_train"][::3], "y_val": arrays["y_train"][::3]})
+    common = ("train", "mine.json", "--set", "classes=3")
+    for options, tested_on, count in (
+        (("--data", "three.npz", "--set", "epochs=1"), "val", 6),
+        (("--data", "photos.npz", "--holdout", "0.34", "--set", "epochs=1"), "train", 6),
+    ):
+        out = f"apart-{tested_on}"
+        status, said, error = twins(*common, *options, "--out", out, folder=place)
+        assert status == 0, error
+        (row,) = runlog.read_log(place / out)
+        assert (
+            row["tested_on"] == tested_on
+            and "  val loss" in said
+            and f"Best validation accuracy {row['test_accuracy']:.2%}" in said
+        )
+        network = (f"{out}/network.json", "--weights", f"{out}/best.safetensors", "--json")
+        found = json.loads(twins("evaluate", *network, "--data", options[1], folder=place).stdout)
+        assert found["tested"] == 9
+        assert f"Test accuracy of that epoch {found['top1']['PyTorch']:.2%}, on 9 images that the run has not used" in said
+        held = json.loads(twins("evaluate", *network, "--data", options[1], "--holdout", "0.34", folder=place).stdout)
+        assert held["tested"] == count and held["top1"]["PyTorch"] == row["test_accuracy"]
+    done = twins(*common, "--data", "three.npz", "--set", "epochs=1", "--out", "apart-json", "--json", folder=place)
+    assert json.loads(done.stdout)["test"].keys() == {"loss", "accuracy", "top5"}
+
+
 MISTAKES = {
     "one class": (("--data", "one"), "one: has one class, a; expected at least 2"),
     "another number": (("--set", "classes=5"), "photos: has the 3 classes screw_m3, screw_m4, washer, but 'classes' is 5"),

@@ -183,6 +183,8 @@ def test_changes():
         (["classes=[[3],[3]]"], "'classes' is"),
         (['freeze=["block9"]'], "has no layer 'block9', did you mean 'block"),
         (['freeze=["conv1","block1","conv2","block2","fc"]'], "names every layer with weights, so nothing is left to train"),
+        (["thaw=2"], "'thaw' says when what 'freeze' names begins to train, and that names nothing"),
+        (['freeze=["conv1"]', "thaw=6"], "'thaw' is 6, expected less than the run's length, 6"),
         (["optimizer.name=[1]"], "optimizer: 'name' is [1]"),
         (["schedule.name={}"], "schedule: 'name' is {}"),
         (["optimizer.weight_decay=false"], "'weight_decay' is false, expected a number of at least 0"),

@@ -459,6 +459,70 @@ def test_frozen_layers_are_the_same_in_both(tmp_path):
     assert worst.value <= BOUNDS["weights"], worst
 
 
+THAW = {"freeze": ["conv1", "bn1", "layer1"], "thaw": 2, "augmentation": {}, "epochs": 4}
+
+
+def thawing(folder, backend, **changes):
+    """A run that thaws after its first 8 steps, from weights that are the same in all."""
+    run = Run(folder, backend, **THAW | changes)
+    run.engine.load(weights.randomised(run.engine.state()))
+    return run
+
+
+def test_thawed_layers(tmp_path):
+    straight = {}
+    for backend in PACKAGES:
+        run = thawing(tmp_path / backend / "straight", backend)
+        start = run.engine.state()
+        head = run.until(8).arrays  # the last step before the thaw
+        moved = {name for name in start if not np.array_equal(start[name], head[name])}
+        assert {name.rpartition("optimizer.")[2] for name in moved} == {
+            *(f"{slot}fc.{kind}" for slot in ("", "exp_avg.", "exp_avg_sq.") for kind in ("weight", "bias"))
+        }
+        run.arguments = (*run.arguments[:5], training.read_checkpoint(run.folder))
+        straight[backend] = run.until()
+        assert not any(np.array_equal(start[name], straight[backend].arrays[name]) for name in network_arrays(start))
+    worst = ladder.largest(ladder.between(straight["torch"].arrays, straight["tf"].arrays))
+    assert worst.value <= BOUNDS["weights"], worst
+
+
+def network_arrays(arrays):
+    """The names of the weights and running statistics."""
+    return [name for name in arrays if not name.startswith("optimizer.")]
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_a_thaw_resumed_bit_for_bit(backend, tmp_path):
+    straight = thawing(tmp_path / "straight", backend).until()
+    # A new engine each: before the thaw, and after it.
+    thawing(tmp_path / "cut", backend).until(7)
+    for step in (10, None):
+        found = Run(tmp_path / "cut", backend, tmp_path / "cut", **THAW).until(step)
+    assert without_speed(found.history) == without_speed(straight.history)
+    assert found.arrays.keys() == straight.arrays.keys()
+    assert all(np.array_equal(found.arrays[name], array) for name, array in straight.arrays.items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", [5, 8, 10])
+def test_a_thaw_in_the_other_framework(end, tmp_path):
+    straight = thawing(tmp_path / "straight", "torch").until().arrays
+    thawing(tmp_path / "switched", "torch").until(end)
+    switched = Run(tmp_path / "switched", "tf", tmp_path / "switched", **THAW).until(14)
+    assert switched.step == 14
+    switched = Run(tmp_path / "switched", "torch", tmp_path / "switched", **THAW).until().arrays
+    worst = ladder.largest(ladder.between(switched, straight))
+    assert worst.value <= BOUNDS["weights"], worst
+
+
+def test_patience_begins_at_the_thaw():
+    rows = [{"epoch": n, "step": 4 * n, "test_accuracy": 0.9 if n == 1 else 0.1} for n in range(1, 8)]
+    recipe = recipes.load(RECIPE | THAW | {"thaw": 3, "epochs": 9, "patience": 2})
+    assert [n for n in range(1, 8) if training.is_over(recipe, rows[:n])] == [5, 6, 7]
+    steps = {key: value for key, value in recipe.items() if key != "epochs"} | {"steps": 40, "thaw": 13}
+    assert [n for n in range(1, 8) if training.is_over(steps, rows[:n])] == [5, 6, 7]
+
+
 def test_transfer_to_other_classes(tmp_path):
     def backbone(path, spec):
         return reading.adapted(reading.fit_weights(path, spec), spec)[0]

@@ -21,6 +21,14 @@ HOLDOUT = 0.2  # of each class, to test on, where a folder has no part for that
 Images = np.ndarray | Pictures
 
 
+class Labelled(NamedTuple):
+    """Images to test on, with their labels and, if they are known, the names of the classes."""
+
+    x: Images
+    y: np.ndarray
+    classes: list[str] | None = None
+
+
 class Data(NamedTuple):
     """Images and labels for training and for testing."""
 
@@ -30,33 +38,27 @@ class Data(NamedTuple):
     y_test: np.ndarray
     classes: list[str] | None = None  # their names, if they are known
     tested_on: str = "test"  # what the test images are: "test", "val", or "train" if they are held out of it
-
-
-class Labelled(NamedTuple):
-    """Images to test on, with their labels and, if they are known, the names of the classes."""
-
-    x: Images
-    y: np.ndarray
-    classes: list[str] | None
+    unseen: Labelled | None = None  # the part "test", if the test images are others: nothing in a run depends on it
 
 
 ARRAYS = Data._fields[:4]  # of an .npz
+VALIDATION = ("x_val", "y_val")  # that it may have besides
 
 
-def load(name: str | Path = "digits", holdout: float = HOLDOUT, others: Sequence[str] = ()) -> Data:
+def load(name: str | Path = "digits", holdout: float | None = None, others: Sequence[str] = ()) -> Data:
     """The data set of a name, or of the path of an `.npz` file, a folder or a CSV.
 
     - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
       testing;
     - any name for which the folder `TWINS_DATA` has an `.npz` or a folder.
 
-    A file has `x_train y_train x_test y_test`. A folder or CSV is as `folders.read` has it: trained on is its part "train",
-    tested on "val", or else "test"; where there is no other part, the fraction `holdout` of each class is left out of the
-    training, always the same images. Raises `Error` for a data set that does not exist or is not of this form; `others` are
-    names that the caller knows besides.
+    A file has `x_train y_train x_test y_test`, and may have `x_val y_val`. A folder or CSV is as `folders.read` has it. The
+    part "train" is trained on, "val" tested on, or else "test". With `holdout`, or in a folder without either, images to test
+    on are chosen by `hold_out`. Raises `Error` for a data set that does not exist or is not of this form; `others` are names
+    that the caller knows besides.
     """
     if str(name) == "digits":
-        return _digits()
+        return hold_out(_digits(), holdout)
     path = find(name)
     if path is None:
         place = os.environ.get("TWINS_DATA")
@@ -65,7 +67,26 @@ def load(name: str | Path = "digits", holdout: float = HOLDOUT, others: Sequence
         where = f"in TWINS_DATA, {place}" if place else "in the folder named by TWINS_DATA, which is not set"
         expected = f"there are {', '.join(known)}, and .npz files {where}"
         raise Error(f"no data set is called {str(name)!r}{nearest(name, known)}; {expected}")
-    return _of_folder(path, folders.read(path), holdout) if folders.is_folder(path) else _read_npz(path)
+    found = _of_folder(path, folders.read(path)) if folders.is_folder(path) else _read_npz(path)
+    try:
+        return hold_out(found, holdout)
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+
+
+def hold_out(data: Data, holdout: float | None) -> Data:
+    """The data with the fraction `holdout` of each class tested on instead of trained on, always the same images.
+
+    If it is None, only where there are no images to test on; not where there are some for validation. The images that were to
+    test on are `unseen`. Raises `Error` for a class of one image.
+    """
+    if data.tested_on == "val" or (holdout is None and len(data.x_test)):
+        return data
+    names = dict(enumerate(data.classes)) if data.classes else {label: str(label) for label in np.unique(data.y_train).tolist()}
+    rest, held = folders.places_held_out(data.y_train, names, holdout or HOLDOUT)
+    train, test = ((data.x_train[places], data.y_train[places]) for places in (rest, held))
+    unseen = Labelled(data.x_test, data.y_test, data.classes) if len(data.x_test) else None
+    return Data(*train, *test, data.classes, "train", unseen)
 
 
 def find(name: str | Path) -> Path | None:
@@ -91,20 +112,16 @@ def load_test(name: str | Path) -> Labelled | None:
     return Labelled(*part, None if folder.is_numbered else folder.classes)
 
 
-def _of_folder(path: Path, folder: Folder, holdout: float) -> Data:
+def _of_folder(path: Path, folder: Folder) -> Data:
     parts = folder.parts
     train = parts.get("train", parts.get(""))
     if not train:
         raise Error(f"{path}: has {' and '.join(parts)} but no train, so there is nothing to train on")
-    tested_on = next((part for part in ("val", "test") if part in parts), "train")
-    if tested_on in ("val", "test"):
-        test = parts[tested_on]
-    else:
-        try:
-            train, test = folders.held_out(train, folder.classes, holdout)
-        except Error as error:
-            raise Error(f"{path}: {error}") from None
-    return Data(*train, *test, None if folder.is_numbered else folder.classes, tested_on)
+    tested_on = next((part for part in ("val", "test") if part in parts), "test")
+    test = parts.get(tested_on) or folders.Part(train.pictures[:0], train.labels[:0])
+    names = None if folder.is_numbered else folder.classes
+    unseen = Labelled(*parts["test"], names) if tested_on == "val" and "test" in parts else None
+    return Data(*train, *test, names, tested_on, unseen)
 
 
 def _digits() -> Data:
@@ -120,16 +137,18 @@ def _read_npz(path: Path) -> Data:
     try:
         open_zip(path).close()
         with np.load(path) as file:
-            arrays = [file[key] for key in ARRAYS]
+            keys = [*ARRAYS, *(VALIDATION if {*VALIDATION} & {*file.files} else ())]
+            arrays = [file[key] for key in keys]
         if not all(isinstance(array, np.ndarray) for array in arrays):
             raise ValueError("a member of it is no array of NumPy's")
     except Error as error:
         raise Error(f"{path}: {error}") from None
     except KeyError as error:
-        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(ARRAYS)}") from None
+        raise Error(f"{path}: {error.args[0]}; expected the arrays {', '.join(keys)}") from None
     except Exception as error:  # what zipfile and NumPy raise for damaged files has no common class
         raise Error(f"{path}: not a complete .npz file: {error}") from None
-    for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
+    parts = {key[2:]: arrays[place : place + 2] for place, key in enumerate(keys) if key.startswith("x_")}
+    for part, (images, labels) in parts.items():
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
             raise Error(
                 f"{path}: x_{part} is {images.dtype} of shape {images.shape}, expected uint8, "
@@ -139,8 +158,8 @@ def _read_npz(path: Path) -> Data:
             raise Error(f"{path}: y_{part} has {labels.size} labels of {labels.dtype}, expected {len(images)} whole numbers")
         if not images.size or labels.min() < 0 or labels.max() > 999_999:
             raise Error(f"{path}: {part}: expected at least one image, and labels of 0 to 999,999")
-    x_train, y_train, x_test, y_test = arrays
-    return Data(_channels(x_train), _labels(y_train), _channels(x_test), _labels(y_test))
+    train, test, *val = ((_channels(images), _labels(labels)) for images, labels in parts.values())
+    return Data(*train, *val[0], None, "val", Labelled(*test)) if val else Data(*train, *test)
 
 
 def _channels(images: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import csv
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,21 +99,29 @@ def read(path: str | Path) -> Folder:
 
 
 def held_out(part: Part, classes: Sequence[str], share: float, seed: int = 0) -> tuple[Part, Part]:
-    """(the rest, what is held out): the same share of each class, at least one picture, chosen by the seed.
+    """(the rest, what is held out) of the pictures of a part, by `places_held_out`."""
+    rest, held = places_held_out(part.labels, dict(enumerate(classes)), share, seed)
+    return Part(part.pictures[rest], part.labels[rest]), Part(part.pictures[held], part.labels[held])
 
-    A class's choice depends on its name and its number of pictures alone. Raises `Error` for a class of one picture.
+
+def places_held_out(
+    labels: np.ndarray, classes: Mapping[int, str], share: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the rest, what is held out) as indices: the same share of each class, at least one picture, chosen by the seed.
+
+    `classes` has the names of the labels. A class's choice depends on its name and its number of pictures alone. Raises
+    `Error` for a class of one picture.
     """
-    chosen = np.zeros(len(part.labels), bool)
-    for number, name in enumerate(classes):
-        places = np.flatnonzero(part.labels == number)
+    chosen = np.zeros(len(labels), bool)
+    for number, name in classes.items():
+        places = np.flatnonzero(labels == number)
         if len(places) < 2:
             pictures = "1 picture" if len(places) else "no pictures"
             raise Error(f"class {name} has {pictures}, expected at least 2: one to train on and one to test on")
         count = min(max(1, round(share * len(places))), len(places) - 1)
         generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         chosen[places[generator.permutation(len(places))[:count]]] = True
-    rest, held = np.flatnonzero(~chosen), np.flatnonzero(chosen)
-    return Part(part.pictures[rest], part.labels[rest]), Part(part.pictures[held], part.labels[held])
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def _folder(path: Path, found: dict[str, dict[str, list[str]]], skipped: int) -> Folder:

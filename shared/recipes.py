@@ -51,7 +51,7 @@ SCHEDULES = {
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
     "title source holdout preprocessing augmentation epochs steps schedule seed precision "
-    "classes channels init weights_key freeze "
+    "classes channels init weights_key freeze thaw "
     "label_smoothing class_weights accumulate ema patience"
 )
 AUGMENTATIONS = "pad flip crop jitter mixup"
@@ -134,7 +134,7 @@ VALUES = {
     **dict.fromkeys(("crop", "jitter"), _AT_MOST_ONE),
     **dict.fromkeys(("momentum", "label_smoothing"), FRACTION),
     **dict.fromkeys(("mixup", "clip_norm", "clip_value"), POSITIVE),
-    **dict.fromkeys(("accumulate", "patience"), whole(1)),
+    **dict.fromkeys(("accumulate", "patience", "thaw"), whole(1)),
     "class_weights": Value(
         lambda v: v == BALANCED or (type(v) is list and len(v) > 1 and all(map(POSITIVE.accepts, v))),
         f'"{BALANCED}", or a list of a number above 0 for each class',
@@ -270,6 +270,12 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
     warmup, units = recipe["schedule"].get("warmup", 0), recipe.get("epochs") or recipe["steps"]
     if warmup >= units and warmup:
         raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
+    if "thaw" in recipe and not recipe["freeze"]:
+        raise Error("'thaw' says when what 'freeze' names begins to train, and that names nothing")
+    if "thaw" in recipe and recipe["precision"] == SCALED and recipe["optimizer"]["name"] != "sgd":
+        raise Error("'thaw' with mixed_float16 is for sgd: what thaws would count the steps that the scaling of the loss skips")
+    if recipe.get("thaw", 0) >= units:
+        raise Error(f"'thaw' is {recipe['thaw']}, expected less than the run's length, {units}")
 
 
 def _check_places(part: str, options: Iterable[str], known: str) -> None:
@@ -412,6 +418,16 @@ def frozen(recipe: Recipe, spec: Spec) -> list[str]:
     if not trained(recipe["freeze"], spec):
         raise Error("'freeze' names every layer with weights, so nothing is left to train")
     return recipe["freeze"]
+
+
+def kept(recipe: Recipe, spec: Spec) -> list[str]:
+    """The layers and blocks that the recipe freezes for the whole run: those of `frozen`, unless they thaw."""
+    return [] if "thaw" in recipe else frozen(recipe, spec)
+
+
+def thaw_step(recipe: Recipe, steps_per_epoch: int) -> int | None:
+    """The first step, from 0, at which all weights train, or None if nothing thaws."""
+    return recipe["thaw"] * (1 if "steps" in recipe else steps_per_epoch) if "thaw" in recipe else None
 
 
 def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:

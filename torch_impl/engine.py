@@ -60,11 +60,12 @@ class Engine:
         self.class_weights = None if class_weights is None else self._tensor(np.array(class_weights))
         self.average = {name: tensor.detach().clone() for name, tensor in self._arrays().items()} if ema else {}
         self.dropouts = {name: layer for name, layer in net.named_modules() if isinstance(layer, Dropout)}
-        self.frozen = [m for m in net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
+        self.frozen = self._frozen()
+        self.waiting: list[str] = []  # weights that `freeze` keeps until `thaw`
         self.passes = 0  # in training mode: each has dropout masks of its own
         self.rank = 0  # of `processes`
         self.processes = self.shares = 1
-        self._net = torch.compile(net) if compiled else net
+        self._compiled = self._net = torch.compile(net) if compiled else net
         self.weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
@@ -77,8 +78,38 @@ class Engine:
             if distributed.is_initialized():
                 self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
                 self.shares = self.processes
-                unused = any(layer.get("shortcut") == "unused" for layer in net.spec["layers"])
-                self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
+                self._net = self._of_all_processes()
+
+    def freeze(self, layers: Sequence[str]) -> None:
+        """Keep layers as they are until `thaw`, running statistics included; their weights have slots all the same."""
+        prefixes = tuple(f"{name}." for name in layers)
+        self.waiting = [name for name in self.weights if name.startswith(prefixes)]
+        self._set_waiting(False)
+
+    def thaw(self, step: int) -> None:
+        """Train what `freeze` keeps, which begins at that step of the run: Adam's corrections count steps from there."""
+        self._set_waiting(True)
+        for name in self.waiting:
+            slots = self.optimizer.state.get(self.weights[name], {})
+            if "step" in slots:
+                slots["step"] = torch.tensor(float(self.passes // self.accumulate - step))
+        self.waiting = []
+
+    def _set_waiting(self, trains: bool) -> None:
+        for name in self.waiting:
+            self.weights[name].requires_grad_(trains)
+            self.weights[name].grad = None
+        self.frozen = self._frozen()
+        if self.shares > 1:
+            self._net = self._of_all_processes()
+
+    def _frozen(self) -> list[BatchNorm]:
+        return [m for m in self.net.modules() if isinstance(m, BatchNorm) and not m.weight.requires_grad]
+
+    def _of_all_processes(self) -> nn.Module:
+        """The network, whose processes exchange the gradients of what trains now."""
+        unused = any(layer.get("shortcut") == "unused" for layer in self.net.spec["layers"])
+        return torch.nn.parallel.DistributedDataParallel(self._compiled, find_unused_parameters=unused)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images).
@@ -339,7 +370,7 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
             raise shared.Error(f"the processes of torchrun do not reach one another: {error}") from None
     precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
-    for name in recipes.frozen(recipe, spec):
+    for name in recipes.kept(recipe, spec):
         net.get_submodule(name).requires_grad_(False)
     if precision != "float64" and (gpus or not any(map(_crashes_channels_last, net.modules()))):
         net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64
@@ -347,7 +378,10 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
         net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
     options = recipes.engine_options(recipe)
     mixed = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}.get(precision)
-    return Engine(net, recipe["optimizer"], seed, mixed, compiled, **options)
+    engine = Engine(net, recipe["optimizer"], seed, mixed, compiled, **options)
+    if "thaw" in recipe:
+        engine.freeze(recipes.frozen(recipe, spec))
+    return engine
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

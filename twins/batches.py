@@ -13,7 +13,7 @@ import numpy as np
 
 from shared import images, mixup, recipes, shapes
 from shared.checks import Error, RunError
-from shared.data import Data, Images
+from shared.data import Data, Images, Labelled
 from shared.folders import Pictures
 from shared.images import Picture
 from shared.mixup import Labels
@@ -74,18 +74,18 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
     Raises `Error` where a label has no images, or nothing is left to train or to test on.
     """
     number = {label: new for new, group in enumerate(recipe["classes"]) for label in group}
-    known = np.union1d(data.y_train, data.y_test)
+    parts = [(data.x_train, data.y_train), (data.x_test, data.y_test), *([data.unseen[:2]] if data.unseen else [])]
+    known = np.unique(np.concatenate([labels for _, labels in parts]))
     missing = sorted(set(number) - set(known.tolist()))
     if missing:
         raise Error(f"'classes': {recipe['data']} has no images of label {missing[0]}; its labels go up to {known.max()}")
     table = np.full(known.max() + 1, -1)  # -1: no class
     table[list(number)] = list(number.values())
-    train, test = (np.flatnonzero(table[labels] >= 0) for labels in (data.y_train, data.y_test))
-    if not len(train) or not len(test):
-        raise Error(f"'classes': {recipe['data']} has no images of them to {'train' if not len(train) else 'test'} on")
-    return Data(
-        data.x_train[train], table[data.y_train[train]], data.x_test[test], table[data.y_test[test]], tested_on=data.tested_on
-    )
+    places = [np.flatnonzero(table[labels] >= 0) for _, labels in parts]
+    if not all(map(len, places)):
+        raise Error(f"'classes': {recipe['data']} has no images of them to {'test' if len(places[0]) else 'train'} on")
+    train, test, *unseen = ((x[of], table[labels[of]]) for (x, labels), of in zip(parts, places, strict=True))
+    return Data(*train, *test, None, data.tested_on, Labelled(*unseen[0]) if unseen else None)
 
 
 def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:

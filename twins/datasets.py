@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from shared import data
 from shared.checks import Error
-from shared.data import HOLDOUT, Data, Labelled
+from shared.data import Data, Labelled
 
 from . import backends, scattered
 
@@ -16,7 +16,7 @@ DOWNLOADS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 SCATTERED = ("scattered_digits", "scattered_mnist")
 
 
-def load_data(name: str | Path = "digits", holdout: float = HOLDOUT) -> Data:
+def load_data(name: str | Path = "digits", holdout: float | None = None) -> Data:
     """The data set of a name, or of the path of an `.npz` file, a folder or a CSV: what `shared.data.load` has, and
 
     - "mnist", "fashion_mnist", "cifar10", "cifar100": downloaded once by torchvision into the cache folder;
@@ -25,21 +25,22 @@ def load_data(name: str | Path = "digits", holdout: float = HOLDOUT) -> Data:
     Raises `Error` for a data set that does not exist or cannot be read.
     """
     if name in SCATTERED:
-        return load_scattered(str(name)).data
+        return data.hold_out(load_scattered(str(name)).data, holdout)
     if name in DOWNLOADS and not data.find(name):
-        return _download(str(name))
+        return data.hold_out(_download(str(name)), holdout)
     return data.load(name, holdout, (*DOWNLOADS, *SCATTERED))
 
 
 def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
-    """The images of a data set to test trained networks on: of a folder its part "test", or else "val", or else all.
+    """The images of a data set to test trained networks on: its part "test", or else, of a folder, "val" or all.
 
-    With `holdout`, those of the folder that `load_data` leaves out of the training. Raises `Error` as `load_data`.
+    With `holdout`, those that `load_data` leaves out of the training. Raises `Error` as `load_data`.
     """
     test = data.load_test(name) if holdout is None and name not in SCATTERED else None
     if test is None:
-        whole = load_data(name, HOLDOUT if holdout is None else holdout)
+        whole = load_data(name, holdout)
         test = Labelled(whole.x_test, whole.y_test, whole.classes)
+        test = whole.unseen or test if holdout is None else test
     return test
 
 

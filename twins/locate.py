@@ -12,9 +12,10 @@ import numpy as np
 from shared import images, networks, shapes
 from shared.checks import Error, Value, check_keys, is_number, nearest, whole
 from shared.files import read_json
+from shared.folders import Pictures
 from shared.spec import Spec
 
-from . import boxes, predict
+from . import boxes, datasets, predict
 from .backends import Engine
 from .boxes import Localisation
 from .ladder import relative
@@ -69,6 +70,21 @@ def read_boxes(folder: str | Path, spec: Spec) -> list[Entry]:
             called = f" ({item['file']})" if type(item) is dict and type(item.get("file")) is str else ""
             raise Error(f"{path}: entry {place}{called}: {error}") from None
     return entries
+
+
+def read_pictures(path: str | Path, spec: Spec) -> list[Entry]:
+    """The pictures of a folder or a CSV of classes, as `predict.labelled_images` chooses them, with their classes.
+
+    Where the network does not have these classes, that of each is None. Raises `Error` for a folder that is not in order.
+    """
+    try:
+        test = predict.labelled_images(str(path), spec)
+        classes: list[int | None] = test.y.tolist()
+    except Error:
+        test = datasets.load_test(path)
+        classes = [None] * len(test.x)
+    assert isinstance(test.x, Pictures)
+    return [{"image": Path(file), "class": number} for file, number in zip(test.x.paths(), classes, strict=True)]
 
 
 def _are_boxes(value: Any) -> bool:

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from shared import files, reading, recipes, renaming
+from shared import files, reading, recipes, renaming, weights
 from shared.checks import Error
 from shared.data import Data
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, plots, runlog, training
+from . import backends, batches, plots, runlog, training
+from .backends import Package
+from .loading import Loader
 from .training import Checkpoint
 
 DEFAULT = "digits_residual"
@@ -107,6 +109,17 @@ def copy_best(resume: Path | None, folder: Path) -> None:
         if best:
             with files.atomic_path(folder / training.BEST) as temporary:
                 shutil.copy(best, temporary)
+
+
+def scores_on_unseen(package: Package, start: Start, loader: Loader) -> training.Scores | None:
+    """What the best weights of a run's folder reach on the test images that it has not used, None if there are none."""
+    if not start.data.unseen:
+        return None
+    dtype, state = batches.dtype(start.recipe), weights.of_network(weights.read_state(start.folder / training.BEST))
+    (engine,) = backends.engines([package], start.spec, state, dtype)
+    data = start.data._replace(x_test=start.data.unseen.x, y_test=start.data.unseen.y)
+    with loader:
+        return training.evaluate(engine, start.spec, data, dtype, loader)
 
 
 def draw_curves(folder: Path, history: list[runlog.Row], title: str) -> None:

@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
     A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
     starts from, see `recipes.following`.
     """
-    data = datasets.load_data(recipe["data"], recipe.get("holdout", datasets.HOLDOUT))
+    data = datasets.load_data(recipe["data"], recipe.get("holdout"))
     if data.classes:
         recipe = recipe | {"classes": _class_names(recipe, data.classes, spec)}
     spec = spec or recipes.network(recipe)
@@ -93,7 +93,8 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
         times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
         raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
-        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        unseen = [data.unseen[:2]] if data.unseen else []
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
             batches.check_fits(x, y, spec)
             batches.check_one_size(x, spec)
             shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
@@ -121,7 +122,7 @@ def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1) -> Non
     if recipe["batch"] % shares:
         raise Error(f"'batch' is {recipe['batch']}, expected a multiple of {shares}: each device takes an equal share")
     size = images.pixels(data.x_train[:1], spec).shape[1:3]
-    batches.check_normalises(spec, size, recipe["batch"], shares, recipes.frozen(recipe, spec))
+    batches.check_normalises(spec, size, recipe["batch"], shares, recipes.kept(recipe, spec))
 
 
 def run(
@@ -189,12 +190,15 @@ def _of_all(engine: Engine, numbers: np.ndarray) -> np.ndarray:
 
 
 def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
-    """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better."""
-    return (
-        "patience" in recipe
-        and len(history) > 0
-        and len(history) - 1 - history.index(runlog.best_epoch(history)) >= recipe["patience"]
-    )
+    """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better.
+
+    Epochs before a thaw do not count.
+    """
+    if "patience" not in recipe or not history:
+        return False
+    since = history[history.index(runlog.best_epoch(history)) + 1 :]
+    unit = "step" if "steps" in recipe else "epoch"
+    return sum(row[unit] > recipe.get("thaw", 0) for row in since) >= recipe["patience"]
 
 
 @contextlib.contextmanager
@@ -273,6 +277,7 @@ class _Run:
         self.loader = loader or Loader()
         self.per_epoch = batches.steps_per_epoch(recipe, data)
         self.steps = recipes.length(recipe, self.per_epoch)
+        self.thaw = recipes.thaw_step(recipe, self.per_epoch)  # None if nothing thaws, or all has
         self.step, self.sums, self.history = 0, [0.0, 0, 0, 0.0], []
         if checkpoint:
             check_epochs(checkpoint, self.per_epoch)
@@ -314,6 +319,9 @@ class _Run:
         self.check_readable()
         self.epoch = self.step // self.per_epoch + 1
         self.rate = recipes.learning_rate(self.recipe, self.step, self.per_epoch)
+        if self.thaw is not None and self.step >= self.thaw:
+            self.engine.thaw(self.thaw)
+            self.thaw = None
         loss, correct = self.engine.step(x, y, self.rate)
         self.step += 1
         if not math.isfinite(loss):
@@ -358,13 +366,13 @@ class _Run:
             "test_accuracy": test_accuracy,
             **({} if top5 is None else {"test_top5": top5}),
             **self.evaluate_average(),
+            "tested_on": self.data.tested_on,
             "images_per_sec": count / seconds,
             "framework": self.engine.framework,
         }
         if isinstance(self.data.x_train, Pictures):
             row |= {
                 "waited": min(waited / seconds, 1.0),
-                "tested_on": self.data.tested_on,
                 "unreadable": len(self.loader.unreadable),
             }
         self.loader.waited = 0.0
@@ -476,7 +484,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         why = f": {error}" if about is not None else ""
         raise Error(f"{path}: not a checkpoint of a run{why}; its weights can start a new one, with --init {path}") from None
     expected = shapes.weights(shapes.layers(checkpoint.spec))
-    frozen = recipes.frozen(checkpoint.recipe, checkpoint.spec)
+    frozen = recipes.kept(checkpoint.recipe, checkpoint.spec)
     for slot in weights.slots(checkpoint.recipe["optimizer"]):
         trained = recipes.trained(frozen, checkpoint.spec)
         expected |= {f"optimizer.{slot}.{name}": shape for name, shape in trained.items()}

@@ -32,7 +32,9 @@ def locate(
         bool, typer.Option("--exclusive", help="Keep only positions where no other class has a larger response.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Output folder for the pictures with heat map and box.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder with pictures and a boxes.json to measure errors on.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder with pictures and a boxes.json to score; or one of classes.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="With --data: print JSON instead of a table.")] = False,
@@ -49,6 +51,7 @@ def locate(
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
     _check(images, weights, threshold, data, plot, as_json)
+    has_boxes = bool(data and not _is_without_boxes(data))
     networks.head(spec)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
     number, entries = _entries(spec, images, target, data)
@@ -60,7 +63,7 @@ def locate(
     located: list[tuple[dict[str, Any], Localisation | None]] = []
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
-            if not data:
+            if not has_boxes and not as_json:
                 output.show_json(result, indent=None)
             if out and picture is not None and localisation:
                 place = len(located)
@@ -69,10 +72,12 @@ def locate(
             advance(1)
     unread = [result for result, _ in located if "error" in result]
     if data:
+        if not has_boxes:
+            output.remark(f"{data}: there is no boxes.json in it, so there are no boxes to score these against.")
         summary = {"network": spec["name"], "weights": weights, "data": str(data)}
         summary |= {"frameworks": [engine.framework for engine in engines]}
         summary |= {"pictures": len(located) - len(unread), "threshold": threshold}
-        measured = locations.summarise(located, entries, threshold, known=number is not None)
+        measured = locations.summarise(located, entries, threshold, known=number is not None) if has_boxes else {}
         if plot and measured:
             title = f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures"
             plots.draw_sweep(measured["sweep"], plot, title)
@@ -105,6 +110,8 @@ def _check(
         raise Error("--weights is missing: an untrained network locates nothing; expected a file, or the word imagenet")
     if not 0 <= threshold < 1:
         raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
+    if plot and data and _is_without_boxes(data):
+        raise Error(f"--plot draws errors, for which {data} needs a boxes.json")
     if (plot or as_json) and not data:
         raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
     options.check_pictures(images or [])
@@ -123,11 +130,23 @@ def _entries(
     number = None if target is None else locations.class_number(target, spec)
     if not data:
         return number, [{"image": path} for path in images or []]
+    if _is_without_boxes(data):
+        entries = locations.read_pictures(data, spec)
+        if number is None and all(entry["class"] is None for entry in entries):
+            output.remark(f"{data}: {spec['name']} has not these classes; the likeliest of each picture is looked for.")
+        return number, entries
     entries = locations.read_boxes(data, spec)
     other = next((entry for entry in entries if number is not None and entry["class"] not in (None, number)), None)
     if other:
         raise Error(f"--class is {number}, but {data / 'boxes.json'} says that {other['image']} shows class {other['class']}")
     return number, entries
+
+
+def _is_without_boxes(data: Path) -> bool:
+    """Whether it is a CSV, or has no boxes.json but folders, which are classes."""
+    if data.is_dir():
+        return not (data / "boxes.json").exists() and any(path.is_dir() for path in data.iterdir())
+    return data.suffix.lower() == ".csv"
 
 
 def _files(folder: Path, images: list[Path]) -> list[Path]:

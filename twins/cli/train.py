@@ -85,7 +85,7 @@ def train(
         if not engine.rank:
             for line in loader.unreadable:
                 output.complain(f"skipped: {line}")
-            _end(start, engine, last, history, as_json)
+            _end(start, package, engine.framework, loader, last, history, as_json)
     if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun speaks for its processes, TensorFlow has no such
         again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
         output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
@@ -134,8 +134,16 @@ def _train(
         ) from None
 
 
-def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[str, Any]], as_json: bool) -> None:
-    """Draw the curves, and print what came of the run."""
+def _end(
+    start: "Start",
+    package: backends.Package,
+    framework: str,
+    loader: "Loader",
+    last: "Progress",
+    history: list[dict[str, Any]],
+    as_json: bool,
+) -> None:
+    """Draw the curves, and print what came of the run; at its end, also what its best weights reach on unseen images."""
     from .. import runlog, runs, training
 
     best = runlog.best_epoch(history) if history else None
@@ -143,16 +151,26 @@ def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[
     is_best = bool(best and training.step_of(where) == best["step"])
     if best:
         runs.draw_curves(start.folder, history, start.title)
+    unseen = runs.scores_on_unseen(package, start, loader) if is_best and last.step == last.steps else None
     if as_json:
-        found = {"folder": f"{start.folder}", "framework": engine.framework, "step": last.step, "steps": last.steps}
+        found = {"folder": f"{start.folder}", "framework": framework, "step": last.step, "steps": last.steps}
         found |= {"best": best, "weights": f"{where}" if is_best else None, "rows": history, "recipe": start.recipe}
-        output.show_json(found)
+        output.show_json(found | ({"test": unseen._asdict()} if unseen else {}))
     elif best:
-        file = f": {where}" * is_best
+        file, part = f": {where}" * is_best, _tested_on(best, "validation")
         if last.step == last.steps < start.steps:
-            output.show(f"No better test accuracy in {start.recipe['patience']} epochs: the run ends here.")
+            output.show(f"No better {part} accuracy in {start.recipe['patience']} epochs: the run ends here.")
         top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
-        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
+        output.show(f"Best {part} accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
+    if unseen and start.data.unseen and not as_json:
+        top5 = f" (top 5 {unseen.top5:.2%})" if unseen.top5 else ""
+        count = len(start.data.unseen.x)
+        output.show(f"Test accuracy of that epoch {unseen.accuracy:.2%}{top5}, on {count:,} images that the run has not used")
+
+
+def _tested_on(row: dict[str, Any], validation: str) -> str:
+    """What the images that a run was tested on after an epoch are called: by the word for validation if there are others."""
+    return "test" if row.get("tested_on", "test") == "test" else validation
 
 
 def _check(
@@ -283,10 +301,11 @@ def _watch(
 def _epoch(row: dict[str, Any], width: int) -> str:
     """The line of an epoch: what fits into the width of the log's row. The shortest fits into 80 up to epoch 999."""
     epoch, loss, test_loss = f"epoch {row['epoch']:>3}", _loss(row["loss"]), _loss(row["test_loss"])
+    part = _tested_on(row, "val")
     accuracy, test_accuracy = f"accuracy {row['accuracy']:.2%}", f"accuracy {row['test_accuracy']:.2%}"
     if width < 90:
-        return f"{epoch}  loss {loss}  {accuracy}; test loss {test_loss}  {test_accuracy}"
-    line = f"{epoch}  loss {loss}  {accuracy}  test loss {test_loss}  test {test_accuracy}"
+        return f"{epoch}  loss {loss}  {accuracy}; {part} loss {test_loss}  {test_accuracy}"
+    line = f"{epoch}  loss {loss}  {accuracy}  {part} loss {test_loss}  {part} {test_accuracy}"
     if "ema_test_accuracy" in row:
         line += f"  averaged {row['ema_test_accuracy']:.2%}"
     waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
