@@ -16,7 +16,7 @@ from . import options, output
 def microscope(
     network: Annotated[
         list[str],
-        typer.Argument(metavar="NETWORK…", help="Names, as `twins list` shows them, or paths of specs ending in .json."),
+        typer.Argument(metavar="NETWORK", help="Names, as `twins list` shows them, or paths of specs ending in .json."),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for the page; open its index.html.")],
     backend: options.BackendOption = Backend.TORCH,

@@ -260,7 +260,7 @@
       ["Stride", `${layer.stride} px`],
       ["Dilation", dilation],
       ["Receptive field", `${by([height, width])} px`],
-      ["Effective field", `≈ ${Math.round(layer.effective.side)} px square`],
+      ["Effective field", `≈ ${by([0, 1].map(() => Math.round(layer.effective.side)))} px`],
       ["Read within the field", `${Math.round((100 * count) / (inside[0] * inside[1]))} %`],
     ];
     numbers.replaceChildren(...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
