@@ -24,6 +24,7 @@ extensions = [
     "commands",
     "docstrings",
     "mathml",
+    "traps",
 ]
 exclude_patterns = ["_ext"]
 smartquotes = False  # in docstrings and help texts, quotes are code
