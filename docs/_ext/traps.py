@@ -14,7 +14,9 @@ LESSONS = Path(__file__).parents[1] / "lessons"
 
 def _prose(text):
     """Plain text as Markdown; words between backticks are code."""
-    return "`".join(part if number % 2 else re.sub(r"([*_\[\]<>$|])", r"\\\1", part) for number, part in enumerate(text.split("`")))
+    return "`".join(
+        part if number % 2 else re.sub(r"([*_\[\]<>$|])", r"\\\1", part) for number, part in enumerate(text.split("`"))
+    )
 
 
 def _code(text):
@@ -48,7 +50,12 @@ def _section(trap):
 
 def sections():
     found = traps.load().values()
-    table = ["| trap | |", "| --- | --- |", *(f"| [`{trap.name}`](#{trap.name}) | {trap.title} |" for trap in found), ""]
+    table = [
+        "| trap | what differs |",
+        "| --- | --- |",
+        *(f"| [`{trap.name}`](#{trap.name}) | {trap.title} |" for trap in found),
+        "",
+    ]
     return "\n".join([*table, *(row for trap in found for row in _section(trap))])
 
 
