@@ -71,8 +71,9 @@ def sources(path):
     found = {}
     for node in ast.parse(text).body:
         targets = getattr(node, "targets", None) or [getattr(node, "target", node)]
-        names = [getattr(target, "name", getattr(target, "id", None)) for target in targets]
-        found |= dict.fromkeys(names, (node.lineno, ast.get_source_segment(text, node)))
+        for name in [getattr(target, "name", getattr(target, "id", None)) for target in targets]:
+            if name:
+                found[name] = node.lineno, ast.get_source_segment(text, node)
     return found
 
 
