@@ -25,6 +25,7 @@ extensions = [
     "docstrings",
     "lessons",
     "mathml",
+    "traps",
 ]
 exclude_patterns = ["_ext"]
 smartquotes = False  # in docstrings and help texts, quotes are code

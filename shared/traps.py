@@ -73,7 +73,8 @@ def _defined(text: str, symbol: str) -> ast.stmt | None:
 
 def _names(node: ast.stmt) -> list[str]:
     """What a statement defines."""
-    return [getattr(node, "name", "")] + [getattr(target, "id", "") for target in getattr(node, "targets", [])]
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    return [getattr(node, "name", "")] + [getattr(target, "id", "") for target in targets]
 
 
 @contextlib.contextmanager

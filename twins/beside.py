@@ -154,8 +154,8 @@ def pair(file: str, symbol: str) -> Pair:
 
 
 def _rows(ours: Sequence[tuple[int, str]], theirs: Sequence[tuple[int, str]]) -> Iterator[Row]:
-    texts = [[text for _, text in side] for side in (ours, theirs)]
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, *texts, autojunk=False).get_opcodes():
+    left_lines, right_lines = ([text for _, text in side] for side in (ours, theirs))
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, left_lines, right_lines, autojunk=False).get_opcodes():
         for left, right in itertools.zip_longest(ours[a:b], theirs[c:d]):
             if kind == "equal":
                 yield Row(True, (left[0], [(left[1], False)]), (right[0], [(right[1], False)]))
@@ -165,10 +165,13 @@ def _rows(ours: Sequence[tuple[int, str]], theirs: Sequence[tuple[int, str]]) ->
 
 
 def _words(one: str, other: str) -> tuple[Words, Words]:
-    """Two lines in parts, those marked that only one of them has."""
-    split = [re.findall(r"\w+|\s+|.", line) for line in (one, other)]
+    """Two lines in parts, those marked that only one of them has; none where the lines are less alike than not."""
+    split: list[list[str]] = [re.findall(r"\w+|\s+|.", line) for line in (one, other)]
     parts: tuple[Words, Words] = ([], [])
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, *split, autojunk=False).get_opcodes():
+    matcher = difflib.SequenceMatcher(None, split[0], split[1], autojunk=False)
+    if matcher.ratio() < 0.5:
+        return [(one, False)], [(other, False)]
+    for kind, a, b, c, d in matcher.get_opcodes():
         for line, words, start, end in ((parts[0], split[0], a, b), (parts[1], split[1], c, d)):
             text = "".join(words[start:end])
             if text:
@@ -223,7 +226,7 @@ th {{ padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--lin
 th span, .number {{ color: var(--dim); font-weight: normal; }}
 td {{ padding: 0 .6rem; vertical-align: top; }}
 code {{ display: block; padding-left: 4ch; text-indent: -4ch; font: 12.5px/1.6 ui-monospace, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }}
+  min-height: 1.6em; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .number {{ width: 3rem; font: 12.5px/1.6 ui-monospace, monospace; text-align: right; user-select: none; }}
 .differs .torch {{ background: var(--torch); }}
 .differs .keras {{ background: var(--keras); }}
@@ -232,7 +235,7 @@ mark {{ color: inherit; background: var(--mark); border-radius: 2px; }}
   body {{ padding: .5rem; }}
   table, tbody {{ display: block; }}
   colgroup, thead, .number, .same .keras, td.none {{ display: none; }}
-  tr, td {{ display: block; padding: 0 .2rem; }}
+  tr, td {{ display: block; padding: 0 .2rem; overflow: hidden; }}
   code {{ font-size: 12px; }}
   .differs td::before {{ float: right; color: var(--dim); font-size: 11px; padding-left: .5rem; }}
   .differs td.torch::before {{ content: "PyTorch"; }}

@@ -33,7 +33,7 @@ class Measurement(NamedTuple):
     naive: float  # the largest relative difference at this rung; infinite if the framework refuses
     ours: float
     bound: float
-    failure: str = ""  # the first line of the framework's refusal
+    failure: str = ""  # the first sentence of the framework's refusal
 
 
 @dataclass
@@ -69,7 +69,7 @@ def _end(features: int) -> Layers:
 _STEM = [_conv("conv1", 3, 8, stride=2, padding=1, bias=False), {"name": "bn1", "type": "batch_norm", "in": 8}]
 _POOL = [*_STEM, _layer("maxpool", "max_pool", kernel=3, stride=2, padding=1), *_end(200)]
 _MAPS = [*_STEM, _layer("avgpool", "global_avg_pool"), *_end(8)]
-_LONG: dict[str, Any] = {"layers": _POOL, "batch": 32, "rates": (0.3,) * 19}  # at which differences grow, but not too much
+_LONG: dict[str, Any] = {"layers": _POOL, "batch": 32, "rates": (0.3,) * 20}  # at which differences grow, but not too much
 
 
 def _sgd(**options: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _in_rgb(spec: Spec, plain: Callable[[Spec], dict[str, Any]] = images._prepro
     return plain(spec) | {"channels": "RGB"}
 
 
-FORCED = {  # as in `keras_impl.naive`: what the traps replace that lie in no framework's package
+FORCED: dict[str, list[tuple[Any, str, Any]]] = {  # as in `keras_impl.naive`: what the traps replace that lie in no framework's package
     "bgr-input": [(images, "_preprocessing", _in_rgb)],
     "bias-before-batch-norm": [(ladder, "_kernels", lambda arrays: {})],
 }
@@ -166,11 +166,15 @@ def _climbed(packages: list[Package], trap: str) -> Measurement:
     except Exception as error:  # a framework's refusal, of no common class
         order = list(bounds)
         reached = order[order.index(reached) + 1] if reached else order[0]
-        failure = re.sub(r"\{\{.*?\}\} ", "", f"{type(error).__name__}: {error}").splitlines()[
-            0
-        ]  # without TensorFlow's own names
+        failure = _first_sentence(error)
     ours = next(ladder.largest(d).value for rung, d in climb(packages, case) if rung == reached)
     return Measurement(trap, reached, first.name if first else "", naive, ours, bounds[reached], failure)
+
+
+def _first_sentence(error: Exception) -> str:
+    """What an error says first, without TensorFlow's names of operations, "{{function_node …}}"."""
+    text = re.sub(r"\{\{.*?\}\} ", "", f"{type(error).__name__}: {error}")
+    return text.splitlines()[0].partition(". ")[0]
 
 
 def _started(packages: list[Package], spec: Spec, dtype: str, trap: str | None = None) -> list[Engine]:

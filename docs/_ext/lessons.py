@@ -171,9 +171,7 @@ class TrapLinks(SphinxPostTransform):
 
     def run(self, **kwargs):
         for node in list(self.document.findall(addnodes.pending_xref)):
-            if node.get("reftype") == "trap" and TRAPS not in self.env.found_docs:
-                node.replace_self(node.children)
-            elif node.get("reftype") == "trap":
+            if node.get("reftype") == "trap":
                 link = nodes.reference("", "", *node.children, internal=True)
                 uri = self.app.builder.get_relative_uri(self.env.docname, TRAPS) if self.app.builder.format == "html" else ""
                 link["refuri"] = f"{uri}#{node['reftarget']}"
