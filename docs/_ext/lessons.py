@@ -71,8 +71,9 @@ def sources(path):
     found = {}
     for node in ast.parse(text).body:
         targets = getattr(node, "targets", None) or [getattr(node, "target", node)]
-        names = [getattr(target, "name", getattr(target, "id", None)) for target in targets]
-        found |= dict.fromkeys(names, (node.lineno, ast.get_source_segment(text, node)))
+        for name in [getattr(target, "name", getattr(target, "id", None)) for target in targets]:
+            if name:
+                found[name] = node.lineno, ast.get_source_segment(text, node)
     return found
 
 
@@ -170,9 +171,7 @@ class TrapLinks(SphinxPostTransform):
 
     def run(self, **kwargs):
         for node in list(self.document.findall(addnodes.pending_xref)):
-            if node.get("reftype") == "trap" and TRAPS not in self.env.found_docs:
-                node.replace_self(node.children)
-            elif node.get("reftype") == "trap":
+            if node.get("reftype") == "trap":
                 link = nodes.reference("", "", *node.children, internal=True)
                 uri = self.app.builder.get_relative_uri(self.env.docname, TRAPS) if self.app.builder.format == "html" else ""
                 link["refuri"] = f"{uri}#{node['reftarget']}"
