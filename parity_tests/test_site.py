@@ -139,6 +139,31 @@ def test_pages(site, address, browser):
     assert not wrong, "\n".join(wrong)
 
 
+def test_microscope(address, browser):
+    """Every layer of every network of the microscope is chosen, and another map that it is seen on: each says its own words."""
+    _resize(browser, WIDTHS[0])
+    browser.get(f"{address}/lessons/microscope.html")
+    choose = """
+        const said = new Set(), [networks, ontos] = document.querySelectorAll("#microscope select");
+        const status = document.querySelector("#microscope [role=status]");
+        for (const network of [...networks.options]) {
+            networks.value = network.value;
+            networks.dispatchEvent(new Event("change"));
+            for (const button of document.querySelectorAll(".microscope-layers button")) {
+                button.click();
+                ontos.selectedIndex = ontos.length - 1;
+                ontos.dispatchEvent(new Event("change"));
+                said.add(network.text + status.textContent);
+            }
+        }
+        document.querySelectorAll(".microscope-stage").forEach(stage => stage.click());
+        return [said.size, document.querySelectorAll("[id^=microscope-grid-]").length];
+    """
+    assert browser.execute_script(choose) == [64, 3]
+    assert not [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all(url.startswith((f"{address}/", "data:")) for url in _requests(browser))
+
+
 def test_search(address, browser):
     """What a reader types into the search box finds pages, without another machine's help."""
     from selenium.webdriver.common.by import By
