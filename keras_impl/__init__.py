@@ -6,7 +6,7 @@ coexist.isolate_triton("torch")
 
 import keras  # noqa: E402
 
-from . import checkpoints, export  # noqa: E402
+from . import checkpoints, export, submission  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
@@ -30,5 +30,6 @@ __all__ = [
     "functional",
     "load",
     "state",
+    "submission",
     "trainer",
 ]

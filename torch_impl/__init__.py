@@ -4,10 +4,23 @@ from shared import coexist
 
 coexist.isolate_triton("tensorflow")
 
-from . import checkpoints, datasets, export  # noqa: E402
+from . import checkpoints, datasets, export, submission  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .weights import load, state  # noqa: E402
 
-__all__ = ["Engine", "Network", "build", "checkpoints", "datasets", "export", "features", "folded", "load", "state", "trainer"]
+__all__ = [
+    "Engine",
+    "Network",
+    "build",
+    "checkpoints",
+    "datasets",
+    "export",
+    "features",
+    "folded",
+    "load",
+    "state",
+    "submission",
+    "trainer",
+]

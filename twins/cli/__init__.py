@@ -16,6 +16,7 @@ from shared.checks import Error, printable
 
 from . import (
     activations,
+    check,
     compare,
     convert,
     curves,
@@ -73,6 +74,7 @@ app.command()(activations.activations)
 app.command()(train.train)
 app.command()(curves.curves)
 app.command()(schema.schema)
+app.command()(check.check)
 
 
 def _show_version(asked: bool) -> None:
