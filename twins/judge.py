@@ -63,8 +63,12 @@ class Verdict:
     climbed: list[int] = field(default_factory=list)  # the rungs that hold
 
 
-class _Fails(Exception):
-    """The reader's code raised an exception; the message says in which line."""
+class _FailError(Exception):
+    """The reader's code raised an exception, the message says in which line; or it is a known mistake that cannot run."""
+
+    def __init__(self, message: str, suspect: Suspect | None = None) -> None:
+        super().__init__(message)
+        self.suspect = suspect
 
 
 def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
@@ -125,8 +129,10 @@ def judge(name: str, path: Path) -> Verdict:
         verdict.framework = subjects.framework
         with subjects.precision():
             _climb(verdict, subjects, exercise)
-    except _Fails as failure:
+    except _FailError as failure:
         verdict.rung, verdict.message = 0, f"{failure}"
+        if failure.suspect:
+            verdict.suspect, verdict.trap = failure.suspect.name, failure.suspect.trap
     return verdict
 
 
@@ -144,17 +150,13 @@ def check_file(name: str, path: Path) -> None:
 def _climb(verdict: Verdict, subjects: Any, exercise: Any) -> None:
     """Compare rung by rung, and fill the verdict in at the first difference."""
     for rung in subjects.rungs:
-        try:
-            ours, theirs = subjects.ours(rung), subjects.theirs(rung)
-        except _Fails as failure:
-            verdict.rung, verdict.message = 0, f"{failure}"
-            return
+        ours, theirs = subjects.ours(rung), subjects.theirs(rung)
         limit = subjects.limit(rung)
         if verdict.rung is None and 0 not in verdict.climbed:
             verdict.climbed.append(0)
-        for key, array in ours.items():
-            found = theirs.get(key)
-            difference = np.inf if found is None else _difference(array, found)
+        extra = [key for key in theirs if key not in ours] if rung == 1 else []
+        for key in (*ours, *extra):
+            difference = _difference(ours[key], theirs[key]) if key in ours and key in theirs else np.inf
             if not difference <= limit:
                 verdict.rung, verdict.bound = rung, limit
                 verdict.difference = float(difference) if np.isfinite(difference) else None
@@ -177,8 +179,9 @@ def _diagnose(
 ) -> None:  # fmt: skip
     """Say which known mistake it is, if it is one; otherwise, honestly, where it differs and by how much."""
     suspect = next((s for s in exercise.suspects if subjects.matches(s, rung, key, theirs)), None)
-    a, b = ours[key], theirs.get(key)
-    numbers = {"ratio": np.nan, "n": 0, "changed": 0.0, "peak": np.nan} | (_numbers(a, b) if b is not None else {})
+    a, b = ours.get(key), theirs.get(key)
+    numbers: dict[str, Any] = {"ratio": np.nan, "n": 0, "changed": 0.0, "peak": np.nan}
+    numbers |= _numbers(a, b) if a is not None and b is not None else {}
     numbers |= subjects.numbers(rung, key)
     if suspect:
         verdict.suspect, verdict.trap = suspect.name, suspect.trap
@@ -196,12 +199,12 @@ def _numbers(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     return {"ratio": ratio, "changed": float(np.mean(a != b))}
 
 
-def _honest(rung: int, key: Key, ours: np.ndarray, theirs: np.ndarray | None, difference: float | None) -> str:
+def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None, difference: float | None) -> str:
     """The message for a mistake that is not known."""
     case, quantity = key
     where = f"{RUNGS[rung]}: {quantity} for {case}"
-    if theirs is None:
-        return f"{where}: yours has none"
+    if ours is None or theirs is None:
+        return f"{where}: yours has {'one' if ours is None else 'none'}, the reference {'none' if ours is None else 'one'}"
     if np.shape(ours) != np.shape(theirs):
         return f"{where}: yours is of shape {_text(np.shape(theirs))}, expected {_text(np.shape(ours))}"
     if rung == 1:
@@ -279,7 +282,7 @@ class _Subjects:
     def numbers(self, rung: int, key: Key) -> dict[str, Any]:
         return {}
 
-    def unknown(self, rung: int, key: Key, ours: np.ndarray, theirs: np.ndarray | None) -> str:
+    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         return ""
 
     def praise(self) -> str:
@@ -365,7 +368,7 @@ class _Layers(_Code):
 
     def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
         if rung == 1 and key[1] == "output shape":
-            with contextlib.suppress(_Fails):
+            with contextlib.suppress(_FailError):
                 outputs = self.theirs(2)
                 return super().matches(suspect, 2, (key[0], "output"), outputs)
             return False
@@ -410,13 +413,15 @@ class _Layers(_Code):
         ratio = float(np.median((theirs - kept) / (ours - kept)))
         return {"ratio": ratio, "n": round(1 / (1 - ratio)) if ratio < 1 else 0}
 
-    def unknown(self, rung: int, key: Key, ours: np.ndarray, theirs: np.ndarray | None) -> str:
+    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         if rung != 1 or key[1] == "output shape":
             return ""
         name = key[1].removeprefix("whether ").removesuffix(" is trained")
         if theirs is None:
             has = sorted({k[1] for k in self.theirs(1) if k[0] == key[0] and k[1] != "output shape" and "whether" not in k[1]})
             return f"{key[0]}: no weight is called {name!r}; yours has {', '.join(has) or 'none'}"
+        if ours is None:
+            return f"{key[0]}: yours has a weight {name!r}, the reference has none of that name"
         if key[1].startswith("whether "):
             return f"{key[0]}: {name} is {'' if ours else 'not '}trained; yours is {'' if theirs else 'not '}"
         return f"{key[0]}: {name} is of shape {_text(theirs)}, expected {_text(ours)}, in PyTorch's order"
@@ -455,7 +460,8 @@ class _Functions(_Code):
         return found
 
     def ours(self, rung: int) -> Observation:
-        outputs, gradients = self._exact(None), [{}] * len(self.labels)
+        outputs = self._exact(None)
+        gradients: list[dict[int, np.ndarray]] = [{}] * len(self.labels)
         if self.exercise.gradients and self.framework != "NumPy":
             gradients = list(map(self.exercise.gradients, self.exercise.cases, self.projections))
         return self._observe(outputs, gradients, rung)
@@ -466,11 +472,10 @@ class _Functions(_Code):
     def theirs(self, rung: int) -> Observation:
         if not self.calls:
             for case, label, projection in zip(self.exercise.cases, self.labels, self.projections, strict=True):
-                projection = projection if self.exercise.gradients else None
                 with _running(self.path, label):
-                    options = self.exercise.layouts, projection, self.exercise.layout
+                    options = self.exercise.layouts, projection if self.exercise.gradients else None, self.exercise.layout
                     self.calls.append(self.submission.call(self.thing, case, *options))
-        return self._observe(*zip(*self.calls, strict=True), rung)
+        return self._observe([outputs for outputs, _ in self.calls], [gradients for _, gradients in self.calls], rung)
 
     def suspected(self, suspect: Suspect, rung: int) -> Observation:
         return self._observe(self._exact(suspect.flaw or suspect.name), [{}] * len(self.labels), rung)
@@ -478,7 +483,7 @@ class _Functions(_Code):
     def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
         return super().matches(suspect, 2, key, self.theirs(2)) if rung < 3 else False
 
-    def unknown(self, rung: int, key: Key, ours: np.ndarray, theirs: np.ndarray | None) -> str:
+    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         if rung == 3 and theirs is None:
             return f"{key[1]}: none arrives. Does your function leave {self.framework}, through NumPy or float?"
         return ""
@@ -606,23 +611,24 @@ class _Networks(_Subjects):
         self.raw = read_json(path, path, limits.SPEC)
         self.shapes: list[list[shapes.Row]] = []
         self.installed = [b for b in backends.ENGINES if backends.installed(b)]
-        self.framework = " and ".join({"torch": "PyTorch", "tf": "Keras"}[b] for b in self.installed)
+        names = [{"torch": "PyTorch", "tf": "Keras"}[backend] for backend in self.installed]
+        self.framework = " and ".join(names)
         try:
             self.spec = networks.load(path)
         except Error as error:
-            raise _Fails(self._invalid(f"{error}")) from None
+            raise self._invalid(f"{error}") from None
         if self.spec["input"] != self.reference["input"]:
-            raise _Fails(f"{path}: its images are {_text(self.spec['input'])}, expected {_text(self.reference['input'])}")
+            raise _FailError(f"{path}: its images are {_text(self.spec['input'])}, expected {_text(self.reference['input'])}")
         self.outputs: list[Observation] = []
 
-    def _invalid(self, message: str) -> str:
-        """The message for a spec that does not describe a network, with the mistake if it is a known one."""
+    def _invalid(self, message: str) -> _FailError:
+        """What to raise for a spec that does not describe a network, with the mistake if it is a known one."""
         with contextlib.suppress(Exception):  # whatever may be wrong in it
             chain = _normal(self.raw)
             for suspect in self.exercise.suspects:
                 if chain == _normal(suspect.flaw(self.reference)):
-                    return f"{suspect.message}. {message}"
-        return message
+                    return _FailError(f"{suspect.message}. {message}", suspect)
+        return _FailError(message)
 
     def ours(self, rung: int) -> Observation:
         return self._observe(0, rung)
@@ -649,6 +655,8 @@ class _Networks(_Subjects):
         """The outputs of the reference in the first framework, twice over, and of the reader's network in each."""
         height, width = self.exercise.size
         images = np.random.default_rng(0).standard_normal((2, self.reference["input"][0], height, width))
+        if not self.installed:
+            backends.start(backends.Backend.BOTH)  # says what to install
         state = weights.initial(self.reference)
         state = weights.randomised({name: array.astype(np.float64) for name, array in state.items()})
         found: list[Observation] = [{}, {}]
@@ -669,20 +677,22 @@ class _Networks(_Subjects):
     def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
         return _normal(self.spec) == _normal(suspect.flaw(self.reference))
 
-    def unknown(self, rung: int, key: Key, ours: np.ndarray, theirs: np.ndarray | None) -> str:
+    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         if theirs is None and rung == 1:
             own = [layer.name for layer in unroll(self.spec)]
             name = key[0].removeprefix("layer ")
             if name not in own:
                 return f"there is no layer {name!r}; yours are {', '.join(own)}"
             return f"layer {name}: it has no {key[1]}"
+        if ours is None and rung == 1:
+            known = {layer.name for layer in unroll(self.reference)}
+            what = key[1] if key[0].removeprefix("layer ") in known else "there is no such layer"
+            return f"{key[0]}: the reference has none of it: {what}"
         return ""
 
     def praise(self) -> str:
         count = shapes.parameters(shapes.layers(self.spec))
-        return (
-            f"right: {count:,} parameters, and the same function in {self.framework or 'arithmetic; no framework is installed'}"
-        )
+        return f"right: {count:,} parameters, and the same function in {self.framework}"
 
 
 DEFAULTS = {
@@ -780,10 +790,10 @@ def _check_kind(exercise: Any, path: Path, thing: Any, submission: Any) -> None:
 
 @contextlib.contextmanager
 def _running(path: Path, where: str) -> Iterator[None]:
-    """Raise `_Fails`, with the line of the reader's file, for what the reader's code raises in this context."""
+    """Raise `_FailError`, with the line of the reader's file, for what the reader's code raises in this context."""
     try:
         yield
-    except (_Fails, Error):
+    except (_FailError, Error):
         raise
     except (Exception, SystemExit) as error:
         line, trace = None, error.__traceback__
@@ -794,7 +804,7 @@ def _running(path: Path, where: str) -> Iterator[None]:
         message = next((text.strip() for text in f"{error}".splitlines() if text.strip()), "")
         place = f"{path}{(line or '').replace(', in <module>', '')}"
         what = f"{type(error).__name__}{': ' if message else ''}{message}"
-        raise _Fails(f"{place}: {what}" + (f" ({where})" if where else "")) from error
+        raise _FailError(f"{place}: {what}" + (f" ({where})" if where else "")) from error
 
 
 def _random(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

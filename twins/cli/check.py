@@ -13,7 +13,9 @@ from . import output
 
 
 def check(
-    exercise: Annotated[str | None, typer.Argument(metavar="EXERCISE", help="Its name, LESSON.EXERCISE. Default: list all.")] = None,
+    exercise: Annotated[
+        str | None, typer.Argument(metavar="EXERCISE", help="Its name, LESSON.EXERCISE. Default: list all.")
+    ] = None,
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Your solution, in PyTorch or Keras; for a spec, JSON. It is run.")
     ] = None,
@@ -74,7 +76,11 @@ def _judge(exercise: str, file: Path, limit: float, as_json: bool) -> bool:
         output.show("", verdict.message[0].upper() + verdict.message[1:] + ".")
         return True
     rung = verdict.rung or 0
-    by = "" if verdict.difference is None or rung < 2 else f"differs by {verdict.difference:.1e}; the bound is {verdict.bound:.0e}"
+    by = (
+        ""
+        if verdict.difference is None or rung < 2
+        else f"differs by {verdict.difference:.1e}; the bound is {verdict.bound:.0e}"
+    )
     output.show(f"  {_rung(rung)}  {judge.RUNGS[rung]:32}  no{': ' if by else ''}{by}")
     if verdict.place:
         output.show(f"{'':10}{verdict.place}")

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 SOLUTIONS = FOLDER.parents[1] / "parity_tests" / "solutions"  # in a clone of the project, not in an installation
-LESSONS = ("residual_block", "spec", "degradation", "training_run", "weights", "dilation", "gridding", "preactivation")
+LESSONS = {  # in their order, with their exercises
+    "residual_block": ("conv", "batch_norm", "basic"),
+    "spec": ("lenet", "max_pool", "bottleneck"),
+    "degradation": ("shortcut_pad", "plain", "initialise"),
+    "training_run": ("sgd", "adam", "loss"),
+    "weights": ("conv", "flatten", "fold"),
+    "dilation": ("conv", "dilate", "class_map"),
+    "gridding": ("degridding", "drn_b", "upsample"),
+    "preactivation": ("basic", "final", "bottleneck"),
+}
 
 
 class Statement(NamedTuple):
@@ -30,8 +39,7 @@ class Statement(NamedTuple):
 
 def names() -> list[str]:
     """The names of all exercises, in the order of the lessons."""
-    found = sorted(path.stem for path in FOLDER.glob("*.*.md"))
-    return sorted(found, key=lambda name: LESSONS.index(name.partition(".")[0]))
+    return [f"{lesson}.{exercise}" for lesson, members in LESSONS.items() for exercise in members]
 
 
 def check_name(name: str) -> None:

@@ -55,7 +55,7 @@ SHORTCUT = Layer(
         Suspect("repeated", "you repeat the input's channels; the added channels are zeros"),
         Suspect("no-stride", "your shortcut ignores its stride"),
     ],
-)  # fmt: skip
+)
 
 
 def _plain() -> Spec:
@@ -73,14 +73,16 @@ PLAIN = Network(
         ),
         Suspect(
             "option-a",
-            "the parameters are right, and yet your blocks have shortcuts: those without weights (option A). This is ResNet-20; a "
+            "the parameters are right, and yet your blocks have shortcuts: those without weights (option A). "
+            "This is ResNet-20; a "
             "plain network adds nothing",
             None,
             lambda spec: changed(spec, "layer1 layer2 layer3", shortcut="pad"),
         ),
         Suspect(
             "identity-kept",
-            "you took away the shortcuts of `layer2` and `layer3`, but those of `layer1`, identities that no parameter shows, are "
+            "you took away the shortcuts of `layer2` and `layer3`, but those of `layer1`, identities that no "
+            "parameter shows, are "
             "still there",
             None,
             lambda spec: changed(spec, "layer1", shortcut=None),
@@ -94,7 +96,7 @@ PLAIN = Network(
         ),
     ],
     (32, 29),
-)  # fmt: skip
+)
 
 NORMAL, UNIFORM = 3.0, 1.8  # kurtosis: the fourth moment over the square of the second
 TRUNCATED = 2.3668  # of a normal distribution without what is beyond two standard deviations
@@ -127,15 +129,19 @@ INITIALISE = Draw(
     [
         Suspect(
             "initialisers",
-            "the standard deviation is right, but nothing is beyond {peak:.2f} of them: your normal distribution is truncated, as "
+            "the standard deviation is right, but nothing is beyond {peak:.2f} of them: your normal "
+            "distribution is truncated, as "
             "Keras's he_normal and VarianceScaling are by default. PyTorch's is not",
             "initialisers",
         ),
-        Suspect("truncated-narrower", "your distribution is truncated, which made it narrower: {ratio:.3g} of ours", "initialisers"),
+        Suspect(
+            "truncated-narrower", "your distribution is truncated, which made it narrower: {ratio:.3g} of ours", "initialisers"
+        ),
         Suspect("fan-in", "your standard deviation is {ratio:.3g} of ours, the root of out / in: you divide by fan in"),
         Suspect(
             "fan-in-truncated",
-            "your standard deviation is {ratio:.3g} of ours, the root of out / in: you divide by fan in; and nothing is beyond "
+            "your standard deviation is {ratio:.3g} of ours, the root of out / in: you divide by fan in; and "
+            "nothing is beyond "
             "{peak:.2f} deviations: it is truncated. Both are Keras's he_normal",
             "initialisers",
         ),
@@ -147,6 +153,6 @@ INITIALISE = Draw(
         Suspect("no-factor", "your standard deviation is {ratio:.3g} of ours: the 2 is missing, which makes up for the ReLU"),
         Suspect("variance-for-deviation", "you use the variance as standard deviation: take its root"),
     ],
-)  # fmt: skip
+)
 
 EXERCISES = {"shortcut_pad": SHORTCUT, "plain": PLAIN, "initialise": INITIALISE}

@@ -49,14 +49,16 @@ CONV = Layer(
             "you pad (kernel - 1) / 2 pixels, which keeps the map only without dilation: a dilated kernel reaches over more "
             "pixels, count them",
         ),
-        Suspect("padding-is-dilation", "you pad `dilation` pixels, which is right for 3x3 kernels alone; a 5x5 kernel needs more"),
+        Suspect(
+            "padding-is-dilation", "you pad `dilation` pixels, which is right for 3x3 kernels alone; a 5x5 kernel needs more"
+        ),
         Suspect("no-dilation", "your convolution ignores its dilation: its taps are neighbours"),
         Suspect("no-padding", "your convolution does not pad: the map shrinks by dilation · (kernel - 1)"),
         Suspect("one-sided-padding", "you pad at the top and left alone; pad as much on each side"),
         Suspect("zeros-between", "your taps are dilation + 1 pixels apart: dilation d puts d - 1 zeros between two taps"),
     ],
     ours=lambda i, o, kernel, dilation: (i, o, kernel, 1, dilation * (kernel - 1) // 2, dilation, False),
-)  # fmt: skip
+)
 
 
 def _base() -> Spec:
@@ -73,7 +75,8 @@ DILATE = Network(
         Suspect("unchanged", "`layer4` still halves the map", None, _dilated(stride=2)),
         Suspect(
             "stride-only",
-            "the map keeps its size, but nothing is dilated: the second convolution of `layer4` sees positions that are half as "
+            "the map keeps its size, but nothing is dilated: the second convolution of `layer4` sees "
+            "positions that are half as "
             "far apart as before",
             None,
             _dilated(),
@@ -85,7 +88,9 @@ DILATE = Network(
             None,
             _dilated(dilation=2),
         ),
-        Suspect("dilation-4", "a dilation of 4 makes up for two strides; one is gone", None, _dilated(dilation=4, first_dilation=2)),
+        Suspect(
+            "dilation-4", "a dilation of 4 makes up for two strides; one is gone", None, _dilated(dilation=4, first_dilation=2)
+        ),
         Suspect(
             "dilation-with-stride",
             "`layer4` has a stride and a dilation: the dilation is in place of the stride",
@@ -94,7 +99,7 @@ DILATE = Network(
         ),
     ],
     (64, 49),
-)  # fmt: skip
+)
 
 
 def _class_maps(arguments: tuple[Any, ...], flaw: Any) -> np.ndarray:

@@ -24,9 +24,7 @@ DEGRIDDING = Network(
             None,
             lambda spec: changed(spec, "layer7 layer8", shortcut=None),
         ),
-        Suspect(
-            "first-only", "`layer8` still has its shortcut", None, lambda spec: changed(spec, "layer8", shortcut=None)
-        ),
+        Suspect("first-only", "`layer8` still has its shortcut", None, lambda spec: changed(spec, "layer8", shortcut=None)),
         Suspect(
             "last-only",
             "`layer7` still has its shortcut: of the added blocks, only the last is without",
@@ -53,7 +51,7 @@ DEGRIDDING = Network(
         ),
     ],
     (64, 49),
-)  # fmt: skip
+)
 
 
 DRN_B = Network(
@@ -67,7 +65,8 @@ DRN_B = Network(
         ),
         Suspect(
             "first-dilation",
-            "as in DRN-A, the first convolutions of `layer5` and `layer6` have half the dilation of the second; DRN-B's have the "
+            "as in DRN-A, the first convolutions of `layer5` and `layer6` have half the dilation of the "
+            "second; DRN-B's have the "
             "whole",
             None,
             lambda spec: changed(changed(spec, "layer5", first_dilation=1), "layer6", first_dilation=2),
@@ -90,12 +89,10 @@ DRN_B = Network(
             None,
             lambda spec: changed(spec, "layer7 layer8", shortcut="none"),
         ),
-        Suspect(
-            "undilated", "nothing is dilated", None, lambda s: changed(s, "layer5 layer6 layer7", dilation=None)
-        ),
+        Suspect("undilated", "nothing is dilated", None, lambda s: changed(s, "layer5 layer6 layer7", dilation=None)),
     ],
     (64, 49),
-)  # fmt: skip
+)
 
 FACTOR = 8
 
@@ -141,14 +138,16 @@ UPSAMPLE = Tensors(
     [
         Suspect(
             "aligned-corners",
-            "you align the corners: the centres of the first and last pixels stay at the ends, and what lies between is spread "
+            "you align the corners: the centres of the first and last pixels stay at the ends, and what lies "
+            "between is spread "
             "over too many pixels (align_corners=True)",
         ),
         Suspect("corner-pixels", "your output pixel i stands at i / 8: half a pixel too far left and up; pixels have centres"),
         Suspect("nearest", "you repeat each pixel eight times; interpolate between them"),
         Suspect(
             "transposed-convolution",
-            "right inside, but your map fades at its borders, as a transposed convolution does, which adds zeros there; beyond the "
+            "right inside, but your map fades at its borders, as a transposed convolution does, which adds "
+            "zeros there; beyond the "
             "last pixel its value goes on",
         ),
     ],
@@ -156,6 +155,6 @@ UPSAMPLE = Tensors(
     "map",
     _upsample_gradients,
     arguments=("maps",),
-)  # fmt: skip
+)
 
 EXERCISES = {"degridding": DEGRIDDING, "drn_b": DRN_B, "upsample": UPSAMPLE}

@@ -78,7 +78,8 @@ SUSPECTS = (
     ),
     Suspect(
         "identity-activated",
-        "where the shape stays, your shortcut is the output of the first ReLU; it is the input as it came in, so that from block to "
+        "where the shape stays, your shortcut is the output of the first ReLU; it is the input as it came "
+        "in, so that from block to "
         "block there is an identity",
     ),
     Suspect("no-shortcut", "nothing is added: your block has no shortcut"),
@@ -86,7 +87,8 @@ SUSPECTS = (
     Suspect("projection-before-relu", "your projection takes the output of the first batch norm; the ReLU comes before it"),
     Suspect(
         "same-padding",
-        'your strided 3x3 convolution pads by the rule "same": for an even size, one row at the bottom and one column at the right. '
+        'your strided 3x3 convolution pads by the rule "same": for an even size, one row at the bottom and '
+        "one column at the right. "
         "Ours pads 1 pixel on each side",
         "same-padding",
     ),
@@ -141,12 +143,18 @@ def _bottleneck_shapes(arguments: tuple[Any, ...], flaw: Any) -> Shapes:
 BOTTLENECK = Layer(
     "PreActBottleneck",
     "preactivation.PreActBottleneck",
-    [Case((8, 8, 1), (2, 8, 7, 6)), Case((8, 12, 2), (2, 8, 8, 10)), Case((8, 12, 2), (2, 8, 7, 9)), Case((4, 8, 1), (2, 4, 6, 5))],
+    [
+        Case((8, 8, 1), (2, 8, 7, 6)),
+        Case((8, 12, 2), (2, 8, 8, 10)),
+        Case((8, 12, 2), (2, 8, 7, 9)),
+        Case((4, 8, 1), (2, 4, 6, 5)),
+    ],
     _bottleneck,
     [
         Suspect(
             "stride-second",
-            "shapes and parameters are right, but your 3x3 convolution has the stride, as in torchvision's ResNets (version 1.5); "
+            "shapes and parameters are right, but your 3x3 convolution has the stride, as in torchvision's "
+            "ResNets (version 1.5); "
             "here the first 1x1 has it, as in the paper",
             "resnet-version",
         ),
@@ -155,7 +163,7 @@ BOTTLENECK = Layer(
     ],
     shapes=_bottleneck_shapes,
     aliases={"downsample.0.": "downsample."},
-)  # fmt: skip
+)
 
 
 def _final() -> Spec:
@@ -185,13 +193,16 @@ FINAL = Network(
     [
         Suspect(
             "nothing-closes",
-            "nothing comes between the last addition and the pool: the classifier gets the sum of all blocks, neither normalised "
+            "nothing comes between the last addition and the pool: the classifier gets the sum of all "
+            "blocks, neither normalised "
             "nor activated",
             None,
             lambda spec: without(spec, "bn2", "relu2"),
         ),
         Suspect("no-last-relu", "the last batch norm has no ReLU after it", None, lambda spec: without(spec, "relu2")),
-        Suspect("no-last-norm", "there is a ReLU before the pool, but no batch norm before it", None, lambda s: without(s, "bn2")),
+        Suspect(
+            "no-last-norm", "there is a ReLU before the pool, but no batch norm before it", None, lambda s: without(s, "bn2")
+        ),
         Suspect("relu-first", "the ReLU comes before the batch norm; as in the blocks, it comes after", None, _relu_first),
         Suspect(
             "activated-twice",
@@ -207,6 +218,6 @@ FINAL = Network(
         ),
     ],
     (19, 22),
-)  # fmt: skip
+)
 
 EXERCISES = {"basic": BASIC, "final": FINAL, "bottleneck": BOTTLENECK}

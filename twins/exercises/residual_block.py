@@ -18,7 +18,8 @@ EPSILON = Suspect(
 )
 VARIANCE = Suspect(
     "bn-running-variance",
-    "your running variance is biased: what a pass adds to it is {ratio:.3g} of ours, (n - 1) / n for n = {n} values of a channel. "
+    "your running variance is biased: what a pass adds to it is {ratio:.3g} of ours, (n - 1) / n for n = {n} "
+    "values of a channel. "
     "Yours divides by n, as Keras's does; PyTorch's running variance divides by n - 1",
     "bn-running-variance",
 )
@@ -31,7 +32,8 @@ MOMENTUM = Suspect(
 
 KERAS_MOMENTUM = Suspect(
     "bn-momentum-keras",
-    "a pass moves your running mean {ratio:.3g} times as far as ours: the new batch has a share of 0.01, which is Keras's default "
+    "a pass moves your running mean {ratio:.3g} times as far as ours: the new batch has a share of 0.01, "
+    "which is Keras's default "
     "(momentum=0.99); PyTorch's is 0.1",
     "bn-momentum",
 )
@@ -39,7 +41,7 @@ KERAS_MOMENTUM = Suspect(
 
 def _conv(state: State, x: np.ndarray, training: bool, arguments: tuple[Any, ...], flaw: Any) -> np.ndarray:
     _, _, kernel, stride, padding = arguments
-    weight, bias = state["weight"], state["bias"]
+    weight, bias = state["weight"], None if flaw == "no-bias" else state["bias"]
     pads: Any = padding
     match flaw:
         case "no-padding":
@@ -54,8 +56,6 @@ def _conv(state: State, x: np.ndarray, training: bool, arguments: tuple[Any, ...
             weight = weight[:, :, ::-1, ::-1]
         case "transposed-kernel":
             weight = weight.transpose(0, 1, 3, 2)
-        case "no-bias":
-            bias = None
         case "no-stride":
             stride = 1
     return arithmetic.conv(x, weight, bias, stride, pads)
@@ -75,14 +75,20 @@ CONV = Layer(
     [
         Suspect(
             "same-padding",
-            'you pad by the rule "same", which for stride 2 and an even size puts the one padded row at the bottom and the one '
-            "column at the right, so that every window stands a pixel too far down and right. Ours pads `padding` pixels on each "
+            'you pad by the rule "same", which for stride 2 and an even size puts the one padded row at the '
+            "bottom and the one "
+            "column at the right, so that every window stands a pixel too far down and right. Ours pads "
+            "`padding` pixels on each "
             "side",
             "same-padding",
         ),
         Suspect("no-padding", "your convolution does not pad: the map shrinks by kernel - 1"),
-        Suspect("one-sided-padding", "the size is right, but you pad at the bottom and right alone, as much as belongs on two sides"),
-        Suspect("top-left-padding", "the size is right, but you pad at the top and left alone, as much as belongs on two sides"),
+        Suspect(
+            "one-sided-padding", "the size is right, but you pad at the bottom and right alone, as much as belongs on two sides"
+        ),
+        Suspect(
+            "top-left-padding", "the size is right, but you pad at the top and left alone, as much as belongs on two sides"
+        ),
         Suspect(
             "flipped-kernel",
             "you flip the kernel, as the convolution of mathematics does. Both frameworks compute the cross-correlation",
@@ -91,7 +97,7 @@ CONV = Layer(
         NO_BIAS,
         Suspect("no-stride", "your convolution ignores its stride"),
     ],
-)  # fmt: skip
+)
 
 
 def _batch_norm(state: State, x: np.ndarray, training: bool, arguments: tuple[Any, ...], flaw: Any) -> np.ndarray:
@@ -99,10 +105,9 @@ def _batch_norm(state: State, x: np.ndarray, training: bool, arguments: tuple[An
     column = (slice(None), None, None)
     before = dict(state)
     n = x.size // x.shape[1]
-    y = batch_norm(
-        x, state, "", training, 1e-3 if flaw == "bn-epsilon" else eps,
-        {"bn-momentum": 1 - momentum, "bn-momentum-keras": 0.01}.get(flaw, momentum), flaw == "bn-running-variance", flaw == "per-image",
-    )  # fmt: skip
+    share = {"bn-momentum": 1 - momentum, "bn-momentum-keras": 0.01}.get(flaw, momentum)
+    added = 1e-3 if flaw == "bn-epsilon" else eps
+    y = batch_norm(x, state, "", training, added, share, flaw == "bn-running-variance", flaw == "per-image")
     variance = x.var((0, 2, 3)) if training else before["running_var"]
     mean = x.mean((0, 2, 3)) if training else before["running_mean"]
     match flaw:
@@ -136,7 +141,8 @@ BATCH_NORM = Layer(
     _batch_norm,
     [
         EPSILON._replace(
-            message="your eps is 1e-3, Keras's default, whatever the argument says; ours is the argument, 1e-5 by default as in "
+            message="your eps is 1e-3, Keras's default, whatever the argument says; ours is the argument, "
+            "1e-5 by default as in "
             "PyTorch"
         ),
         Suspect("eps-outside", "you add eps to the standard deviation; it belongs under the root: sqrt(variance + eps)"),
@@ -144,7 +150,8 @@ BATCH_NORM = Layer(
         Suspect("no-affine", "the output lacks the weight (scale) and the bias (shift) of the channel"),
         Suspect(
             "batch-in-evaluation",
-            "in evaluation you normalise by the mean and variance of the batch; that is for training. Evaluation takes the running "
+            "in evaluation you normalise by the mean and variance of the batch; that is for training. "
+            "Evaluation takes the running "
             "statistics, so that an image's output does not depend on the others of its batch",
         ),
         Suspect(
@@ -154,18 +161,21 @@ BATCH_NORM = Layer(
         ),
         Suspect(
             "unbiased-normalisation",
-            "you normalise the batch by the unbiased variance (n - 1). Only the running variance takes that; the batch itself is "
+            "you normalise the batch by the unbiased variance (n - 1). Only the running variance takes that; "
+            "the batch itself is "
             "normalised by the biased one",
             "bn-running-variance",
         ),
-        Suspect("per-image", "you take the statistics of each image on its own, an instance norm; take them over the whole batch"),
+        Suspect(
+            "per-image", "you take the statistics of each image on its own, an instance norm; take them over the whole batch"
+        ),
         VARIANCE,
         MOMENTUM,
         KERAS_MOMENTUM,
         Suspect("never-updated", "your running statistics do not change in training"),
         Suspect("standard-deviation", "your running variance follows the standard deviation; it is the variance"),
     ],
-)  # fmt: skip
+)
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -238,12 +248,14 @@ BASIC = Layer(
         Suspect("no-inner-relu", "there is no ReLU between the two convolutions"),
         Suspect(
             "stride-second",
-            "the shapes are right, but your second convolution has the stride; the first has it, so that the second works on the "
+            "the shapes are right, but your second convolution has the stride; the first has it, so that the "
+            "second works on the "
             "smaller map",
         ),
         Suspect(
             "same-padding",
-            'your strided 3x3 convolution pads by the rule "same": for an even size, one row at the bottom and one column at the '
+            'your strided 3x3 convolution pads by the rule "same": for an even size, one row at the bottom '
+            "and one column at the "
             "right. Ours pads 1 pixel on each side",
             "same-padding",
         ),
@@ -257,6 +269,6 @@ BASIC = Layer(
         Suspect("always-projects", "your block has a projection where the shape stays; there the shortcut is the identity"),
     ],
     shapes=_basic_shapes,
-)  # fmt: skip
+)
 
 EXERCISES = {"conv": CONV, "batch_norm": BATCH_NORM, "basic": BASIC}

@@ -37,7 +37,8 @@ LENET = Network(
     [
         Suspect(
             "no-padding",
-            "`conv1` is not padded: its map has 24x24 pixels, so that `flatten` gives 256 features in place of 400. A 5x5 kernel "
+            "`conv1` is not padded: its map has 24x24 pixels, so that `flatten` gives 256 features in place "
+            "of 400. A 5x5 kernel "
             "needs 2 pixels on each side to keep the size",
             None,
             _unpadded,
@@ -95,13 +96,15 @@ MAX_POOL = Layer(
     [
         Suspect(
             "max-pool-padding",
-            "you pad with zeros, which win over the negative values of the border: {changed:.0%} of your outputs are too large. A "
+            "you pad with zeros, which win over the negative values of the border: {changed:.0%} of your "
+            "outputs are too large. A "
             "padded pixel counts as minus infinity",
             "max-pool-padding",
         ),
         Suspect(
             "same-padding",
-            'you pad by the rule "same": for an even size, one row at the bottom and one column at the right. Ours pads 1 pixel on '
+            'you pad by the rule "same": for an even size, one row at the bottom and one column at the '
+            "right. Ours pads 1 pixel on "
             "each side",
             "same-padding",
         ),
@@ -109,7 +112,7 @@ MAX_POOL = Layer(
         Suspect("no-padding", "your pool does not pad"),
         Suspect("no-stride", "your pool ignores its stride and steps by the kernel"),
     ],
-)  # fmt: skip
+)
 
 
 def _bottleneck() -> Spec:
@@ -136,7 +139,8 @@ BOTTLENECK = Network(
     [
         Suspect(
             "resnet-version",
-            "all shapes and parameters are right, but the stride is at the first 1x1 convolution (stride_at conv1), as in the paper "
+            "all shapes and parameters are right, but the stride is at the first 1x1 convolution (stride_at "
+            "conv1), as in the paper "
             'and Keras\'s ResNets ("version 1"); asked for is version 1.5, with the stride at the 3x3 convolution',
             "resnet-version",
             lambda spec: changed(spec, "layer2", stride_at="conv1"),

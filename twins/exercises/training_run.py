@@ -39,7 +39,8 @@ SGD = Optimizer(
     [
         Suspect(
             "sgd-momentum-schedule",
-            "your run is ours until the learning rate changes: your velocity holds rate · gradient, as Keras's SGD has it, so that "
+            "your run is ours until the learning rate changes: your velocity holds rate · gradient, as "
+            "Keras's SGD has it, so that "
             "it goes on with the old rate. Keep the rate out of v, and multiply when the weight is updated",
             "sgd-momentum-schedule",
         ),
@@ -60,7 +61,7 @@ SGD = Optimizer(
         Suspect("no-decay", "weight decay is ignored"),
         Suspect("rate-never-changes", "your run keeps its first learning rate; read it in each step", "sgd-momentum-schedule"),
     ],
-)  # fmt: skip
+)
 
 
 def _adam(
@@ -98,13 +99,15 @@ ADAM = Optimizer(
     [
         Suspect(
             "adam-epsilon",
-            "your eps is added to the root of v before the bias correction, as Keras's Adam does, which makes it 1 / sqrt(1 - beta2^t) "
+            "your eps is added to the root of v before the bias correction, as Keras's Adam does, which "
+            "makes it 1 / sqrt(1 - beta2^t) "
             "times as large as PyTorch's: 32 times at step 1. Correct v first, then add eps",
             "adam-epsilon",
         ),
         Suspect(
             "adam-epsilon-keras",
-            "your eps is Keras's in both ways: 1e-7 whatever the argument says, and added before the bias correction, which makes it 32 "
+            "your eps is Keras's in both ways: 1e-7 whatever the argument says, and added before the bias "
+            "correction, which makes it 32 "
             "times as large at step 1",
             "adam-epsilon",
         ),
@@ -120,7 +123,7 @@ ADAM = Optimizer(
             "your first step divides by 1 - beta^0 = 0, which is not a number: t counts from 1 (`self.iterations` from 0)",
         ),
     ],
-)  # fmt: skip
+)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -198,7 +201,8 @@ LOSS = Tensors(
         ),
         Suspect(
             "clipped",
-            "your probabilities are clipped at 1e-7, which Keras does with from_logits=False: large losses, and their gradients, are "
+            "your probabilities are clipped at 1e-7, which Keras does with from_logits=False: large losses, "
+            "and their gradients, are "
             "cut off. Work on the logits",
             "softmax-in-model",
         ),
@@ -206,6 +210,6 @@ LOSS = Tensors(
     ("", "", ""),
     gradients=_loss_gradients,
     arguments=("logits", "labels", "smoothing"),
-)  # fmt: skip
+)
 
 EXERCISES = {"sgd": SGD, "adam": ADAM, "loss": LOSS}

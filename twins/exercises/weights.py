@@ -55,8 +55,6 @@ def _linear(arguments: tuple[Any, ...], flaw: Any) -> np.ndarray:
             return weight.reshape(-1, len(weight))
         case "wrong-axes":
             return weight.reshape(-1, height, width, channels).transpose(3, 1, 2, 0).reshape(-1, len(weight))
-        case "reshaped-order":
-            return weight.T.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(-1, len(weight))
     return four.transpose(2, 3, 1, 0).reshape(-1, len(weight))
 
 
@@ -77,21 +75,19 @@ FLATTEN = Tensors(
             "flatten-order",
         ),
         Suspect("height-width-swapped", "the channels are last, but height and width are swapped", "flatten-order"),
-        Suspect("only-reshaped", "you reshape, which keeps the order of the numbers in memory; permute the axes", "flatten-order"),
         Suspect(
-            "wrong-axes",
-            "you read the rows as (height, width, channels), Keras's order, and permute them into PyTorch's: the reverse is asked for",
-            "flatten-order",
+            "only-reshaped", "you reshape, which keeps the order of the numbers in memory; permute the axes", "flatten-order"
         ),
         Suspect(
-            "reshaped-order",
-            "you read the rows as (height, width, channels), Keras's order, and permute them into PyTorch's: the reverse is asked for",
+            "wrong-axes",
+            "you read the rows as (height, width, channels), Keras's order, and permute them into PyTorch's: "
+            "the reverse is asked for",
             "flatten-order",
         ),
     ],
     ("", "", "", ""),
     arguments=("weight", "channels", "height", "width"),
-)  # fmt: skip
+)
 
 
 def _fold(arguments: tuple[Any, ...], flaw: Any) -> tuple[np.ndarray, np.ndarray]:
