@@ -6,7 +6,7 @@ coexist.isolate_triton("torch")
 
 import keras  # noqa: E402
 
-from . import checkpoints, export, naive  # noqa: E402
+from . import checkpoints, export, naive, submission  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
@@ -31,5 +31,6 @@ __all__ = [
     "load",
     "naive",
     "state",
+    "submission",
     "trainer",
 ]

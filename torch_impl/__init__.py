@@ -4,7 +4,7 @@ from shared import coexist
 
 coexist.isolate_triton("tensorflow")
 
-from . import checkpoints, datasets, export, naive  # noqa: E402
+from . import checkpoints, datasets, export, naive, submission  # noqa: E402
 from .engine import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
@@ -22,5 +22,7 @@ __all__ = [
     "load",
     "naive",
     "state",
+    "state",
+    "submission",
     "trainer",
 ]

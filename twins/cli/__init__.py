@@ -16,6 +16,7 @@ from shared.checks import Error, printable
 
 from . import (
     activations,
+    check,
     compare,
     convert,
     curves,
@@ -79,6 +80,7 @@ app.command()(curves.curves)
 app.command()(traps.traps)
 app.command()(read.read)
 app.command()(schema.schema)
+app.command()(check.check)
 
 
 def _show_version(asked: bool) -> None:

@@ -1,0 +1,6 @@
+# no-bias, rung 2
+import keras
+
+
+def class_maps(features, weight, bias):
+    return keras.ops.matmul(features, weight)

@@ -1,0 +1,14 @@
+import torch
+
+
+class SGD(torch.optim.Optimizer):
+    def __init__(self, params, lr, momentum, weight_decay):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for w in group["params"]:
+                g = w.grad + group["weight_decay"] * w
+                v = self.state[w]["v"] = group["momentum"] * self.state[w].get("v", 0) + g
+                w -= group["lr"] * v

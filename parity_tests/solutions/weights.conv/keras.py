@@ -1,0 +1,5 @@
+from keras import ops
+
+
+def to_keras(weight):
+    return ops.transpose(weight, (2, 3, 1, 0))

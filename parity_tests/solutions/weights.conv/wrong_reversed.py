@@ -1,0 +1,3 @@
+# reversed, rung 1
+def to_keras(weight):
+    return weight.T

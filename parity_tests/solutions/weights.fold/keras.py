@@ -1,0 +1,6 @@
+from keras import ops
+
+
+def fold(weight, gamma, beta, mean, variance, eps):
+    scale = gamma / ops.sqrt(variance + eps)
+    return weight * scale, beta - scale * mean

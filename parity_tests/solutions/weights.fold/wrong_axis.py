@@ -1,0 +1,7 @@
+# wrong-axis, rung 2
+import torch
+
+
+def fold(weight, gamma, beta, mean, variance, eps):
+    scale = gamma / torch.sqrt(variance + eps)
+    return weight * scale[:, None, None], beta - scale * mean
