@@ -22,7 +22,6 @@ __all__ = [
     "load",
     "naive",
     "state",
-    "state",
     "submission",
     "trainer",
 ]
