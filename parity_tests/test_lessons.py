@@ -131,7 +131,7 @@ def test_directives(build):
     for package, base in (("torch", "nn"), ("keras", "keras")):
         assert f"{package}_impl/blocks.py</span>" in html and f'<span class="n">{base}</span>' in html
     assert html.count('<span class="nc">BasicBlock</span>') == 2
-    assert "same-padding</span>" in html
+    assert 'href="lessons/traps.html#same-padding"' in html
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
-from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.nodes import make_refnode
 from sphinx_design.shared import create_component
 
 from shared.checks import nearest
@@ -164,18 +164,9 @@ class Trap(SphinxRole):
         return [link], []
 
 
-class TrapLinks(SphinxPostTransform):
-    """Traps of the lessons, linked once all pages have been read."""
-
-    default_priority = 5  # before Sphinx looks for references
-
-    def run(self, **kwargs):
-        for node in list(self.document.findall(addnodes.pending_xref)):
-            if node.get("reftype") == "trap":
-                link = nodes.reference("", "", *node.children, internal=True)
-                uri = self.app.builder.get_relative_uri(self.env.docname, TRAPS) if self.app.builder.format == "html" else ""
-                link["refuri"] = f"{uri}#{node['reftarget']}"
-                node.replace_self(link)
+def link_trap(app, env, node, code):
+    """A trap of the lessons as a link, once all pages have been read."""
+    return make_refnode(app.builder, node["refdoc"], TRAPS, node["reftarget"], code) if node["reftype"] == "trap" else None
 
 
 def setup(app):
@@ -183,5 +174,5 @@ def setup(app):
     app.add_directive("exercise", Exercise)
     app.add_role("trap", Trap())
     app.add_transform(Pairs)
-    app.add_post_transform(TrapLinks)
+    app.connect("missing-reference", link_trap)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
