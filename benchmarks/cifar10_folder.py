@@ -7,7 +7,7 @@ a run sees images in a permutation of their places: with the order of the origin
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import script
@@ -72,7 +72,7 @@ def write(data: Path, folder: Path, same: Path, most: int | None) -> int:
     if folder.exists():
         raise Error(f"{folder}: exists; expected a new folder")
     images, names = load(data), networks.class_names({"classes": "cifar10"}) or []
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     count = 0
     for part in PARTS:
         x, y = (getattr(images, f"{kind}_{part}") for kind in "xy")

@@ -50,12 +50,11 @@ def locate(
 
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
-    _check(images, weights, threshold, data, plot, as_json)
-    has_boxes = bool(data and not _is_without_boxes(data))
+    has_boxes = _check(images, weights, threshold, data, plot, as_json)
     networks.head(spec)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
     number, entries = _entries(spec, images, target, data)
-    files = _files(out, [entry["image"] for entry in entries]) if out else []
+    files = _files(out, entries) if out else []
     with output.status("starting " + " and ".join(backends.frameworks(backend))):
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
@@ -63,25 +62,21 @@ def locate(
     located: list[tuple[dict[str, Any], Localisation | None]] = []
     with output.progress(spec["name"], len(entries)) as advance:
         for result, picture, localisation in locations.locate_pictures(engines, spec, entries, number, threshold, alone):
-            if not has_boxes and not as_json:
+            if not (as_json or has_boxes):
                 output.show_json(result, indent=None)
             if out and picture is not None and localisation:
-                place = len(located)
-                plots.draw_heat_map(picture, localisation, files[place], threshold, entries[place].get("boxes", ()))
+                at = len(located)
+                plots.draw_heat_map(picture, localisation, files[at], threshold, entries[at].get("boxes", ()))
             located.append((result, localisation))
             advance(1)
-    unread = [result for result, _ in located if "error" in result]
+    unread = sum("error" in result for result, _ in located)
     if data:
-        if not has_boxes:
-            output.remark(f"{data}: there is no boxes.json in it, so there are no boxes to score these against.")
         summary = {"network": spec["name"], "weights": weights, "data": str(data)}
+        scores = locations.summarise(located, entries, threshold, number is not None) if has_boxes else {}
         summary |= {"frameworks": [engine.framework for engine in engines]}
-        summary |= {"pictures": len(located) - len(unread), "threshold": threshold}
-        measured = locations.summarise(located, entries, threshold, known=number is not None) if has_boxes else {}
-        if plot and measured:
-            title = f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures"
-            plots.draw_sweep(measured["sweep"], plot, title)
-        _show(summary | measured, [result for result, _ in located], as_json)
+        if plot and "sweep" in scores:
+            plots.draw_sweep(scores["sweep"], plot, f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures")
+        _show(summary | scores, [result for result, _ in located], as_json)
     sys.exit(2 if unread else 0)
 
 
@@ -98,8 +93,8 @@ def _show(summary: dict[str, Any], results: list[dict[str, Any]], as_json: bool)
 
 def _check(
     images: list[Path] | None, weights: str | None, threshold: float, data: Path | None, plot: Path | None, as_json: bool
-) -> None:
-    """Raise `Error` for options that do not go together, and for files that cannot be read or written."""
+) -> bool:
+    """Whether the data have boxes. Raises `Error` for options that do not fit, and files that cannot be read or written."""
     from .. import plots
 
     if not images and not data:
@@ -110,13 +105,15 @@ def _check(
         raise Error("--weights is missing: an untrained network locates nothing; expected a file, or the word imagenet")
     if not 0 <= threshold < 1:
         raise Error(f"--threshold is {threshold}, expected at least 0 and below 1")
-    if plot and data and _is_without_boxes(data):
+    has_boxes = bool(data and not _is_without_boxes(data))
+    if plot and data and not has_boxes:
         raise Error(f"--plot draws errors, for which {data} needs a boxes.json")
     if (plot or as_json) and not data:
         raise Error(f"{'--plot' if plot else '--json'} is for --data; without it, each picture is a JSON line")
     options.check_pictures(images or [])
     if plot:
         plots.check_figure(plot)
+    return has_boxes
 
 
 def _entries(
@@ -134,6 +131,7 @@ def _entries(
         entries = locations.read_pictures(data, spec)
         if number is None and all(entry["class"] is None for entry in entries):
             output.remark(f"{data}: {spec['name']} has not these classes; the likeliest of each picture is looked for.")
+        output.remark(f"{data}: there is no boxes.json in it, so there are no boxes to score these against.")
         return number, entries
     entries = locations.read_boxes(data, spec)
     other = next((entry for entry in entries if number is not None and entry["class"] not in (None, number)), None)
@@ -149,9 +147,10 @@ def _is_without_boxes(data: Path) -> bool:
     return data.suffix.lower() == ".csv"
 
 
-def _files(folder: Path, images: list[Path]) -> list[Path]:
-    """A file in the folder for each image, by its name; where two share a name, with a number. Raises `Error`."""
+def _files(folder: Path, entries: list[dict[str, Any]]) -> list[Path]:
+    """A file in the folder for each picture, by its name; where two share a name, with a number. Raises `Error`."""
     options.check_folder(folder)
+    images: list[Path] = [entry["image"] for entry in entries]
     files: list[Path] = []
     for image in images:
         number, file = 1, folder / f"{image.stem}.png"
