@@ -646,7 +646,6 @@ def test_a_full_disk(twins, folder):
         (["tiny.json", "--backend", "jax"], "--backend jax: networks run there"),
         (["digits_residal"], "no recipe is called 'digits_residal', did you mean 'digits_residual'?"),
         (["tiny.json", "--set", "bacth=3"], "unknown key 'bacth', did you mean 'batch'?"),
-        (["tiny.json", "--out", "whole"], "whole: has a run already; continue it with --resume whole"),
         (["--resume", "whole"], "whole: the run is complete, 24 steps; pass --epochs above 6 to continue"),
         (["mnist_residual", "--resume", "whole"], "whole: a checkpoint of a run of tiny, not of mnist_residual"),
         (["--resume", "whole", "--set", "batch=3"], "--set batch: cannot change in the middle of a run"),
@@ -667,6 +666,18 @@ def test_a_full_disk(twins, folder):
 def test_mistakes(arguments, words, twins, folder):
     status, out, error = twins("train", *arguments, folder=folder)
     assert status == 2 and words in error and "Traceback" not in error and out == "", error
+
+
+def test_a_folder_that_has_a_run_keeps_it(twins, folder):
+    before = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
+    for name in ("whole-2", "whole-3"):
+        status, out, error = twins("train", "tiny.json", "--epochs", "1", "--out", "whole", folder=folder)
+        note = f"whole: has a run already, which --resume whole continues. This one goes to {name}."
+        assert status == 0 and note in " ".join((out + error).split())
+        assert training.read_checkpoint(folder / name).history[-1]["epoch"] == 1
+        assert {path.name: path.read_bytes() for path in (folder / "whole").iterdir()} == before
+    shutil.rmtree(folder / "whole-2")
+    shutil.rmtree(folder / "whole-3")
 
 
 def test_the_commands_own_transfer(twins, folder):

@@ -33,7 +33,7 @@ class Start(NamedTuple):
     steps: int  # of the whole run
     checkpoint: Checkpoint | None
     pretrained: State  # the arrays that come from the recipe's "init"
-    notes: list[str]  # on these
+    notes: list[str]  # on these, and on the folder
 
     @property
     def title(self) -> str:
@@ -61,7 +61,8 @@ def start(
 ) -> Iterator[Start]:
     """The start of a run by the recipe of a name or path, or of one resumed from its folder, with changes to the recipe.
 
-    `out` is the folder, by default a new one under runs/, named after the recipe and the backend, or that of the resumed run.
+    `out` is the folder, by default one under runs/, named after the recipe and the backend, or that of the resumed run. Where
+    another run is in it, this one goes to a new one, with a number after the name.
     In the block, no other process trains in it; where nothing was written, it goes again.
     Raises `Error` if there is nothing to run, or nowhere to put it.
     """
@@ -81,6 +82,8 @@ def start(
     steps = recipes.length(recipe, per_epoch)
     pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
     notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
+    if out and not in_place and folder != out:
+        notes.insert(0, f"{out}: has a run already, which --resume {out} continues. This one goes to {folder}.")
     beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     done = beginning.done
     complete = Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {-(-done // per_epoch)} to continue")
@@ -149,20 +152,21 @@ def _changed(checkpoint: Checkpoint | None, recipe: Recipe, changes: list[str]) 
 
 
 def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> tuple[Path, bool]:
-    """(folder, whether it is the resumed run's own) of a run. Raises `Error` if another run is in it, or it cannot be made."""
+    """(folder, whether it is the resumed run's own) of a run: where another run is, one with a number after its name.
+
+    Raises `Error` if it cannot be made.
+    """
     own = resume and (resume if resume.is_dir() else resume.parent)
     if resume and own and (not out or (out.exists() and out.samefile(own))):
         if resume.is_file() and not resume.samefile(own / "last.safetensors"):
             raise Error(f"{resume}: the run in {own} has been continued since; choose another folder with --out")
         return own, True
-    if not out:
-        out, number = Path("runs", name), 1
-        while not training.is_unused(out):
-            number += 1
-            out = Path("runs", f"{name}-{number}")
-    elif (out / "last.safetensors").exists() and not rank:
-        raise Error(f"{out}: has a run already; continue it with --resume {out}, or choose another folder")
-    existing = next(path for path in (out, *out.parents, Path()) if path.exists())
+    wanted, number = out or Path("runs", name), 1
+    folder = wanted
+    while (folder / training.LAST).exists() and not rank if out else not training.is_unused(folder):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    existing = next(path for path in (folder, *folder.parents, Path()) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise Error(f"{out}: cannot be made: {existing} is {'not writable' if existing.is_dir() else 'a file'}")
-    return out, False
+        raise Error(f"{folder}: cannot be made: {existing} is {'not writable' if existing.is_dir() else 'a file'}")
+    return folder, False

@@ -259,11 +259,11 @@ def _show_start(start: "Start", framework: str, others: list[str], say: Say) -> 
     accumulate = start.recipe.get("accumulate", 1)
     images = f"{start.steps:,} steps of {f'{accumulate} x ' * (accumulate > 1)}{start.recipe['batch']} images"
     say(f"{start.title}, {framework}: {images}{resuming}, into {start.folder}")
+    for note in start.notes:
+        say(note)
     if start.pretrained:
         fresh = [name for name in others if not name.startswith(("optimizer.", EMA))]
         initialised = f"; {', '.join(fresh)} freshly initialised" if fresh else ""
-        for note in start.notes:
-            say(note)
         say(f"{len(start.pretrained)} arrays from {start.recipe['init']}{initialised}.")
 
 
