@@ -111,7 +111,9 @@ def _in_rgb(spec: Spec, plain: Callable[[Spec], dict[str, Any]] = images._prepro
     return plain(spec) | {"channels": "RGB"}
 
 
-FORCED: dict[str, list[tuple[Any, str, Any]]] = {  # as in `keras_impl.naive`: what the traps replace that lie in no framework's package
+FORCED: dict[
+    str, list[tuple[Any, str, Any]]
+] = {  # as in `keras_impl.naive`: what the traps replace that lie in no framework's package
     "bgr-input": [(images, "_preprocessing", _in_rgb)],
     "bias-before-batch-norm": [(ladder, "_kernels", lambda arrays: {})],
 }
