@@ -47,7 +47,9 @@ def run(package, recipe, start, steps=20):
     return losses, [tuple(state[weights.SCALER].tolist()) for state in states], states
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.long) if case in ("as it starts", "adam") else case for case in CASES]
+)
 def test_rung_5(case):
     changes, start = CASES[case]
     recipe = recipes.load(RECIPE | changes)
