@@ -290,6 +290,7 @@ def test_scattered_digits_by_name(name, monkeypatch):
     load = datasets.load_data
     monkeypatch.setattr(scattered, "make", lambda digits: scattered.Scattered(digits, None))
     monkeypatch.setattr(datasets, "load_data", lambda source: source)
+    monkeypatch.setattr(datasets.data, "hold_out", lambda data, holdout: data)
     assert f"scattered_{load(name)}" == name
 
 

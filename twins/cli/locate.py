@@ -71,12 +71,13 @@ def locate(
             advance(1)
     unread = sum("error" in result for result, _ in located)
     if data:
-        summary = {"network": spec["name"], "weights": weights, "data": str(data)}
-        scores = locations.summarise(located, entries, threshold, number is not None) if has_boxes else {}
-        summary |= {"frameworks": [engine.framework for engine in engines]}
-        if plot and "sweep" in scores:
-            plots.draw_sweep(scores["sweep"], plot, f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures")
-        _show(summary | scores, [result for result, _ in located], as_json)
+        summary: dict[str, Any] = {"network": spec["name"], "weights": weights, "data": str(data)}
+        frameworks = [engine.framework for engine in engines]
+        summary |= {"frameworks": frameworks, "pictures": len(located) - unread, "threshold": threshold}
+        summary |= locations.summarise(located, entries, threshold, number is not None) if has_boxes else {}
+        if plot and "sweep" in summary:
+            plots.draw_sweep(summary["sweep"], plot, f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures")
+        _show(summary, [result for result, _ in located], as_json)
     sys.exit(2 if unread else 0)
 
 
