@@ -27,7 +27,7 @@ PARTS = ("train", "test")
 RECIPE = {
     "name": "cifar10_folder",
     "network": "mnist_residual",
-    "preprocessing": {"scale": 255, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "preprocessing": {"channels": "RGB", "scale": 255, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "channels": 3,
     "batch": 256,
     "epochs": 1,

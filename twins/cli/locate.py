@@ -72,8 +72,7 @@ def locate(
     unread = sum("error" in result for result, _ in located)
     if data:
         summary: dict[str, Any] = {"network": spec["name"], "weights": weights, "data": str(data)}
-        frameworks = [engine.framework for engine in engines]
-        summary |= {"frameworks": frameworks, "pictures": len(located) - unread, "threshold": threshold}
+        summary |= {"frameworks": [e.framework for e in engines], "pictures": len(located) - unread, "threshold": threshold}
         summary |= locations.summarise(located, entries, threshold, number is not None) if has_boxes else {}
         if plot and "sweep" in summary:
             plots.draw_sweep(summary["sweep"], plot, f"{spec['name']} on {data.resolve().name}, {summary['pictures']} pictures")
