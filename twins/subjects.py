@@ -200,8 +200,7 @@ class Layers(Code):
 
     def _matches_shapes(self, suspect: Suspect, theirs: Observation) -> bool:
         if not self.exercise.shapes:
-            missing = {"no-bias": "bias"}.get(suspect.name)
-            return bool(missing) and not any(k[1] == missing for k in theirs)
+            return suspect.name == "no-bias" and {k[1] for k in theirs if _is_weight(k[1])} == {"weight"}
         for case, label in self.labels.items():
             shapes = self.exercise.shapes(case.arguments, suspect.flaw or suspect.name)
             own = {k[1]: tuple(a) for k, a in theirs.items() if k[0] == label and _is_weight(k[1])}
