@@ -3,46 +3,29 @@
 `run` judges in a process of its own, with a time limit, since the reader's file is run; `judge` does in this one.
 """
 
-import ast
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import types
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shared import limits, networks, shapes, weights
-from shared.checks import Error, nearest
-from shared.files import check_readable, read_json
-from shared.spec import Spec, unroll
+from shared import limits
+from shared.checks import Error
+from shared.files import check_readable
 
-from . import backends, exercises
+from . import exercises
 from .exercises import form
-from .exercises.form import Suspect
-from .ladder import BOUNDS, relative
+from .ladder import relative
+from .subjects import FLOAT32, RUNGS, FailError, Key, Networks, Observation, code_of, text
 
-RUNGS = {
-    0: "it runs",
-    1: "shapes and parameters",
-    2: "output in evaluation",
-    3: "output and gradients in training",
-    4: "running statistics after a step",
-    5: "steps of training",
-}
-EXACT = BOUNDS["float64"]
-LIMITS = {1: 0.0, 2: EXACT["activations"], 3: EXACT["gradients"], 4: EXACT["statistics"], 5: EXACT["weights"]}
-FLOAT32 = 1e-5  # what is this near and not equal was rounded to float32 on its way
 SECONDS = 120.0  # for the reader's file, the start of its framework included
-
-Key = tuple[str, str]  # case, quantity
-Observation = dict[Key, np.ndarray]
 
 
 @dataclass
@@ -61,14 +44,6 @@ class Verdict:
     trap: str | None = None
     message: str = ""
     climbed: list[int] = field(default_factory=list)  # the rungs that hold
-
-
-class _FailError(Exception):
-    """The reader's code raised an exception, the message says in which line; or it is a known mistake that cannot run."""
-
-    def __init__(self, message: str, suspect: Suspect | None = None) -> None:
-        super().__init__(message)
-        self.suspect = suspect
 
 
 def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
@@ -92,8 +67,9 @@ def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
             message = f"it did not end within {limit:g} s: is there a loop without an end?"
             return Verdict(name, str(path), rung=0, message=message)
         finally:
-            with contextlib.suppress(OSError):
-                process.kill()
+            with contextlib.suppress(OSError, AttributeError):  # what the file has started too; Windows has no such groups
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
         if not answer.exists():
             message = f"its process ended with status {process.returncode}, before the judge did: does the file exit?"
@@ -123,13 +99,13 @@ def judge(name: str, path: Path) -> Verdict:
     verdict = Verdict(name, str(path))
     try:
         if isinstance(exercise, form.Network):
-            subjects: Any = _Networks(exercise, path)
+            subjects: Any = Networks(exercise, path)
         else:
-            subjects = _code(exercise, path)
+            subjects = code_of(exercise, path)
         verdict.framework = subjects.framework
         with subjects.precision():
             _climb(verdict, subjects, exercise)
-    except _FailError as failure:
+    except FailError as failure:
         verdict.rung, verdict.message = 0, f"{failure}"
         if failure.suspect:
             verdict.suspect, verdict.trap = failure.suspect.name, failure.suspect.trap
@@ -178,7 +154,10 @@ def _diagnose(
     verdict: Verdict, subjects: Any, exercise: Any, rung: int, key: Key, ours: Observation, theirs: Observation
 ) -> None:  # fmt: skip
     """Say which known mistake it is, if it is one; otherwise, honestly, where it differs and by how much."""
-    suspect = next((s for s in exercise.suspects if subjects.matches(s, rung, key, theirs)), None)
+    limit = subjects.limit(rung)
+    tries = [limit] if verdict.difference is not None and verdict.difference < 100 * FLOAT32 else [limit, FLOAT32]
+    known = (s for limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit))
+    suspect = next(known, None)
     a, b = ours.get(key), theirs.get(key)
     numbers: dict[str, Any] = {"ratio": np.nan, "n": 0, "changed": 0.0, "peak": np.nan}
     numbers |= _numbers(a, b) if a is not None and b is not None else {}
@@ -206,632 +185,22 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
     if ours is None or theirs is None:
         return f"{where}: yours has {'one' if ours is None else 'none'}, the reference {'none' if ours is None else 'one'}"
     if np.shape(ours) != np.shape(theirs):
-        return f"{where}: yours is of shape {_text(np.shape(theirs))}, expected {_text(np.shape(ours))}"
+        return f"{where}: yours is of shape {text(np.shape(theirs))}, expected {text(np.shape(ours))}"
     if rung == 1:
-        return f"{where}: yours is {_text(theirs)}, expected {_text(ours)}"
+        return f"{where}: yours is {text(theirs)}, expected {text(ours)}"
     bad = int(np.size(theirs) - np.isfinite(theirs).sum())
     if bad:
         return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"
-    text = f"{where}: it differs by {difference:.1e}, relative; no mistake that this exercise knows gives it"
+    far = f"{where}: it differs by {difference:.1e}, relative; no mistake that this exercise knows gives it"
     if difference is not None and difference < FLOAT32:
-        return f"{text}. So near, it was rounded to float32 on the way: leave it in float64"
+        return f"{far}. So near, it was rounded to float32 on the way: leave it in float64"
     ratio = _numbers(ours, theirs).get("ratio", np.nan)
     spread = np.asarray(theirs, float) - ratio * np.asarray(ours, float)
     if np.isfinite(ratio) and np.linalg.norm(spread) <= 1e-6 * np.linalg.norm(theirs):
-        return f"{text}. Yours is {ratio:.6g} times ours everywhere"
+        return f"{far}. Yours is {ratio:.6g} times ours everywhere"
     flat = np.argmax(np.abs(np.asarray(theirs, float) - ours)) if np.ndim(ours) else 0
     index = tuple(int(i) for i in np.unravel_index(flat, np.shape(ours)))
-    return f"{text}. It is farthest at {index}: {np.asarray(theirs)[index]:.6g}, expected {np.asarray(ours)[index]:.6g}"
-
-
-def _text(shape: Any) -> str:
-    return "(" + ", ".join(str(int(n)) for n in np.ravel(shape)) + ")"
-
-
-def _agree(a: np.ndarray | None, b: np.ndarray | None, limit: float) -> bool:
-    """Whether two arrays are the same within a limit; what is not finite in one must not be in the other."""
-    if a is None or b is None or np.shape(a) != np.shape(b):
-        return False
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    finite = np.isfinite(a)
-    return bool(np.array_equal(finite, np.isfinite(b))) and relative(a[finite], b[finite]) <= max(limit, 1e-12)
-
-
-class _Plain:
-    """NumPy, for functions of arrays: as each package's `submission`."""
-
-    FRAMEWORK = "NumPy"
-
-    @staticmethod
-    def double() -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    @staticmethod
-    def call(function: Any, arguments: Any, layouts: Any, projection: Any = None, layout: str = "") -> Any:
-        result = function(*(a.copy() if isinstance(a, np.ndarray) else a for a in arguments))
-        return [np.array(o) for o in (result if isinstance(result, (tuple, list)) else [result])], {}
-
-
-class _Subjects:
-    """The reference, the reader's code and the suspects of an exercise, each of which is observed rung by rung."""
-
-    framework = ""
-    rungs: tuple[int, ...] = ()
-
-    def precision(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def limit(self, rung: int) -> float:
-        return LIMITS[rung]
-
-    def ours(self, rung: int) -> Observation:
-        raise NotImplementedError
-
-    def theirs(self, rung: int) -> Observation:
-        raise NotImplementedError
-
-    def suspected(self, suspect: Suspect, rung: int) -> Observation:
-        raise NotImplementedError
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        """Whether a suspect gives the same as the reader's code, in every case, for the quantity that differs."""
-        found = self.suspected(suspect, rung)
-        keys = [other for other in theirs if other[1] == key[1]]
-        return bool(keys) and all(_agree(found.get(k), theirs[k], self.limit(rung)) for k in keys)
-
-    def numbers(self, rung: int, key: Key) -> dict[str, Any]:
-        return {}
-
-    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-        return ""
-
-    def praise(self) -> str:
-        return "right: it agrees with the reference on every rung"
-
-
-class _Code(_Subjects):
-    """Code in a Python file."""
-
-    def __init__(self, exercise: Any, path: Path, thing: Any, submission: Any) -> None:
-        self.exercise, self.path, self.thing, self.submission = exercise, path, thing, submission
-        self.framework = submission.FRAMEWORK
-
-    def precision(self) -> contextlib.AbstractContextManager[None]:
-        context: contextlib.AbstractContextManager[None] = self.submission.double()
-        return context
-
-
-class _Layers(_Code):
-    """A layer or block."""
-
-    rungs = (1, 2, 3, 4)
-
-    def __init__(self, exercise: form.Layer, path: Path, thing: Any, submission: Any, package: Any) -> None:
-        super().__init__(exercise, path, thing, submission)
-        module, _, name = exercise.reference.partition(".")
-        self.reference = getattr(getattr(package, module), name)
-        self.labels = {case: f"{exercise.name}{_call(case.arguments)} on {_images(case.shape)}" for case in exercise.cases}
-        generator = np.random.default_rng(0)
-        self.images = {case: generator.standard_normal(case.shape) - 0.5 for case in exercise.cases}
-        self.layers: list[dict[form.Case, Any]] = [{}, {}]
-        self.states: dict[form.Case, dict[str, np.ndarray]] = {}
-        self.projections: dict[form.Case, np.ndarray] = {}
-
-    def ours(self, rung: int) -> Observation:
-        if not self.layers[0]:
-            for case in self.exercise.cases:
-                make = self.reference
-                arguments = self.exercise.ours(*case.arguments)
-                layer = self.submission.Layer(lambda m=make, a=arguments: m(*a), self.images[case])
-                self.layers[0][case] = layer
-                self.states[case] = {self._name(name): a for name, a in _random(layer.state()).items()}
-        return self._observe(0, rung)
-
-    def theirs(self, rung: int) -> Observation:
-        if not self.layers[1]:
-            for case in self.exercise.cases:
-                with _running(self.path, self.labels[case]):
-                    make = lambda a=case.arguments: self.thing(*a)  # noqa: E731
-                    self.layers[1][case] = self.submission.Layer(make, self.images[case])
-        return self._observe(1, rung)
-
-    def _observe(self, which: int, rung: int) -> Observation:
-        found: Observation = {}
-        for case, layer in self.layers[which].items():
-            label, names = self.labels[case], {self._name(name): name for name in layer.state()}
-            running = _running(self.path, label) if which else contextlib.nullcontext()
-            with running:
-                if rung == 1:
-                    found |= self._outside(label, layer, case)
-                    continue
-                layer.load({own: self.states[case][name] for name, own in names.items()})
-                if rung == 2:
-                    found[label, "output"] = layer.output(self.images[case], False)
-                    self.projections.setdefault(case, np.random.default_rng(1).standard_normal(found[label, "output"].shape))
-                elif rung == 3:
-                    found[label, "output in training"] = layer.output(self.images[case], True)
-                    layer.load({own: self.states[case][name] for name, own in names.items()})
-                    gradients = layer.gradients(self.images[case], self.projections[case])
-                    found |= {(label, f"gradient of {self._name(n)}"): g for n, g in gradients.items()}
-                else:
-                    layer.output(self.images[case], True)
-                    state = {self._name(name): array for name, array in layer.state().items()}
-                    found |= {(label, name): state[name] for name in self.states[case] if "running_" in name}
-        return found
-
-    def _outside(self, label: str, layer: Any, case: form.Case) -> Observation:
-        shapes = {self._name(name): np.array(array.shape) for name, array in layer.state().items()}
-        found = {(label, name): shapes[name] for name in sorted(shapes)}
-        trained = {self._name(name) for name in layer.trainable()}
-        found |= {(label, f"whether {name} is trained"): np.array(name in trained) for name in sorted(shapes)}
-        return found | {(label, "output shape"): np.array(layer.output(self.images[case], False).shape)}
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        if rung == 1 and key[1] == "output shape":
-            with contextlib.suppress(_FailError):
-                outputs = self.theirs(2)
-                return super().matches(suspect, 2, (key[0], "output"), outputs)
-            return False
-        if rung == 1:
-            return self._matches_shapes(suspect, theirs)
-        return super().matches(suspect, rung, key, theirs)
-
-    def _matches_shapes(self, suspect: Suspect, theirs: Observation) -> bool:
-        if not self.exercise.shapes:
-            missing = {"no-bias": "bias"}.get(suspect.name)
-            return bool(missing) and not any(k[1] == missing for k in theirs)
-        for case, label in self.labels.items():
-            shapes = self.exercise.shapes(case.arguments, suspect.flaw or suspect.name)
-            own = {k[1]: tuple(a) for k, a in theirs.items() if k[0] == label and k[1] not in ("output shape",)}
-            own = {name: shape for name, shape in own.items() if not name.startswith("whether ")}
-            if own != shapes:
-                return False
-        return True
-
-    def suspected(self, suspect: Suspect, rung: int) -> Observation:
-        found: Observation = {}
-        for case, label in self.labels.items():
-            state = {name: array.copy() for name, array in self.states[case].items()}
-            flaw = suspect.flaw or suspect.name
-            try:
-                output = self.exercise.function(state, self.images[case], rung > 2, case.arguments, flaw)
-            except (ValueError, KeyError):  # its shapes do not fit together, so it is not this one
-                return {}
-            found[label, "output" if rung == 2 else "output in training"] = output
-            if rung == 4:
-                found |= {(label, name): array for name, array in state.items() if "running_" in name}
-        return found
-
-    def numbers(self, rung: int, key: Key) -> dict[str, Any]:
-        """Of running statistics: the ratio in what a pass adds, and the n that a biased variance speaks of."""
-        if rung != 4:
-            return {}
-        case = next(case for case, label in self.labels.items() if label == key[0])
-        old, ours, theirs = self.states[case][key[1]], self.ours(4)[key], self.theirs(4)[key]
-        share = case.arguments[2] if self.exercise.reference == "layers.BatchNorm" else 0.1
-        kept = (1 - share) * old if "running_var" in key[1] else old
-        ratio = float(np.median((theirs - kept) / (ours - kept)))
-        return {"ratio": ratio, "n": round(1 / (1 - ratio)) if ratio < 1 else 0}
-
-    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-        if rung != 1 or key[1] == "output shape":
-            return ""
-        name = key[1].removeprefix("whether ").removesuffix(" is trained")
-        if theirs is None:
-            has = sorted({k[1] for k in self.theirs(1) if k[0] == key[0] and k[1] != "output shape" and "whether" not in k[1]})
-            return f"{key[0]}: no weight is called {name!r}; yours has {', '.join(has) or 'none'}"
-        if ours is None:
-            return f"{key[0]}: yours has a weight {name!r}, the reference has none of that name"
-        if key[1].startswith("whether "):
-            return f"{key[0]}: {name} is {'' if ours else 'not '}trained; yours is {'' if theirs else 'not '}"
-        return f"{key[0]}: {name} is of shape {_text(theirs)}, expected {_text(ours)}, in PyTorch's order"
-
-    def _name(self, name: str) -> str:
-        for start, new in self.exercise.aliases.items():
-            name = new + name.removeprefix(start) if name.startswith(start) else name
-        return name
-
-
-class _Functions(_Code):
-    """A function of tensors."""
-
-    rungs = (1, 2, 3)
-
-    def __init__(self, exercise: form.Tensors, path: Path, thing: Any, submission: Any) -> None:
-        super().__init__(exercise, path, thing, submission)
-        self.labels = [", ".join(map(_argument, exercise.arguments, case)) for case in exercise.cases]
-        self.calls: list[Any] = []
-        self.projections = [
-            np.random.default_rng(1).standard_normal(np.shape(self._all(case, None)[0])) for case in exercise.cases
-        ]
-
-    def _all(self, case: Any, flaw: Any) -> list[np.ndarray]:
-        result = self.exercise.function(case, flaw)
-        return [np.asarray(o) for o in (result if isinstance(result, tuple) else [result])]
-
-    def _observe(self, outputs: Any, gradients: Any, rung: int) -> Observation:
-        found: Observation = {}
-        for label, arrays, slopes in zip(self.labels, outputs, gradients, strict=True):
-            if rung < 3:
-                for quantity, a in zip(self.exercise.outputs, arrays, strict=False):
-                    found[label, quantity] = np.array(a.shape) if rung == 1 else a
-            else:
-                found |= {(label, f"gradient of {self.exercise.arguments[n]}"): g for n, g in slopes.items()}
-        return found
-
-    def ours(self, rung: int) -> Observation:
-        outputs = self._exact(None)
-        gradients: list[dict[int, np.ndarray]] = [{}] * len(self.labels)
-        if self.exercise.gradients and self.framework != "NumPy":
-            gradients = list(map(self.exercise.gradients, self.exercise.cases, self.projections))
-        return self._observe(outputs, gradients, rung)
-
-    def _exact(self, flaw: Any) -> list[list[np.ndarray]]:
-        return [self._all(case, flaw) for case in self.exercise.cases]
-
-    def theirs(self, rung: int) -> Observation:
-        if not self.calls:
-            for case, label, projection in zip(self.exercise.cases, self.labels, self.projections, strict=True):
-                with _running(self.path, label):
-                    options = self.exercise.layouts, projection if self.exercise.gradients else None, self.exercise.layout
-                    self.calls.append(self.submission.call(self.thing, case, *options))
-        return self._observe([outputs for outputs, _ in self.calls], [gradients for _, gradients in self.calls], rung)
-
-    def suspected(self, suspect: Suspect, rung: int) -> Observation:
-        return self._observe(self._exact(suspect.flaw or suspect.name), [{}] * len(self.labels), rung)
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        return super().matches(suspect, 2, key, self.theirs(2)) if rung < 3 else False
-
-    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-        if rung == 3 and theirs is None:
-            return f"{key[1]}: none arrives. Does your function leave {self.framework}, through NumPy or float?"
-        return ""
-
-
-class _Optimizers(_Code):
-    """An optimiser."""
-
-    rungs = (5,)
-
-    def __init__(self, exercise: form.Optimizer, path: Path, thing: Any, submission: Any) -> None:
-        super().__init__(exercise, path, thing, submission)
-        generator = np.random.default_rng(0)
-        self.weights = [generator.standard_normal(shape) for shape in ((4, 3), (5,))]
-        scales = exercise.scale ** np.linspace(0, 1, 5)
-        self.gradients = [
-            [generator.standard_normal(w.shape) * np.resize(scales, w.shape) for w in self.weights] for _ in exercise.rates
-        ]
-
-    def ours(self, rung: int) -> Observation:
-        return self._run(None)
-
-    def _run(self, flaw: Any) -> Observation:
-        found: Observation = {}
-        for options in self.exercise.cases:
-            current, memories = list(self.weights), [{} for _ in self.weights]  # type: list[np.ndarray], list[dict[str, Any]]
-            for step, (rate, arrays) in enumerate(zip(self.exercise.rates, self.gradients, strict=True), start=1):
-                current = [
-                    self.exercise.function(w, g, memory, rate, step, options, flaw)
-                    for w, g, memory in zip(current, arrays, memories, strict=True)
-                ]
-                found[_options(options), self._step(step)] = np.concatenate([w.ravel() for w in current])
-        return found
-
-    def _step(self, step: int) -> str:
-        rates = self.exercise.rates
-        first = step > 1 and rates[step - 1] != rates[step - 2]
-        return f"weights after step {step}" + (", the first with the new rate" if first else "")
-
-    def theirs(self, rung: int) -> Observation:
-        found: Observation = {}
-        for options in self.exercise.cases:
-            with _running(self.path, _options(options)):
-                steps = self.submission.optimise(self.thing, options, self.weights, self.gradients, self.exercise.rates)
-            for step, arrays in enumerate(steps, start=1):
-                found[_options(options), self._step(step)] = np.concatenate([w.ravel() for w in arrays])
-        return found
-
-    def suspected(self, suspect: Suspect, rung: int) -> Observation:
-        with np.errstate(all="ignore"):
-            return self._run(suspect.flaw or suspect.name)
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        """Over the whole run."""
-        found = self.suspected(suspect, rung)
-        return all(_agree(found[k], array, self.limit(rung)) for k, array in theirs.items())
-
-
-class _Draws(_Code):
-    """A function that draws a kernel."""
-
-    rungs = (1, 2)
-    errors = 4.0  # standard errors
-
-    def __init__(self, exercise: form.Draw, path: Path, thing: Any, submission: Any) -> None:
-        super().__init__(exercise, path, thing, submission)
-        self.kernels: dict[str, np.ndarray] = {}
-        self.names = {f"a kernel with (out, in, height, width) = {_text(s)}": s for s in exercise.shapes}
-
-    def limit(self, rung: int) -> float:
-        least = min(int(np.prod(shape)) for shape in self.names.values())
-        return self.errors * float(np.sqrt(24 / least)) if rung == 2 else 0.0
-
-    def theirs(self, rung: int) -> Observation:
-        for label, shape in self.names.items():
-            if label not in self.kernels:
-                with _running(self.path, label):
-                    self.kernels[label] = np.asarray(self.submission.draw(self.thing, shape), float)
-        if rung == 1:
-            return {(label, "shape"): np.array(kernel.shape) for label, kernel in self.kernels.items()}
-        found: Observation = {}
-        for label, kernel in self.kernels.items():
-            deviation = kernel.std()
-            kurtosis = np.mean((kernel - kernel.mean()) ** 4) / deviation**4 if deviation else 0.0
-            mean = 1 + kernel.mean() / (deviation or 1)
-            found |= self._moments(label, deviation, kurtosis, mean)
-        return found
-
-    @staticmethod
-    def _moments(label: str, deviation: float, kurtosis: float, mean: float = 1.0) -> Observation:
-        moments = {"standard deviation": deviation, "kurtosis": kurtosis, "mean, in deviations, plus 1": mean}
-        return {(label, name): np.array(value) for name, value in moments.items()}
-
-    def ours(self, rung: int) -> Observation:
-        if rung == 1:
-            return {(label, "shape"): np.array(shape) for label, shape in self.names.items()}
-        return self._exact(None)
-
-    def _exact(self, flaw: Any) -> Observation:
-        found: Observation = {}
-        for label, shape in self.names.items():
-            found |= self._moments(label, *self.exercise.moments(shape, flaw))
-        return found
-
-    def suspected(self, suspect: Suspect, rung: int) -> Observation:
-        return self._exact(suspect.flaw or suspect.name) if rung == 2 else {}
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        found = self.suspected(suspect, rung)
-        return bool(found) and all(relative(found[k], array) <= self.limit(rung) for k, array in theirs.items())
-
-    def numbers(self, rung: int, key: Key) -> dict[str, Any]:
-        kernel = self.kernels[key[0]]
-        return {"peak": float(np.abs(kernel).max() / (kernel.std() or 1))}
-
-
-class _Networks(_Subjects):
-    """A spec: by arithmetic, then built in each framework that is installed."""
-
-    rungs = (1, 2, 4)
-
-    def __init__(self, exercise: form.Network, path: Path) -> None:
-        self.exercise = exercise
-        self.reference = networks.load(exercise.spec())
-        self.raw = read_json(path, path, limits.SPEC)
-        self.shapes: list[list[shapes.Row]] = []
-        self.installed = [b for b in backends.ENGINES if backends.installed(b)]
-        names = [{"torch": "PyTorch", "tf": "Keras"}[backend] for backend in self.installed]
-        self.framework = " and ".join(names)
-        try:
-            self.spec = networks.load(path)
-        except Error as error:
-            raise self._invalid(f"{error}") from None
-        if self.spec["input"] != self.reference["input"]:
-            raise _FailError(f"{path}: its images are {_text(self.spec['input'])}, expected {_text(self.reference['input'])}")
-        self.outputs: list[Observation] = []
-
-    def _invalid(self, message: str) -> _FailError:
-        """What to raise for a spec that does not describe a network, with the mistake if it is a known one."""
-        with contextlib.suppress(Exception):  # whatever may be wrong in it
-            chain = _normal(self.raw)
-            for suspect in self.exercise.suspects:
-                if chain == _normal(suspect.flaw(self.reference)):
-                    return _FailError(f"{suspect.message}. {message}", suspect)
-        return _FailError(message)
-
-    def ours(self, rung: int) -> Observation:
-        return self._observe(0, rung)
-
-    def theirs(self, rung: int) -> Observation:
-        return self._observe(1, rung)
-
-    def _observe(self, which: int, rung: int) -> Observation:
-        spec = self.spec if which else self.reference
-        rows = shapes.layers(spec)
-        if rung == 1:
-            found = {(f"layer {row.name}", "output shape"): np.array(row.shape) for row in rows}
-            for row in rows:
-                found |= {(f"layer {row.name}", name): np.array(shape) for name, shape in row.weights.items()}
-            return found
-        if rung == 4:
-            chain = _normal(spec)
-            return {(f"layer {n}", "momentum of the batch norms"): np.array(o.get("momentum", 0.1)) for n, _, _, o in chain}
-        if not self.outputs:
-            self.outputs = self._run()
-        return self.outputs[which]
-
-    def _run(self) -> list[Observation]:
-        """The outputs of the reference in the first framework, twice over, and of the reader's network in each."""
-        height, width = self.exercise.size
-        images = np.random.default_rng(0).standard_normal((2, self.reference["input"][0], height, width))
-        if not self.installed:
-            backends.start(backends.Backend.BOTH)  # says what to install
-        state = weights.initial(self.reference)
-        state = weights.randomised({name: array.astype(np.float64) for name, array in state.items()})
-        found: list[Observation] = [{}, {}]
-        for number, backend in enumerate(self.installed):
-            package = backends.start(backend)[0]
-            if number == 0:
-                outputs = backends.engines([package], self.reference, state, "float64")[0].activations(images)
-            engine = backends.engines([package], self.spec, state, "float64")[0]
-            framework = engine.framework
-            found[0] |= {(f"layer {name} in {framework}", "output"): array for name, array in outputs.items()}
-            own = engine.activations(images)
-            if number == 0:
-                found[1] |= {(f"layer {name} in {framework}", "output"): a for name, a in own.items()}
-            else:
-                found[1] |= {(f"layer {n} in {framework}", "output"): engine.channels_first(a) for n, a in own.items()}
-        return found
-
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation) -> bool:
-        return _normal(self.spec) == _normal(suspect.flaw(self.reference))
-
-    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-        if theirs is None and rung == 1:
-            own = [layer.name for layer in unroll(self.spec)]
-            name = key[0].removeprefix("layer ")
-            if name not in own:
-                return f"there is no layer {name!r}; yours are {', '.join(own)}"
-            return f"layer {name}: it has no {key[1]}"
-        if ours is None and rung == 1:
-            known = {layer.name for layer in unroll(self.reference)}
-            what = key[1] if key[0].removeprefix("layer ") in known else "there is no such layer"
-            return f"{key[0]}: the reference has none of it: {what}"
-        return ""
-
-    def praise(self) -> str:
-        count = shapes.parameters(shapes.layers(self.spec))
-        return f"right: {count:,} parameters, and the same function in {self.framework}"
-
-
-DEFAULTS = {
-    "stride": 1, "padding": 0, "dilation": 1, "norm": True, "eps": 1e-5, "momentum": 0.1, "shortcut": "projection",
-    "stride_at": "conv2", "groups": 1, "first_activation": True, "ceil": False,
-}  # fmt: skip
-
-
-def _normal(spec: Spec) -> list[tuple[str, str, list[int], dict[str, Any]]]:
-    """The chain of a spec, in which what is a default is left out."""
-    chain = []
-    for layer in unroll(spec):
-        options = {key: value for key, value in layer.options.items() if DEFAULTS.get(key, ...) != value}
-        if layer.options.get("bias") is (layer.type in ("conv", "linear")):
-            del options["bias"]
-        if options.get("first_dilation") == layer.options.get("dilation", 1):
-            del options["first_dilation"]
-        if "pool" in layer.type and layer.options.get("stride") == layer.options.get("kernel"):
-            options.pop("stride", None)
-        chain.append((layer.name, layer.type, layer.sizes, options))
-    return chain
-
-
-def _code(exercise: Any, path: Path) -> _Code:
-    """The reader's class or function, beside the reference in its framework."""
-    source = path.read_bytes()
-    try:
-        tree = ast.parse(source, str(path))
-        code = compile(tree, str(path), "exec")
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise Error(f"{path}{line}: not Python: {getattr(error, 'msg', error)}") from None
-    backend = _backend(tree)
-    if backend is None and not isinstance(exercise, form.Tensors):
-        raise Error(f"{path}: it imports neither torch nor keras; {exercise.name} is to be of one of them")
-    package: Any = None
-    if backend is backends.Backend.BOTH:
-        raise Error(f"{path}: it imports PyTorch and Keras; write for one of them, so that it is clear by which it is judged")
-    if backend is not None:
-        package = backends.start(backend)[0]
-    submission = package.submission if package else _Plain
-    with submission.double(), _running(path, ""):
-        thing = _load(code, path, exercise.name)
-    _check_kind(exercise, path, thing, submission)
-    if isinstance(exercise, form.Layer):
-        return _Layers(exercise, path, thing, submission, package)
-    return {form.Tensors: _Functions, form.Optimizer: _Optimizers, form.Draw: _Draws}[type(exercise)](
-        exercise, path, thing, submission
-    )
-
-
-def _backend(tree: ast.AST) -> backends.Backend | None:
-    """The framework that a file imports, or both, or None."""
-    found = set()
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        found |= {name.partition(".")[0] for name in names}
-    torch, keras = bool(found & {"torch", "torch_impl", "torchvision"}), bool(found & {"keras", "keras_impl", "tensorflow"})
-    if torch and keras:
-        return backends.Backend.BOTH
-    return backends.Backend.TORCH if torch else backends.Backend.TF if keras else None
-
-
-def _load(code: Any, path: Path, name: str) -> Any:
-    """Run a file, and return what it calls `name`. Raises `Error` if it has nothing of that name."""
-    module = types.ModuleType(path.stem)
-    module.__file__ = str(path)
-    before = list(sys.path)
-    sys.path.append(str(path.absolute().parent))  # files of the reader's own, after all packages
-    try:
-        exec(code, vars(module))  # the reader's own file, on the reader's own machine
-    finally:
-        sys.path[:] = before
-    if not hasattr(module, name):
-        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == path.stem and not n.startswith("_")]
-        raise Error(
-            f"{path}: nothing in it is called {name!r}{nearest(name, own) or ('; it has ' + ', '.join(own) if own else '')}"
-        )
-    return getattr(module, name)
-
-
-def _check_kind(exercise: Any, path: Path, thing: Any, submission: Any) -> None:
-    """Raise `Error` unless what the reader wrote is a class of the framework's, or a function."""
-    kinds = {form.Layer: ("LAYER", "LAYER_NAME"), form.Optimizer: ("OPTIMIZER", "OPTIMIZER_NAME")}
-    if type(exercise) not in kinds:
-        if not callable(thing):
-            raise Error(f"{path}: {exercise.name} is a {type(thing).__name__}, expected a function")
-        return
-    base, words = (getattr(submission, name) for name in kinds[type(exercise)])
-    if not (isinstance(thing, type) and issubclass(thing, base)):
-        found = f"it derives from {thing.__mro__[1].__name__}" if isinstance(thing, type) else f"it is a {type(thing).__name__}"
-        raise Error(f"{path}: {exercise.name} must be a class that derives from {words}; {found}")
-
-
-@contextlib.contextmanager
-def _running(path: Path, where: str) -> Iterator[None]:
-    """Raise `_FailError`, with the line of the reader's file, for what the reader's code raises in this context."""
-    try:
-        yield
-    except (_FailError, Error):
-        raise
-    except (Exception, SystemExit) as error:
-        line, trace = None, error.__traceback__
-        while trace:
-            if trace.tb_frame.f_code.co_filename == str(path):
-                line = f", line {trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
-            trace = trace.tb_next
-        message = next((text.strip() for text in f"{error}".splitlines() if text.strip()), "")
-        place = f"{path}{(line or '').replace(', in <module>', '')}"
-        what = f"{type(error).__name__}{': ' if message else ''}{message}"
-        raise _FailError(f"{place}: {what}" + (f" ({where})" if where else "")) from error
-
-
-def _random(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Random values for the weights and running statistics of a layer, none of which can be taken for another."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for name, array in sorted(state.items()):
-        scales = array.ndim == 1 and name.rpartition(".")[2] in ("weight", "running_var")
-        new = generator.uniform(0.5, 1.5, array.shape) if scales else generator.standard_normal(array.shape)
-        arrays[name] = new / np.sqrt(np.prod(array.shape[1:])) if array.ndim > 1 else new
-    return arrays
-
-
-def _call(arguments: tuple[Any, ...]) -> str:
-    return "(" + ", ".join(map(repr, arguments)) + ")"
-
-
-def _images(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} images of {shape[2]}x{shape[3]}"
-
-
-def _argument(name: str, value: Any) -> str:
-    return f"{name} of {'x'.join(map(str, value.shape))}" if isinstance(value, np.ndarray) else f"{name} {value:g}"
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in options.items())
+    return f"{far}. It is farthest at {index}: {np.asarray(theirs)[index]:.6g}, expected {np.asarray(ours)[index]:.6g}"
 
 
 if __name__ == "__main__":

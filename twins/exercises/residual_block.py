@@ -11,6 +11,12 @@ from .form import Case, Layer, Suspect
 Shapes = dict[str, tuple[int, ...]]
 
 NO_BIAS = Suspect("no-bias", "the bias is missing: add bias[c] to every position of channel c", None)
+SAME = Suspect(
+    "same-padding",
+    'you pad by the rule "same", which for stride 2 and an even size puts the one padded row at the bottom and the one column '
+    "at the right, so that windows stand a pixel too far down and right. Ours pads `padding` pixels on each side",
+    "same-padding",
+)
 EPSILON = Suspect(
     "bn-epsilon",
     "your batch norm adds an eps of 1e-3, Keras's default, to the variance; here it is 1e-5, PyTorch's",
@@ -47,6 +53,8 @@ def _conv(state: State, x: np.ndarray, training: bool, arguments: tuple[Any, ...
         case "no-padding":
             pads = 0
         case "same-padding":
+            pads = "same" if padding else 0
+        case "always-same":
             pads = "same"
         case "one-sided-padding":
             pads = (0, 2 * padding, 0, 2 * padding)
@@ -73,15 +81,8 @@ CONV = Layer(
     ],
     _conv,
     [
-        Suspect(
-            "same-padding",
-            'you pad by the rule "same", which for stride 2 and an even size puts the one padded row at the '
-            "bottom and the one "
-            "column at the right, so that every window stands a pixel too far down and right. Ours pads "
-            "`padding` pixels on each "
-            "side",
-            "same-padding",
-        ),
+        SAME,
+        SAME._replace(flaw="always-same"),
         Suspect("no-padding", "your convolution does not pad: the map shrinks by kernel - 1"),
         Suspect(
             "one-sided-padding", "the size is right, but you pad at the bottom and right alone, as much as belongs on two sides"

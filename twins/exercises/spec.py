@@ -8,6 +8,7 @@ from shared.spec import Spec
 
 from .arithmetic import State, pool
 from .form import Case, Layer, Network, Suspect, changed, without
+from .residual_block import SAME
 
 
 def _lenet() -> Spec:
@@ -73,6 +74,8 @@ def _max_pool(state: State, x: np.ndarray, training: bool, arguments: tuple[Any,
         case "max-pool-padding":
             return pool(x, kernel, stride, padding, 0)
         case "same-padding":
+            return pool(x, kernel, stride, "same" if padding else 0, -np.inf)
+        case "always-same":
             return pool(x, kernel, stride, "same", -np.inf)
         case "average-pool":
             return pool(x, kernel, stride, padding, 0, mean=True)
@@ -101,13 +104,8 @@ MAX_POOL = Layer(
             "padded pixel counts as minus infinity",
             "max-pool-padding",
         ),
-        Suspect(
-            "same-padding",
-            'you pad by the rule "same": for an even size, one row at the bottom and one column at the '
-            "right. Ours pads 1 pixel on "
-            "each side",
-            "same-padding",
-        ),
+        SAME,
+        SAME._replace(flaw="always-same"),
         Suspect("average-pool", "you take the mean of a window; a max pool takes the maximum"),
         Suspect("no-padding", "your pool does not pad"),
         Suspect("no-stride", "your pool ignores its stride and steps by the kernel"),

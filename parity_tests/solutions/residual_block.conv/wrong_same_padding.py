@@ -6,8 +6,6 @@ class Conv(keras.Layer):
     def __init__(self, in_channels, out_channels, kernel, stride=1, padding=0):
         super().__init__()
         self.conv = keras.layers.Conv2D(out_channels, kernel, stride, "same" if padding else "valid")
-        self.conv.build((None, None, None, in_channels))
-        self.weight, self.bias = self.conv.kernel, self.conv.bias
 
     def call(self, x):
         return self.conv(x)

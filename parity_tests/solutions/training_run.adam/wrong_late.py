@@ -19,6 +19,6 @@ class Adam(keras.optimizers.Optimizer):
         t = ops.cast(self.iterations, variable.dtype)
         self.assign(m, b1 * m + (1 - b1) * gradient)
         self.assign(v, b2 * v + (1 - b2) * gradient**2)
-        one, two = (1 - ops.power(ops.cast(beta, variable.dtype), t) for beta in (b1, b2))
+        one, two = (1 - ops.power(ops.convert_to_tensor(beta, variable.dtype), t) for beta in (b1, b2))
         step = (m / one) / (ops.sqrt(v / two) + self.eps)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
