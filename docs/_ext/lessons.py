@@ -121,7 +121,7 @@ EXERCISE = """\
 {text}
 
 ```console
-$ twins check {name} my.py
+$ twins check {name} {file}
 ```
 
 :::::{{dropdown}} Hint
@@ -148,7 +148,8 @@ class Exercise(SphinxDirective):
             message = f"no exercise {name!r}{near}; expected {path.relative_to(ROOT)}"
             WARNINGS.warning(message, location=self.get_location(), type="lessons", subtype="exercise")
             return []
-        lines = EXERCISE.format(title=title, text=text, name=name, hint=hint).splitlines()
+        file = "my.json" if "`my.json`" in text else "my.py"
+        lines = EXERCISE.format(title=title, text=text, name=name, file=file, hint=hint).splitlines()
         box = nodes.container()
         self.state.nested_parse(StringList(lines, source=str(path)), 0, box)
         return box.children
