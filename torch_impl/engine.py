@@ -1,7 +1,7 @@
 """The engine that comparison and training drive: a PyTorch network with its optimiser, in NumPy arrays.
 
-Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
-layouts.
+Images are (batch, channels, height, width), labels whole numbers or `Mixed`, or masks as `shared.masks.labels` makes them;
+weights and gradients have PyTorch's names and layouts.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 import shared
 from shared import mixup, recipes, weights
 from shared.dropout import masks
+from shared.masks import IGNORED
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -75,7 +76,7 @@ class Engine:
                 self._net = torch.nn.parallel.DistributedDataParallel(self._net, find_unused_parameters=unused)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
-        """One training step: (mean loss before it, number of correctly classified images).
+        """One training step: (mean loss before it, number of correctly classified images, or pixels).
 
         Of mixed images, those that get the label of the image which shows more count as correct.
         """
@@ -232,8 +233,13 @@ class Engine:
         if isinstance(labels, Mixed):
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             return labels.share * first + (1 - labels.share) * second
-        target = torch.from_numpy(self._share(labels)).to(logits.device)
-        return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
+        own = self._share(labels)
+        if own.ndim > 1 and (own == IGNORED).all():  # the mean over no pixel would be NaN
+            return 0 * logits.sum()
+        target = torch.from_numpy(own).to(logits.device)
+        return F.cross_entropy(
+            logits, target, self.class_weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing
+        )
 
     def _share(self, batch: Any) -> Any:
         """The part of a batch that this process takes."""

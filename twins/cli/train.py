@@ -143,10 +143,11 @@ def _end(start: "Start", engine: "Engine", last: "Progress", history: list[dict[
         output.show_json(found)
     elif best:
         file = f": {where}" * is_best
+        word = "mIoU" if runlog.measure(best) == "test_miou" else "accuracy"
         if last.step == last.steps < start.steps:
-            output.show(f"No better test accuracy in {start.recipe['patience']} epochs: the run ends here.")
+            output.show(f"No better test {word} in {start.recipe['patience']} epochs: the run ends here.")
         top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
-        output.show(f"Best test accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
+        output.show(f"Best test {word} {runlog.score(best):.2%}{top5}, after epoch {best['epoch']}{file}")
 
 
 def _check(
@@ -256,11 +257,14 @@ def _epoch(row: dict[str, Any], width: int) -> str:
     """The line of an epoch: what fits into the width of the log's row. The shortest fits into 80 up to epoch 999."""
     epoch, loss, test_loss = f"epoch {row['epoch']:>3}", _loss(row["loss"]), _loss(row["test_loss"])
     accuracy, test_accuracy = f"accuracy {row['accuracy']:.2%}", f"accuracy {row['test_accuracy']:.2%}"
+    if "test_miou" in row:
+        test_accuracy = f"mIoU {row['test_miou']:.2%}"
     if width < 90:
         return f"{epoch}  loss {loss}  {accuracy}; test loss {test_loss}  {test_accuracy}"
     line = f"{epoch}  loss {loss}  {accuracy}  test loss {test_loss}  test {test_accuracy}"
-    if "ema_test_accuracy" in row:
-        line += f"  averaged {row['ema_test_accuracy']:.2%}"
+    averaged = row.get("ema_test_miou", row.get("ema_test_accuracy"))
+    if averaged is not None:
+        line += f"  averaged {averaged:.2%}"
     waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
     rest = f"  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s{waited}"
     return line if width < 120 else line + rest
