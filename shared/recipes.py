@@ -339,7 +339,9 @@ def _check_kind(recipe: Recipe, spec: Spec) -> None:
     does = f"{spec['name']} classifies {'every pixel' if dense else 'whole images'}"
     for key in (OF_IMAGES if dense else OF_PIXELS).split():
         if key in recipe["augmentation"]:
-            raise Error(f"augmentation: {key!r} cannot be: {does}; expected {', '.join((OF_PIXELS if dense else OF_IMAGES).split())}")
+            raise Error(
+                f"augmentation: {key!r} cannot be: {does}; expected {', '.join((OF_PIXELS if dense else OF_IMAGES).split())}"
+            )
     if "ignore" in recipe and not dense:
         raise Error(f"'ignore' is the number of pixels that masks leave out, but {does}; see the key 'head'")
     if dense and label_groups(recipe):

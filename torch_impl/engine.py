@@ -237,9 +237,7 @@ class Engine:
         if own.ndim > 1 and (own == IGNORED).all():  # the mean over no pixel would be NaN
             return 0 * logits.sum()
         target = torch.from_numpy(own).to(logits.device)
-        return F.cross_entropy(
-            logits, target, self.class_weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(logits, target, self.class_weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
 
     def _share(self, batch: Any) -> Any:
         """The part of a batch that this process takes."""

@@ -74,7 +74,10 @@ def pair(
         places = [int(generator.integers(abs(n - w) + 1)) for n, w in zip(picture.size, reversed(window), strict=True)]
         left, top = (at if n >= w else -at for at, n, w in zip(places, picture.size, reversed(window), strict=True))
         size = (window[1], window[0])
-        whole, whole_mask = Image.new(picture.mode, size, fill if picture.mode == "RGB" else fill[0]), Image.new("L", size, masks.VOID)
+        whole, whole_mask = (
+            Image.new(picture.mode, size, fill if picture.mode == "RGB" else fill[0]),
+            Image.new("L", size, masks.VOID),
+        )
         whole.paste(picture, (-left, -top))
         whole_mask.paste(mask, (-left, -top))
         picture, mask = whole, whole_mask

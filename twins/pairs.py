@@ -75,13 +75,19 @@ def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
         size, path = _sizes(data.x_train, data.y_train)[0]
         other = next((each for each in _sizes(data.x_train, data.y_train) if each[0] != size), None)
         if other or "scale" in recipe["augmentation"]:
-            why = f"{path} has {size[0]}x{size[1]} pixels, {other[1]} {other[0][0]}x{other[0][1]}" if other else "they are scaled"
+            why = (
+                f"{path} has {size[0]}x{size[1]} pixels, {other[1]} {other[0][0]}x{other[0][1]}" if other else "they are scaled"
+            )
             raise Error(f"pictures of different sizes make no batch: {why}; expected a 'window' in the augmentation")
     height, width = training_size(recipe, data)
     step = stride(spec)
     if height % step or width % step:
         near = [max(step, round(side / step) * step) for side in (height, width)]
-        given = f"'{WINDOW}' is {height}x{width}" if WINDOW in recipe["augmentation"] else f"its pictures have {height}x{width} pixels"
+        given = (
+            f"'{WINDOW}' is {height}x{width}"
+            if WINDOW in recipe["augmentation"]
+            else f"its pictures have {height}x{width} pixels"
+        )
         raise Error(f"{given}, height and width; {spec['name']} needs multiples of {step}, such as {near[0]}x{near[1]}")
     for across, down in sizes:
         shapes.check_fits_memory(shapes.layers(spec, padded_size(spec, down, across)), padded_size(spec, down, across))
@@ -191,14 +197,14 @@ def read_augmented(
     return Read(pixels, of_pixels, [read.places[place] for place in following], read.errors)
 
 
-def plain(
-    x: Images, y: np.ndarray, reader: Reader, loader: Loader, rank: int = 0, processes: int = 1
-) -> Iterator[Read]:
+def plain(x: Images, y: np.ndarray, reader: Reader, loader: Loader, rank: int = 0, processes: int = 1) -> Iterator[Read]:
     """Pictures and masks as they are, one by one, of several processes each its share; none where one is left out."""
     starts = range(rank, len(x), processes)
     arguments = ((x[at : at + 1], y[at : at + 1], reader, loader.skip) for at in starts)
     arrays = isinstance(x, np.ndarray)
-    for at, read in zip(starts, itertools.starmap(read_plain, arguments) if arrays else loader.map(read_plain, arguments), strict=True):
+    for at, read in zip(
+        starts, itertools.starmap(read_plain, arguments) if arrays else loader.map(read_plain, arguments), strict=True
+    ):
         loader.note(read.errors)
         yield read._replace(places=[at + place for place in read.places])
 
@@ -210,7 +216,9 @@ def read_plain(x: Images, y: np.ndarray, reader: Reader, skip: bool) -> Read:
 
 def _read(x: Images, y: np.ndarray, reader: Reader, changed: Any, skip: bool) -> Read:
     read = Read([], [], [], [])
-    for place, (picture, mask) in enumerate(zip(x.paths() if isinstance(x, Pictures) else x, y.tolist() if isinstance(x, Pictures) else y, strict=True)):
+    for place, (picture, mask) in enumerate(
+        zip(x.paths() if isinstance(x, Pictures) else x, y.tolist() if isinstance(x, Pictures) else y, strict=True)
+    ):
         try:
             pixels, of_pixels = changed(place, *reader.read(picture, mask))
         except Error as error:

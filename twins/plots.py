@@ -216,5 +216,7 @@ def draw_segmentations(
                 place.set_title(_cut(what or above, 44), fontsize="small", parse_math=False)
                 place.set_axis_off()
         patches = [Patch(color=[channel / 255 for channel in colour], label=_cut(name)) for name, colour in classes.items()]
-        for text in canvas.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False).get_texts():
+        for text in canvas.legend(
+            handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False
+        ).get_texts():
             text.set_parse_math(False)

@@ -27,6 +27,7 @@ from . import (
     output,
     predict,
     schema,
+    segment,
     show,
     train,
 )
@@ -69,6 +70,7 @@ app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(locate.locate)
+app.command()(segment.segment)
 app.command()(activations.activations)
 app.command()(train.train)
 app.command()(curves.curves)
