@@ -134,9 +134,8 @@ def _masked(name: str | Path, ignore: int, names: Sequence[str] | None) -> tuple
     """(folder, what its masks mean, names of its classes) of the name or path of a folder with images and masks."""
     path = find(name)
     if path is None or not path.is_dir():
-        place = (
-            f"in TWINS_DATA, {os.environ['TWINS_DATA']}" if os.environ.get("TWINS_DATA") else "in TWINS_DATA, which is not set"
-        )
+        given = os.environ.get("TWINS_DATA")
+        place = f"in TWINS_DATA, {given}" if given else "in the folder named by TWINS_DATA, which is not set"
         raise Error(f"{name}: there is no such folder, here or {place}; expected one with images and masks")
     folder = masks.read(path)
     classes = folder.names

@@ -81,9 +81,7 @@ def read(path: str | Path) -> Folder:
         return _read_csv(path)
     divided = divisions(path)
     if any(map(has_masks, (path, *(path / name for name in divided.values())))):
-        raise Error(
-            f"{path}: has images and masks, which are for networks that classify every pixel, see `--head segmentation`"
-        )
+        raise Error(f"{path}: has images and masks, for a network that classifies every pixel; see the key 'head' of recipes")
     if not divided:
         files, skipped = _classes(path, path)
         return _folder(path, {"": files}, skipped)

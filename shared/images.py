@@ -169,7 +169,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file while it is open, its pixels not read yet. Raises `Error` with its path if it is none, and for an `Error`."""
+    """An image file while it is open, its pixels not read yet. An `Error` in the block gets its path."""
     size = check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data

@@ -1,6 +1,6 @@
 """Masks of pictures, PNG files that have the class of each pixel: folders of both, and reading them.
 
-A mask in memory is bytes (height, width): numbers of classes, and `VOID` where a pixel counts neither in training nor in scores.
+A mask in memory is bytes (height, width): numbers of classes, and `VOID` where a pixel counts nowhere.
 """
 
 import csv

@@ -337,11 +337,10 @@ def _check_kind(recipe: Recipe, spec: Spec) -> None:
     """Raise `Error` for keys that are not for networks of this kind: those that classify images, or every pixel."""
     dense = networks.is_dense(spec)
     does = f"{spec['name']} classifies {'every pixel' if dense else 'whole images'}"
-    for key in (OF_IMAGES if dense else OF_PIXELS).split():
+    wrong, right = (OF_IMAGES, OF_PIXELS) if dense else (OF_PIXELS, OF_IMAGES)
+    for key in wrong.split():
         if key in recipe["augmentation"]:
-            raise Error(
-                f"augmentation: {key!r} cannot be: {does}; expected {', '.join((OF_PIXELS if dense else OF_IMAGES).split())}"
-            )
+            raise Error(f"augmentation: unexpected {key!r}, as {does}; for that there are {', '.join(right.split())}")
     if "ignore" in recipe and not dense:
         raise Error(f"'ignore' is the number of pixels that masks leave out, but {does}; see the key 'head'")
     if dense and label_groups(recipe):

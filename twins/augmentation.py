@@ -65,7 +65,7 @@ def pair(
     (height, width), is cut out at random; what of it is beyond the picture has the colour `fill` and is ignored. With `flip`,
     half of all are mirrored.
     """
-    factor = generator.uniform(*scale)
+    factor = generator.uniform(scale[0], scale[1])
     if factor != 1:
         width, height = (max(1, round(side * factor)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -74,10 +74,8 @@ def pair(
         places = [int(generator.integers(abs(n - w) + 1)) for n, w in zip(picture.size, reversed(window), strict=True)]
         left, top = (at if n >= w else -at for at, n, w in zip(places, picture.size, reversed(window), strict=True))
         size = (window[1], window[0])
-        whole, whole_mask = (
-            Image.new(picture.mode, size, fill if picture.mode == "RGB" else fill[0]),
-            Image.new("L", size, masks.VOID),
-        )
+        whole = Image.new(picture.mode, size, fill if picture.mode == "RGB" else fill[0])
+        whole_mask = Image.new("L", size, masks.VOID)
         whole.paste(picture, (-left, -top))
         whole_mask.paste(mask, (-left, -top))
         picture, mask = whole, whole_mask

@@ -47,7 +47,7 @@ def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
 def load_masked(
     name: str | Path, holdout: float = HOLDOUT, ignore: int = masks.VOID, names: Sequence[str] | None = None
 ) -> Data:
-    """Images and masks of a name or path: what `shared.data.load_masked` has, and the `SCATTERED`, whose class 10 is no digit."""
+    """Images and masks: what `shared.data.load_masked` has, and the `SCATTERED`, whose class 10 is no digit."""
     if name not in SCATTERED:
         return data.load_masked(name, holdout, ignore, names)
     made = load_scattered(str(name))

@@ -72,23 +72,19 @@ def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
     if isinstance(data.x_train, np.ndarray):
         batches.check_fits(data.x_train, data.y_train[data.y_train != masks.VOID], spec)
     elif WINDOW not in recipe["augmentation"]:
-        size, path = _sizes(data.x_train, data.y_train)[0]
-        other = next((each for each in _sizes(data.x_train, data.y_train) if each[0] != size), None)
+        one, *others = _sizes(data.x_train, data.y_train)
+        other = next((each for each in others if each[0] != one[0]), None)
         if other or "scale" in recipe["augmentation"]:
-            why = (
-                f"{path} has {size[0]}x{size[1]} pixels, {other[1]} {other[0][0]}x{other[0][1]}" if other else "they are scaled"
-            )
+            different = [f"{path} has {across}x{down} pixels" for (across, down), path in (one, other or one)]
+            why = ", ".join(different) if other else "they are scaled"
             raise Error(f"pictures of different sizes make no batch: {why}; expected a 'window' in the augmentation")
     height, width = training_size(recipe, data)
     step = stride(spec)
     if height % step or width % step:
         near = [max(step, round(side / step) * step) for side in (height, width)]
-        given = (
-            f"'{WINDOW}' is {height}x{width}"
-            if WINDOW in recipe["augmentation"]
-            else f"its pictures have {height}x{width} pixels"
-        )
-        raise Error(f"{given}, height and width; {spec['name']} needs multiples of {step}, such as {near[0]}x{near[1]}")
+        what = f"'{WINDOW}' is" if WINDOW in recipe["augmentation"] else "without a 'window', pictures are"
+        expected = f"multiples of {step}, such as {near[0]} and {near[1]}"
+        raise Error(f"{what} {height} pixels high and {width} wide; {spec['name']} takes {expected}")
     for across, down in sizes:
         shapes.check_fits_memory(shapes.layers(spec, padded_size(spec, down, across)), padded_size(spec, down, across))
 
@@ -202,9 +198,8 @@ def plain(x: Images, y: np.ndarray, reader: Reader, loader: Loader, rank: int = 
     starts = range(rank, len(x), processes)
     arguments = ((x[at : at + 1], y[at : at + 1], reader, loader.skip) for at in starts)
     arrays = isinstance(x, np.ndarray)
-    for at, read in zip(
-        starts, itertools.starmap(read_plain, arguments) if arrays else loader.map(read_plain, arguments), strict=True
-    ):
+    reads = itertools.starmap(read_plain, arguments) if arrays else loader.map(read_plain, arguments)
+    for at, read in zip(starts, reads, strict=True):
         loader.note(read.errors)
         yield read._replace(places=[at + place for place in read.places])
 
@@ -216,9 +211,8 @@ def read_plain(x: Images, y: np.ndarray, reader: Reader, skip: bool) -> Read:
 
 def _read(x: Images, y: np.ndarray, reader: Reader, changed: Any, skip: bool) -> Read:
     read = Read([], [], [], [])
-    for place, (picture, mask) in enumerate(
-        zip(x.paths() if isinstance(x, Pictures) else x, y.tolist() if isinstance(x, Pictures) else y, strict=True)
-    ):
+    given = zip(x.paths(), y.tolist(), strict=True) if isinstance(x, Pictures) else zip(x, y, strict=True)
+    for place, (picture, mask) in enumerate(given):
         try:
             pixels, of_pixels = changed(place, *reader.read(picture, mask))
         except Error as error:

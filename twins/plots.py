@@ -215,8 +215,7 @@ def draw_segmentations(
                 place.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 place.set_title(_cut(what or above, 44), fontsize="small", parse_math=False)
                 place.set_axis_off()
-        patches = [Patch(color=[channel / 255 for channel in colour], label=_cut(name)) for name, colour in classes.items()]
-        for text in canvas.legend(
-            handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False
-        ).get_texts():
+        patches = [Patch(color=f"#{bytes(colour).hex()}", label=_cut(name)) for name, colour in classes.items()]
+        legend = canvas.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
+        for text in legend.get_texts():
             text.set_parse_math(False)

@@ -26,9 +26,7 @@ class Scattered(NamedTuple):
 
     data: Data
     boxes: np.ndarray  # (count, 4)
-    masks: tuple[
-        np.ndarray, ...
-    ] = ()  # of training and test images, (count, height, width): the digit of each pixel, or `NONE`
+    masks: tuple[np.ndarray, ...] = ()  # of training and test images, (count, height, width): digits, or `NONE`
 
 
 def make(digits: Data, seed: int = 0, train: int = TRAIN, test: int = TEST) -> Scattered:
@@ -37,11 +35,10 @@ def make(digits: Data, seed: int = 0, train: int = TRAIN, test: int = TEST) -> S
     On each canvas are one to three signs, whole and apart from one another, then snippets cut out of others as clutter (as
     Mnih et al. 2014, arXiv:1406.6247, section 4.1, clutter theirs). Test canvases are made of the test images.
     """
-    x_train, y_train, _, m_train = _canvases(
-        np.asarray(digits.x_train), digits.y_train, train, np.random.default_rng([seed, 0])
-    )
-    x_test, y_test, boxes, m_test = _canvases(np.asarray(digits.x_test), digits.y_test, test, np.random.default_rng([seed, 1]))
-    return Scattered(Data(x_train, y_train, x_test, y_test), boxes, (m_train, m_test))
+    generators = [np.random.default_rng([seed, part]) for part in (0, 1)]
+    x_train, y_train, _, masks = _canvases(np.asarray(digits.x_train), digits.y_train, train, generators[0])
+    x_test, y_test, boxes, test_masks = _canvases(np.asarray(digits.x_test), digits.y_test, test, generators[1])
+    return Scattered(Data(x_train, y_train, x_test, y_test), boxes, (masks, test_masks))
 
 
 def _canvases(

@@ -56,7 +56,7 @@ def scores(matrix: np.ndarray) -> Scores:
 
 
 def resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Maps (…, height, width) at another size, bilinearly, by half-pixel centres, in float64; as they are if it is their own."""
+    """Maps (…, height, width) at another size, bilinearly, by half-pixel centres, in float64; as they are if they have it."""
     if maps.shape[-2:] == (height, width):
         return maps
     rows, columns = interpolation_matrix(maps.shape[-2], height), interpolation_matrix(maps.shape[-1], width)
@@ -187,23 +187,20 @@ def sizes(spec: Spec, of_pictures: Sequence[Sequence[int]], scales: Sequence[flo
         lines.append("Pictures and masks keep their size.")
     else:
         named = ", ".join(f"{scale:g}" for scale in scales)
-        lines.append(
-            f"Pictures resized by {named} (bicubic); logits resized to the mask's size (bilinear, half-pixel) and averaged."
-        )
+        lines.append(f"Pictures resized by {named} (bicubic).")
+        lines.append("Logits resized to the mask's size (bilinear, half-pixel centres) and averaged.")
     scaled = {int(side * scale) if scale != 1 else side for shape in of_pictures for side in shape for scale in scales}
     if any(side % step for side in scaled):
-        lines.append(
-            f"Padded to multiples of {step} with the mean colour, at the bottom and on the right; those logits are cut off."
-        )
+        lines.append(f"Padded to multiples of {step} at the bottom and on the right (mean colour), logits cut back.")
     if flip:
         lines.append("Averaged with the logits of the mirrored pictures.")
-    return [*lines, "Masks are never resized."] if lines[0].startswith("Pictures resized") else lines
+    return lines
 
 
 def segment(
     engines: Sequence[Engine], spec: Spec, path: str | Path, scales: Sequence[float] = (1,), flip: bool = False
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(picture, numbers of the classes of its pixels by each engine) of an image file: bytes (height, width, 3), (height, width).
+    """(picture, numbers of its pixels' classes by each engine) of an image file: bytes (height, width, 3) and (height, width).
 
     Raises `Error` for a file that is no image, or too large for the network and the memory.
     """

@@ -141,8 +141,8 @@ def run(
     """Train, from a `Checkpoint` if there is one; yields a `Progress` a step, and one more an epoch.
 
     The folder, made if need be, gets `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
-    `best.safetensors`, the weights with the best test accuracy, or mIoU; `log.jsonl`, a line an epoch. When `stop()` is true the run
-    writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
+    `best.safetensors`, the weights with the best test accuracy or mIoU; `log.jsonl`, a line an epoch. When `stop()` is true the
+    run writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
     files; if it skips those that cannot be read, the run goes on without up to 5 % of them.
     Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
     training in the folder: the last checkpoint stays.
@@ -290,9 +290,10 @@ class _Run:
         self.check_readable()
         self.epoch = self.step // self.per_epoch + 1
         self.rate = recipes.learning_rate(self.recipe, self.step, self.per_epoch)
+        correct: float
         loss, correct = self.engine.step(x, y, self.rate)
         if self.data.coding:  # of pixels: the fraction of them, as so many images
-            correct = correct / max(float(self.engine.total(np.array([(y != IGNORED).sum()]))[0]), 1) * len(x)
+            correct *= len(x) / max(float(self.engine.total(np.array([(y != IGNORED).sum()]))[0]), 1)
         self.step += 1
         if not math.isfinite(loss):
             raise _diverged(f"the loss of step {self.step}, in epoch {self.epoch}, is {loss}", self.folder)

@@ -56,7 +56,7 @@ def segment(
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
-    if not test:
+    if not test or not test.coding:
         sys.exit(_pictures(engines, spec, images or [], out, factors, flip, results, as_json))
     reader = segmentation.Reader(spec, test.coding)
     with loading.Loader(loading.default_workers() if workers is None else workers, skip) as loader:
