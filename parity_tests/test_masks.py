@@ -156,12 +156,18 @@ def test_what_is_wrong_with_masks(what, tiles):
         ({"network": "vgg16", "head": "segmentation"}, "vgg16 has no class maps"),
         ({"network": "resnet18"}, "resnet18 classifies whole images"),
         ({"augmentation": {"crop": 0.5}}, "augmentation: unexpected 'crop', as dense classifies every pixel.*scale, window"),
-        ({"augmentation": {"window": [6, 7]}}, "'window' is 6 pixels high and 7 wide; dense takes multiples of 2, such as 6 and 8"),
-        ({"augmentation": {"scale": [0.5, 2]}}, "pictures of different sizes make no batch: they are scaled; expected a 'window'"),
+        (
+            {"augmentation": {"window": [6, 7]}},
+            "'window' is 6 pixels high and 7 wide; dense takes multiples of 2, such as 6 and 8",
+        ),
+        (
+            {"augmentation": {"scale": [0.5, 2]}},
+            "pictures of different sizes make no batch: they are scaled; expected a 'window'",
+        ),
         ({"augmentation": {"scale": [2, 0.5]}}, "'scale' is .*, expected two numbers above 0, the smaller first"),
         ({"classes": [[0], [1]]}, "'classes' is a list of labels for each class, but dense_2_classes classifies every pixel"),
         ({"classes": ["a", "b"], "data": "tiles"}, "has the number 2, expected 0 to 1, or 9"),
-        ({"head": "detection"}, "'head' is \"detection\", expected one of \"segmentation\""),
+        ({"head": "detection"}, '\'head\' is "detection", expected one of "segmentation"'),
     ],
 )
 def test_recipes_that_do_not_fit(changes, message, tiles):
