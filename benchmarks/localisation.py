@@ -84,7 +84,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     with output.status("training") as say:
         train_all([run for run in runs if not complete(run.folder, run.recipe)], jobs, changes or [], say)
-        data, true_boxes = datasets.load_scattered(source)
+        data, true_boxes, _ = datasets.load_scattered(source)
         experiment = examine_all(runs, data, true_boxes, say)
     half = len(true_boxes) // 2
     canvas = boxes.whole_picture_scores([WINDOW[2:]] * (len(true_boxes) - half), [[box] for box in true_boxes[half:]])

@@ -1,7 +1,7 @@
 """The engine that comparison and training drive: a Keras network with its optimiser, in NumPy arrays.
 
-Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
-layouts.
+Images are (batch, channels, height, width), labels whole numbers or `Mixed`, or masks as `shared.masks.labels` makes them;
+weights and gradients have PyTorch's names and layouts.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import shared
 from shared import mixup, recipes, weights
 from shared.checks import LostProcessError
 from shared.dropout import masks
+from shared.masks import IGNORED
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -117,7 +118,7 @@ class Engine:
         self._steps = self._step if self.shares == 1 else self.tf.function(self._all_steps)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
-        """One training step: (mean loss before it, number of correctly classified images).
+        """One training step: (mean loss before it, number of correctly classified images, or pixels).
 
         Of mixed images, those that get the label of the image which shows more count as correct.
         """
@@ -355,6 +356,8 @@ class Engine:
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             share = ops.cast(labels.share, logits.dtype)
             return share * first + (1 - share) * second
+        if len(labels.shape) > 1:
+            return self._of_pixels(logits, labels)
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         if not self.label_smoothing and self.class_weights is None:
             return ops.mean(losses)
@@ -365,6 +368,19 @@ class Engine:
         uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1)
         total = (1 - self.label_smoothing) * ops.sum(scales * losses) + self.label_smoothing * ops.sum(uniform)
         return total / ops.sum(scales)
+
+    def _of_pixels(self, logits: Tensor, labels: Any) -> Tensor:
+        """The loss for masks: the mean over pixels that are not ignored, 0 if all are."""
+        counts = ops.not_equal(labels, IGNORED)
+        labels = ops.where(counts, labels, 0)
+        of_class = np.ones(logits.shape[-1]) if self.class_weights is None else np.array(self.class_weights)
+        of_class = ops.cast(of_class, logits.dtype)
+        scales = ops.take(of_class, labels) * ops.cast(counts, logits.dtype)
+        total = ops.sum(scales * ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+        if self.label_smoothing:
+            uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1) * ops.cast(counts, logits.dtype)
+            total = (1 - self.label_smoothing) * total + self.label_smoothing * ops.sum(uniform)
+        return ops.divide_no_nan(total, ops.sum(scales))
 
     def _inputs(self, images: np.ndarray, labels: Labels) -> tuple[Any, Any, Any]:
         """Images, labels and dropout masks as `_steps` takes them."""

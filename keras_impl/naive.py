@@ -108,7 +108,7 @@ def keras_weights(net: network.Network, state: State) -> None:
 
 
 def not_smoothed(picture: images.Picture, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
-    pixels = np.atleast_3d(np.asarray(images._picture(picture, mode)))
+    pixels = np.atleast_3d(np.asarray(images.in_mode(picture, mode)))
     return ops.convert_to_numpy(ops.round(ops.image.resize(pixels.astype("float32"), tuple(size)))).astype(np.uint8)
 
 

@@ -1,6 +1,7 @@
 """Data sets that are on this machine: scikit-learn's digits, `.npz` files, folders and CSV files of pictures.
 
-Images are bytes (count, height, width, channels) in memory, or files of any sizes; labels are whole numbers.
+Images are bytes (count, height, width, channels) in memory, or files of any sizes; labels are whole numbers. Where every pixel
+has a class, the labels are the masks, as `shared.masks` has them, (count, height, width), or the paths of their files.
 """
 
 import os
@@ -10,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import folders
+from . import folders, masks
 from .checks import Error, nearest
 from .files import check_readable
 from .folders import Folder, Pictures
 from .formats import open_zip
+from .masks import Coding
 
 HOLDOUT = 0.2  # of each class, to test on, where a folder has no part for that
 
@@ -27,6 +29,7 @@ class Labelled(NamedTuple):
     x: Images
     y: np.ndarray
     classes: list[str] | None = None
+    coding: Coding | None = None  # of masks
 
 
 class Data(NamedTuple):
@@ -39,6 +42,7 @@ class Data(NamedTuple):
     classes: list[str] | None = None  # their names, if they are known
     tested_on: str = "test"  # what the test images are: "test", "val", or "train" if they are held out of it
     unseen: Labelled | None = None  # the part "test", if the test images are others: nothing in a run depends on it
+    coding: Coding | None = None  # of masks
 
 
 ARRAYS = Data._fields[:4]  # of an .npz
@@ -110,6 +114,57 @@ def load_test(name: str | Path) -> Labelled | None:
     folder = folders.read(path)
     part = next(folder.parts[part] for part in ("test", "val", "train", "") if part in folder.parts)
     return Labelled(*part, None if folder.is_numbered else folder.classes)
+
+
+def load_masked(
+    name: str | Path, holdout: float | None = None, ignore: int = masks.VOID, names: Sequence[str] | None = None
+) -> Data:
+    """The data set of the name or path of a folder with images and masks, see `masks.read`; divided as by `load`.
+
+    `ignore` is the number of pixels that are ignored, and `names` are those of the classes, if they are known, which may be of
+    a list whose colours are known too. Raises `Error` for a data set that does not exist or is not of this form.
+    """
+    folder, coding, classes = _masked(name, ignore, names)
+    parts = folder.parts
+    train = parts.get("train", parts.get(""))
+    if not train:
+        raise Error(f"{name}: has {' and '.join(parts)} but no train, so there is nothing to train on")
+    tested_on = "val" if "val" in parts else "test" if "test" in parts and holdout is None else "train"
+    if tested_on != "train":
+        test = parts[tested_on]
+    else:
+        count = len(train.masks)
+        if count < 2:
+            raise Error(f"{name}: has 1 picture, expected at least 2: one to train on and one to test on")
+        order = np.random.default_rng(0).permutation(count)
+        held = min(max(1, round((holdout or HOLDOUT) * count)), count - 1)
+        rest, chosen = np.sort(order[held:]), np.sort(order[:held])
+        test = masks.Part(train.pictures[chosen], train.masks[chosen])
+        train = masks.Part(train.pictures[rest], train.masks[rest])
+    unseen = Labelled(*parts["test"], classes, coding) if tested_on != "test" and "test" in parts else None
+    return Data(*train, *test, classes, tested_on, unseen, coding)
+
+
+def load_masked_test(name: str | Path, ignore: int = masks.VOID, names: Sequence[str] | None = None) -> Labelled:
+    """The pictures and masks of a folder to test trained networks on: its part "test", or else "val", or else all."""
+    folder, coding, classes = _masked(name, ignore, names)
+    part = next(folder.parts[part] for part in ("test", "val", "train", "") if part in folder.parts)
+    return Labelled(*part, classes, coding)
+
+
+def _masked(name: str | Path, ignore: int, names: Sequence[str] | None) -> tuple[masks.Folder, Coding, list[str] | None]:
+    """(folder, what its masks mean, names of its classes) of the name or path of a folder with images and masks."""
+    path = find(name)
+    if path is None or not path.is_dir():
+        given = os.environ.get("TWINS_DATA")
+        place = f"in TWINS_DATA, {given}" if given else "in the folder named by TWINS_DATA, which is not set"
+        raise Error(f"{name}: there is no such folder, here or {place}; expected one with images and masks")
+    folder = masks.read(path)
+    classes = folder.names
+    if classes and ignore == len(classes) - 1:  # the last row is of what is ignored
+        classes = classes[:-1]
+    colours = folder.colours or masks.known_colours(names or ())
+    return folder, Coding(ignore, tuple(colours) if colours else None), classes
 
 
 def _of_folder(path: Path, folder: Folder) -> Data:

@@ -79,23 +79,36 @@ def read(path: str | Path) -> Folder:
     path = Path(path)
     if not path.is_dir():
         return _read_csv(path)
-    divisions: dict[str, str] = {}
-    for name in _folders(path):
-        if name.lower() in PARTS:
-            part = PARTS[name.lower()]
-            if part in divisions:
-                raise Error(f"{path}: has both {divisions[part]} and {name}; expected one of them")
-            divisions[part] = name
-    if not divisions:
+    divided = divisions(path)
+    if any(map(has_masks, (path, *(path / name for name in divided.values())))):
+        raise Error(f"{path}: has images and masks, for a network that classifies every pixel; see the key 'head' of recipes")
+    if not divided:
         files, skipped = _classes(path, path)
         return _folder(path, {"": files}, skipped)
     found, skipped = {}, 0
-    for part, name in divisions.items():
+    for part, name in divided.items():
         if part == "test" and not _folders(path / name):
             continue  # without labels, as ImageNet's is published
         found[part], more = _classes(path / name, path)
         skipped += more
     return _folder(path, found, skipped)
+
+
+def divisions(path: Path) -> dict[str, str]:
+    """{"train", "val" or "test": the name of that folder} of a folder that is divided. Raises `Error` for two of one kind."""
+    found: dict[str, str] = {}
+    for name in _folders(path):
+        if name.lower() in PARTS:
+            part = PARTS[name.lower()]
+            if part in found:
+                raise Error(f"{path}: has both {found[part]} and {name}; expected one of them")
+            found[part] = name
+    return found
+
+
+def has_masks(path: Path) -> bool:
+    """Whether a folder has images and masks beside one another."""
+    return (path / "images").is_dir() and (path / "masks").is_dir()
 
 
 def held_out(part: Part, classes: Sequence[str], share: float, seed: int = 0) -> tuple[Part, Part]:
@@ -150,7 +163,7 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
         raise Error(f"{folder}: has {has}; expected a folder for each class, or a CSV with the columns file and label")
     files: dict[str, list[str]] = {}
     for name in names:
-        files[name], others = _pictures(folder / name, root)
+        files[name], others = pictures_under(folder / name, root)
         skipped += others
         if not files[name]:
             raise Error(f"{folder / name}: has no pictures; expected some of class {name}, or no such folder")
@@ -165,7 +178,7 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
     return files, skipped
 
 
-def _pictures(folder: Path, root: Path) -> tuple[list[str], int]:
+def pictures_under(folder: Path, root: Path) -> tuple[list[str], int]:
     """(pictures at any depth, relative to the root and sorted; the number of other files that are not hidden)."""
     names: list[str] = []
     skipped = 0

@@ -59,7 +59,7 @@ def cut_out(image: Picture, spec: Spec, box: Sequence[int]) -> np.ndarray:
     channels, height, width = spec["input"]
     crop = _preprocessing(spec).get("crop")
     size = (crop, crop) if crop else (width, height)
-    cut = _picture(image, MODES[channels]).crop((box[0], box[1], box[2], box[3]))
+    cut = in_mode(image, MODES[channels]).crop((box[0], box[1], box[2], box[3]))
     return np.atleast_3d(np.asarray(cut.resize(size, Image.Resampling.BILINEAR)))
 
 
@@ -73,6 +73,13 @@ def normalise(batch: np.ndarray, spec: Spec, dtype: DTypeLike = "float32") -> np
     return (batch / options["scale"] - mean) / std
 
 
+def mean_colour(spec: Spec) -> tuple[int, ...]:
+    """The colour, or grey, that is nearest to zeros once it is normalised: bytes."""
+    options = _preprocessing(spec)
+    colour = [round(mean * options["scale"]) for mean in options["mean"]]
+    return tuple(colour[::-1] if options["channels"] == "BGR" else colour)
+
+
 def _preprocessing(spec: Spec) -> dict[str, Any]:
     channels = spec["input"][0]
     default = {"channels": MODES.get(channels), "scale": 127.5, "mean": [1] * channels, "std": [1] * channels}
@@ -81,7 +88,7 @@ def _preprocessing(spec: Spec) -> dict[str, Any]:
 
 def _resized(picture: Picture, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
     """One image in Pillow's `mode`, resized and cropped."""
-    image = _picture(picture, mode)
+    image = in_mode(picture, mode)
     resized, window = _frame(image.size, size, options)
     if math.prod(resized) > max(MOST_PIXELS, math.prod(image.size)):
         width, height = image.size
@@ -93,7 +100,7 @@ def _resized(picture: Picture, mode: str, size: Sequence[int], options: dict[str
     return np.atleast_3d(np.asarray(image))
 
 
-def _picture(picture: Picture, mode: str) -> Image.Image:
+def in_mode(picture: Picture, mode: str) -> Image.Image:
     """A picture as Pillow has it, in its `mode`."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
@@ -136,7 +143,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
     16 bits become 8, CMYK becomes RGB by Pillow's formula; animations: the first frame. Raises `Error` if it is no image.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
@@ -152,7 +159,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
 def picture_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of the upright picture in an image file, without reading its pixels. Raises `Error` as `read_picture`."""
-    with _opened(path) as file:
+    with opened(path) as file:
         width, height = file.size
         if isinstance(file, TiffImagePlugin.TiffImageFile):  # which has turned them already, depending on Pillow's version
             width, height = (int(file.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
@@ -161,7 +168,8 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file while it is open, its pixels not read yet. An `Error` in the block gets its path."""
     size = check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # about large images and odd EXIF data

@@ -28,7 +28,7 @@ KINDS_WITHOUT_DECAY = ("bias", "batch_norm")  # of "no_decay"
 # keys whose numbers become floats
 _FLOATS = (
     "learning_rate momentum weight_decay betas eps clip_norm clip_value divide_by "
-    "start_factor end_factor pct_start div_factor final_div_factor"
+    "start_factor end_factor pct_start div_factor final_div_factor power"
 ).split()
 
 Recipe = dict[str, Any]  # a checked recipe
@@ -46,15 +46,17 @@ SCHEDULES = {
     "multi_step": ("milestones divide_by", "warmup"),
     "cosine": ("", "warmup"),
     "linear": ("", "start_factor end_factor warmup"),
+    "poly": ("", "power warmup"),
     "one_cycle": ("", "pct_start div_factor final_div_factor"),
 }
 REQUIRED = "name network data batch optimizer"
 OPTIONAL = (
     "title source holdout preprocessing augmentation epochs steps schedule seed precision "
-    "classes channels init weights_key freeze thaw "
+    "classes channels init weights_key freeze thaw head ignore "
     "label_smoothing class_weights accumulate ema patience"
 )
-AUGMENTATIONS = "pad flip crop jitter mixup"
+AUGMENTATIONS = "pad flip crop jitter mixup scale window"
+OF_IMAGES, OF_PIXELS = "pad crop mixup", "scale window"  # those that only one kind of network has: a class an image, or a pixel
 # What other software calls a key, which no likeness finds or finds wrongly: our key
 _ELSEWHERE = {
     "lr": "optimizer.learning_rate",
@@ -114,6 +116,19 @@ VALUES = {
         lambda v: type(v) in (str, dict) and v, "a name, the path of a spec, or a spec", {"type": ["string", "object"]}
     ),
     "precision": one_of(*PRECISIONS),
+    "head": one_of("segmentation"),
+    "ignore": whole(0, 255),
+    "power": POSITIVE,
+    "scale": Value(
+        lambda v: type(v) is list and len(v) == 2 and all(map(POSITIVE.accepts, v)) and v[0] <= v[1],
+        "two numbers above 0, the smaller first",
+        {"type": "array", "minItems": 2, "maxItems": 2, "items": POSITIVE.schema},
+    ),
+    "window": Value(
+        lambda v: whole(1).accepts(v) or (type(v) is list and len(v) == 2 and all(map(whole(1).accepts, v))),
+        "a number of pixels, or a height and a width",
+        {"anyOf": [whole(1).schema, {"type": "array", "minItems": 2, "maxItems": 2, "items": whole(1).schema}]},
+    ),
     "classes": Value(
         lambda v: whole(2).accepts(v) or _are_groups(v) or _are_names(v),
         "a number of at least 2, names as a list or in a text file, or a list of labels for each class",
@@ -305,20 +320,40 @@ def _check_part(name: str, options: dict[str, Any], needed: str, optional: str) 
 def network(recipe: Recipe) -> Spec:
     """The spec of the network that the recipe trains, with the recipe's classes, their names, channels and preprocessing.
 
-    Raises `Error` if there is no such network, or it does not end in a vector of logits.
+    With a "head", it classifies every pixel. Raises `Error` if there is no such network, or it does not end in logits.
     """
-    spec = networks.variant(networks.load(recipe["network"]), class_count(recipe), recipe.get("channels"))
+    spec = networks.load(recipe["network"])
+    if "head" in recipe and not networks.is_dense(spec):
+        spec = networks.segmentation(spec, class_count(recipe) or networks.outputs(spec) or 1)
+    spec = networks.variant(spec, class_count(recipe), recipe.get("channels"))
     if "preprocessing" in recipe:
         spec = networks.load(spec | {"preprocessing": recipe["preprocessing"]})
     rows = shapes.layers(spec)
-    if len(rows[-1].shape) > 1:
+    if len(rows[-1].shape) > 1 and not networks.is_dense(spec):
         raise Error(f"{spec['name']} ends in a map, not in a vector of logits to train on")
+    _check_kind(recipe, spec)
     frozen(recipe, spec)
     _check_rates(recipe, spec)
     class_weights, classes = recipe.get("class_weights"), rows[-1].shape[0]
     if isinstance(class_weights, list) and len(class_weights) != classes:
         raise Error(f"'class_weights' has {len(class_weights)} numbers, but {spec['name']} has {classes} classes")
     return _named(spec, recipe, rows[-1].shape[0])
+
+
+def _check_kind(recipe: Recipe, spec: Spec) -> None:
+    """Raise `Error` for keys that are not for networks of this kind: those that classify images, or every pixel."""
+    dense = networks.is_dense(spec)
+    does = f"{spec['name']} classifies {'every pixel' if dense else 'whole images'}"
+    wrong, right = (OF_IMAGES, OF_PIXELS) if dense else (OF_PIXELS, OF_IMAGES)
+    for key in wrong.split():
+        if key in recipe["augmentation"]:
+            raise Error(f"augmentation: unexpected {key!r}, as {does}; for that there are {', '.join(right.split())}")
+    if "ignore" in recipe and not dense:
+        raise Error(f"'ignore' is the number of pixels that masks leave out, but {does}; see the key 'head'")
+    if dense and label_groups(recipe):
+        raise Error(f"'classes' is a list of labels for each class, but {does}; expected a number of classes, or names")
+    if dense and shapes.layers(spec)[-1].shape[0] > 255:
+        raise Error(f"{spec['name']} has {shapes.layers(spec)[-1].shape[0]} classes, but masks of bytes at most 255")
 
 
 def _named(spec: Spec, recipe: Recipe, outputs: int) -> Spec:
@@ -469,6 +504,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     - "multi_step": divided by d at each of the milestones, as MultiStepLR;
     - "cosine": rate (1 + cos(pi (t - w) / (n - w))) / 2, as CosineAnnealingLR after the warm-up;
     - "linear": from `start_factor` times the rate, by default 1, to `end_factor` times, by default 0, as LinearLR over n - w;
+    - "poly": rate (1 - (t - w) / (n - w)) ** power, by default 0.9, as the DRN authors';
     - "one_cycle": OneCycleLR's cosines, up to the rate and down, always by steps; momentum stays;
     - in a warm-up of any of them: rate (s + 1) / m at step s of its m steps, as LinearLR (Goyal et al. 2017,
       arXiv:1706.02677, section 2.2), so that it rises from step to step also if it counts in epochs.
@@ -487,6 +523,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if schedule["name"] == "linear":
         first, last = schedule.get("start_factor", 1.0), schedule.get("end_factor", 0.0)
         return rate * (first + (last - first) * (units - warmup) / (all_units - warmup))
+    if schedule["name"] == "poly":
+        return rate * (1 - (units - warmup) / (all_units - warmup)) ** schedule.get("power", 0.9)
     if schedule["name"] == "one_cycle":
         return rate * _one_cycle(step, length(recipe, steps_per_epoch), **{k: v for k, v in schedule.items() if k != "name"})
     return rate

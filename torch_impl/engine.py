@@ -1,7 +1,7 @@
 """The engine that comparison and training drive: a PyTorch network with its optimiser, in NumPy arrays.
 
-Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
-layouts.
+Images are (batch, channels, height, width), labels whole numbers or `Mixed`, or masks as `shared.masks.labels` makes them;
+weights and gradients have PyTorch's names and layouts.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import shared
 from shared import mixup, recipes, weights
 from shared.checks import LostProcessError
 from shared.dropout import masks
+from shared.masks import IGNORED
 from shared.mixup import Labels, Mixed
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -112,7 +113,7 @@ class Engine:
         return torch.nn.parallel.DistributedDataParallel(self._compiled, find_unused_parameters=unused)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
-        """One training step: (mean loss before it, number of correctly classified images).
+        """One training step: (mean loss before it, number of correctly classified images, or pixels).
 
         Of mixed images, those that get the label of the image which shows more count as correct.
         """
@@ -325,8 +326,10 @@ class Engine:
         if isinstance(labels, Mixed):
             first, second = (self._cross_entropy(logits, some) for some in (labels.first, labels.second))
             return labels.share * first + (1 - labels.share) * second
+        if labels.ndim > 1 and (labels == IGNORED).all():  # the mean over no pixel would be NaN
+            return 0 * logits.sum()
         target = torch.from_numpy(labels).to(logits.device)
-        return F.cross_entropy(logits, target, self.class_weights, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, target, self.class_weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing)
 
     def _average_statistics(self) -> None:
         """Replace the running statistics by their mean over all processes, as Keras does with several devices."""

@@ -1,9 +1,12 @@
 """Random changes of training images: functions of (seed, step, place in the batch), so that a resumed run sees the same."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+from shared import masks
 
 RATIOS = (3 / 4, 4 / 3)  # of width to height, of a random part
 
@@ -45,3 +48,37 @@ def jittered(generator: np.random.Generator, pixels: np.ndarray, strength: float
         if not (grey and changes[place] is ImageEnhance.Color):
             image = changes[place](image).enhance(factors[place])
     return np.atleast_3d(np.asarray(image))
+
+
+def pair(
+    generator: np.random.Generator,
+    picture: Image.Image,
+    mask: Image.Image,
+    fill: tuple[int, ...],
+    scale: Sequence[float] = (1, 1),
+    window: Sequence[int] | None = None,
+    flip: bool = False,
+) -> tuple[Image.Image, Image.Image]:
+    """A picture and its mask, changed alike.
+
+    Both are resized by a factor uniform in `scale`, the picture bilinearly and the mask by its nearest pixels. A `window`,
+    (height, width), is cut out at random; what of it is beyond the picture has the colour `fill` and is ignored. With `flip`,
+    half of all are mirrored.
+    """
+    factor = generator.uniform(scale[0], scale[1])
+    if factor != 1:
+        width, height = (max(1, round(side * factor)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    if window:
+        places = [int(generator.integers(abs(n - w) + 1)) for n, w in zip(picture.size, reversed(window), strict=True)]
+        left, top = (at if n >= w else -at for at, n, w in zip(places, picture.size, reversed(window), strict=True))
+        size = (window[1], window[0])
+        whole = Image.new(picture.mode, size, fill if picture.mode == "RGB" else fill[0])
+        whole_mask = Image.new("L", size, masks.VOID)
+        whole.paste(picture, (-left, -top))
+        whole_mask.paste(mask, (-left, -top))
+        picture, mask = whole, whole_mask
+    if flip and generator.random() < 0.5:
+        picture, mask = (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in (picture, mask))
+    return picture, mask

@@ -1,12 +1,13 @@
 """Data sets by name: those on this machine, those that torchvision downloads, and those that are made of them."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
 
-from shared import data
+from shared import data, masks
 from shared.checks import Error
 from shared.data import Data, Labelled
 
@@ -42,6 +43,25 @@ def load_test(name: str | Path, holdout: float | None = None) -> Labelled:
         test = Labelled(whole.x_test, whole.y_test, whole.classes)
         test = whole.unseen or test if holdout is None else test
     return test
+
+
+def load_masked(
+    name: str | Path, holdout: float | None = None, ignore: int = masks.VOID, names: Sequence[str] | None = None
+) -> Data:
+    """Images and masks: what `shared.data.load_masked` has, and the `SCATTERED`, whose class 10 is no digit."""
+    if name not in SCATTERED:
+        return data.load_masked(name, holdout, ignore, names)
+    made = load_scattered(str(name))
+    train, test = made.masks
+    return made.data._replace(y_train=train, y_test=test, coding=masks.Coding(ignore, None))
+
+
+def load_masked_test(name: str | Path, ignore: int = masks.VOID, names: Sequence[str] | None = None) -> Labelled:
+    """Images and masks to test trained networks on, as `shared.data.load_masked_test`, and those of the `SCATTERED`."""
+    if name not in SCATTERED:
+        return data.load_masked_test(name, ignore, names)
+    whole = load_masked(name)
+    return Labelled(whole.x_test, whole.y_test, None, whole.coding)
 
 
 def load_scattered(name: str) -> scattered.Scattered:

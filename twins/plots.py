@@ -12,7 +12,7 @@ from shared.checks import Error, printable
 from shared.files import atomic_path, check_writable
 
 from .boxes import Box, Localisation, upsampled
-from .runlog import Row
+from .runlog import Row, measure
 
 if TYPE_CHECKING:
     from . import compare
@@ -62,9 +62,10 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
             look |= {"marker": "o", "markersize": 3} if len(epochs) < 40 else {}
             losses.plot(epochs, [row["loss"] for row in rows], label=f"{label}, training", **look)
             losses.plot(epochs, [row["test_loss"] for row in rows], label=f"{label}, test", linestyle=":", **look)
-            accuracies.plot(epochs, [100 * row["test_accuracy"] for row in rows], label=label, **look)
+            accuracies.plot(epochs, [100 * row[measure(row)] for row in rows], label=label, **look)
         losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
-        accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
+        measures = sorted({measure(row).removeprefix("test_") for rows in runs.values() for row in rows})
+        accuracies.set(xlabel="epoch", ylabel=f"test {' and '.join(measures).replace('miou', 'mIoU')}, %")
         for axes in (losses, accuracies):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)
@@ -194,3 +195,27 @@ def draw_sweep(sweep: Mapping[float, Mapping[str, float]], path: str | Path, tit
         axes.set_title(printable(title), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+
+
+def draw_segmentations(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], classes: Mapping[str, Sequence[int]], path: str | Path
+) -> None:
+    """Draw rows of a title and a picture, its mask and what is predicted, with the colours of the classes below.
+
+    Raises `Error` if the file cannot be written.
+    """
+    from matplotlib.patches import Patch
+
+    shape = rows[0][1][0].shape
+    height = 3.3 * shape[0] / shape[1] + 0.35
+    lines = -(-len(classes) // 6)
+    with figure(path, len(rows), 3, (10, height * len(rows) + 0.3 * lines), squeeze=False) as (canvas, axes):
+        for places, (above, pictures) in zip(axes, rows, strict=True):
+            for place, pixels, what in zip(places, pictures, ("", "mask", "prediction"), strict=True):
+                place.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                place.set_title(_cut(what or above, 44), fontsize="small", parse_math=False)
+                place.set_axis_off()
+        patches = [Patch(color=f"#{bytes(colour).hex()}", label=_cut(name)) for name, colour in classes.items()]
+        legend = canvas.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)

@@ -17,7 +17,7 @@ Row = dict[str, Any]  # a line of the log: an epoch
 
 # What a row has; a log needs the first four alone.
 NUMBERS = ("epoch", "loss", "test_loss", "test_accuracy", "step", "accuracy", "learning_rate", "images_per_sec")
-MORE = ("test_top5", "ema_test_loss", "ema_test_accuracy", "ema_test_top5")  # that some rows have
+MORE = ("test_top5", "ema_test_loss", "ema_test_accuracy", "ema_test_top5", "test_miou", "ema_test_miou")  # that some rows have
 
 
 def read_log(run: str | Path, note: Callable[[str], None] = lambda text: None) -> list[Row]:
@@ -80,15 +80,29 @@ def accuracy(row: Row) -> float:
     return max(row["test_accuracy"], row.get("ema_test_accuracy", 0.0))
 
 
+def measure(row: Row) -> str:
+    """The key of what the best epoch is chosen by."""
+    return "test_miou" if "test_miou" in row else "test_accuracy"
+
+
+def score(row: Row) -> float:
+    """The mIoU after an epoch of a network that classifies every pixel, else the accuracy; of weights or average as there."""
+    return max(row[measure(row)], row.get(f"ema_{measure(row)}", 0.0))
+
+
+def is_averaged(row: Row) -> bool:
+    """Whether `score` is of the average of the weights."""
+    return bool(row.get(f"ema_{measure(row)}", -1.0) >= row[measure(row)])
+
+
 def top5(row: Row) -> float | None:
     """The top-5 accuracy of what `accuracy` is of, None in a log without one."""
-    averaged = row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"]
-    return row.get("ema_test_top5" if averaged else "test_top5")
+    return row.get("ema_test_top5" if is_averaged(row) else "test_top5")
 
 
 def best_epoch(rows: list[Row]) -> Row:
-    """The row with the best test accuracy, the first of several."""
-    return max(rows, key=accuracy)
+    """The row with the best `score`, the first of several."""
+    return max(rows, key=score)
 
 
 def largest_difference(first: list[Row], other: list[Row]) -> float | None:

@@ -14,7 +14,7 @@ from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import backends, batches, plots, runlog, training
+from . import backends, batches, pairs, plots, runlog, training
 from .backends import Package
 from .loading import Loader
 from .training import Checkpoint
@@ -72,7 +72,8 @@ def start(
     if "init" in recipe and not resume:
         init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
     spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
-    recipe = batches.balanced(recipe | ({"classes": data.classes} if data.classes else {}), data, spec)
+    recipe |= {"classes": data.classes} if data.classes else {}
+    recipe = (pairs if data.coding else batches).balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if checkpoint:
         training.check_epochs(checkpoint, per_epoch)

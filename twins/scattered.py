@@ -16,6 +16,8 @@ LARGEST = (24, 44)  # the longer side of the labelled digit, in pixels
 OTHERS = (0.4, 0.7)  # the longer side of another, as a fraction of the labelled one's
 CLUTTER = 8  # snippets of other digits, 7 pixels wide and high
 SNIPPET = 7
+NONE = 10  # in masks: pixels of no whole digit, clutter too
+INK = 64  # the brightness from which a pixel is a digit's, of 255
 TRIES = 20  # at a place where a digit covers no other
 
 
@@ -24,6 +26,7 @@ class Scattered(NamedTuple):
 
     data: Data
     boxes: np.ndarray  # (count, 4)
+    masks: tuple[np.ndarray, ...] = ()  # of training and test images, (count, height, width): digits, or `NONE`
 
 
 def make(digits: Data, seed: int = 0, train: int = TRAIN, test: int = TEST) -> Scattered:
@@ -32,28 +35,34 @@ def make(digits: Data, seed: int = 0, train: int = TRAIN, test: int = TEST) -> S
     On each canvas are one to three signs, whole and apart from one another, then snippets cut out of others as clutter (as
     Mnih et al. 2014, arXiv:1406.6247, section 4.1, clutter theirs). Test canvases are made of the test images.
     """
-    x_train, y_train, _ = _canvases(np.asarray(digits.x_train), digits.y_train, train, np.random.default_rng([seed, 0]))
-    x_test, y_test, boxes = _canvases(np.asarray(digits.x_test), digits.y_test, test, np.random.default_rng([seed, 1]))
-    return Scattered(Data(x_train, y_train, x_test, y_test), boxes)
+    generators = [np.random.default_rng([seed, part]) for part in (0, 1)]
+    x_train, y_train, _, masks = _canvases(np.asarray(digits.x_train), digits.y_train, train, generators[0])
+    x_test, y_test, boxes, test_masks = _canvases(np.asarray(digits.x_test), digits.y_test, test, generators[1])
+    return Scattered(Data(x_train, y_train, x_test, y_test), boxes, (masks, test_masks))
 
 
 def _canvases(
     images: np.ndarray, labels: np.ndarray, count: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    canvases = np.zeros((count, SIZE, SIZE, 1), np.uint8)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    canvases, masks = np.zeros((count, SIZE, SIZE, 1), np.uint8), np.full((count, SIZE, SIZE), NONE, np.uint8)
     chosen_labels, boxes = np.empty(count, np.int64), np.empty((count, 4), np.int64)
     for number, canvas in enumerate(canvases[..., 0]):
         occupied: list[tuple[int, ...]] = []
         side = generator.integers(LARGEST[0], LARGEST[1] + 1)
         sides = [side, *(side * generator.uniform(*OTHERS, generator.integers(3))).astype(int)]
+        drawn = 0
         for order, side in enumerate(sides):
             chosen = generator.integers(len(images))
             _put(canvas, _ink(images[chosen, ..., 0]), side, occupied, generator)
+            for left, top, right, bottom in occupied[drawn:]:
+                place = slice(top, bottom), slice(left, right)
+                masks[number][place][canvas[place] >= INK] = labels[chosen]
+            drawn = len(occupied)
             if order == 0:  # the canvas is empty, so the first is always put
                 chosen_labels[number], boxes[number] = labels[chosen], occupied[0]
         for chosen in generator.integers(len(images), size=CLUTTER):
             _clutter(canvas, images[chosen, ..., 0], generator)
-    return canvases, chosen_labels, boxes
+    return canvases, chosen_labels, boxes, masks
 
 
 def _ink(image: np.ndarray) -> np.ndarray:

@@ -21,11 +21,12 @@ from shared import files, images, networks, recipes, shapes, weights
 from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
 from shared.data import Data
 from shared.folders import Pictures
+from shared.masks import IGNORED
 from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
-from . import batches, datasets, predict, runlog
+from . import batches, datasets, pairs, predict, runlog, segmentation
 from .backends import Engine
 from .loading import Loader
 
@@ -79,7 +80,8 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
     A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
     starts from, see `recipes.following`.
     """
-    data = datasets.load_data(recipe["data"], recipe.get("holdout"))
+    dense = networks.is_dense(spec or recipes.network(recipe))
+    data = pairs.load(recipe) if dense else datasets.load_data(recipe["data"], recipe.get("holdout"))
     if data.classes:
         recipe = recipe | {"classes": _class_names(recipe, data.classes, spec)}
     spec = spec or recipes.network(recipe)
@@ -87,14 +89,17 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
         data = batches.of_classes(data, recipe)
     if start:
         channels = data.x_train.shape[3] if isinstance(data.x_train, np.ndarray) else spec["input"][0]
-        spec = recipes.following(spec, recipe, start, int(data.y_train.max()) + 1, channels)
+        labels = networks.outputs(spec) or 0 if dense else int(data.y_train.max()) + 1
+        spec = recipes.following(spec, recipe, start, labels, channels)
     size = recipes.images_per_step(recipe)
     if size > len(data.x_train):
         times = f" and 'accumulate' is {recipe['accumulate']:,}" if size > recipe["batch"] else ""
         raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
+        if dense:
+            pairs.check_fits(recipe, spec, data)
         unseen = [data.unseen[:2]] if data.unseen else []
-        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
+        for x, y in () if dense else ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
             batches.check_fits(x, y, spec)
             batches.check_one_size(x, spec)
             shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
@@ -121,7 +126,7 @@ def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1) -> Non
     """Raise `Error` unless `shares` devices can divide a batch of the recipe, and batch norms normalise their shares."""
     if recipe["batch"] % shares:
         raise Error(f"'batch' is {recipe['batch']}, expected a multiple of {shares}: each device takes an equal share")
-    size = images.pixels(data.x_train[:1], spec).shape[1:3]
+    size = pairs.training_size(recipe, data) if data.coding else images.pixels(data.x_train[:1], spec).shape[1:3]
     batches.check_normalises(spec, size, recipe["batch"], shares, recipes.kept(recipe, spec))
 
 
@@ -139,8 +144,8 @@ def run(
     """Train, from a `Checkpoint` if there is one; yields a `Progress` a step, and one more an epoch.
 
     The folder, made if need be, gets `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
-    `best.safetensors`, the weights with the best test accuracy; `log.jsonl`, a line an epoch. When `stop()` is true the run
-    writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
+    `best.safetensors`, the weights with the best test accuracy or mIoU; `log.jsonl`, a line an epoch. When `stop()` is true the
+    run writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
     files; if it skips those that cannot be read, the run goes on without up to 5 % of them.
     Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
     training in the folder: the last checkpoint stays.
@@ -285,8 +290,9 @@ class _Run:
         self.writes = engine.rank == 0
         if self.history and self.history[-1]["step"] % self.per_epoch:  # the last epoch was cut short: complete it
             self.sums = _sums(self.history.pop(), self.per_epoch, recipes.images_per_step(recipe))
-        self.batches = batches.stream(recipe, spec, data, self.step, self.loader, engine.rank, engine.processes)
-        self.best = max(map(runlog.accuracy, self.history), default=-1.0)
+        take = pairs.stream if data.coding else batches.stream
+        self.batches = take(recipe, spec, data, self.step, self.loader, engine.rank, engine.processes)
+        self.best = max(map(runlog.score, self.history), default=-1.0)
         self.saved = time.monotonic()
 
     def begin(self) -> None:
@@ -322,11 +328,14 @@ class _Run:
         if self.thaw is not None and self.step >= self.thaw:
             self.engine.thaw(self.thaw)
             self.thaw = None
+        correct: float
         loss, correct = self.engine.step(x, y, self.rate)
+        count = len(x) * self.engine.processes
+        if self.data.coding:  # of pixels: the fraction of them, as so many images
+            correct *= count / max(float(self.engine.total(np.array([np.sum(y != IGNORED)]))[0]), 1)
         self.step += 1
         if not math.isfinite(loss):
             raise _diverged(f"the loss of step {self.step}, in epoch {self.epoch}, is {loss}", self.folder)
-        count = len(x) * self.engine.processes
         new = (loss * count, correct, count, time.monotonic() - started)
         self.sums = [total + more for total, more in zip(self.sums, new, strict=True)]
         losses, corrects, seen, _ = self.sums
@@ -350,7 +359,7 @@ class _Run:
         """Test, and write the log and the checkpoints."""
         waited, self.loader.waited = self.loader.waited, 0.0
         precision = batches.dtype(self.recipe)
-        test_loss, test_accuracy, top5 = evaluate(self.engine, self.spec, self.data, precision, self.loader)
+        test_loss, test_accuracy, top5, miou = evaluate(self.engine, self.spec, self.data, precision, self.loader)
         self.share_unreadable()
         self.check_readable()
         if not math.isfinite(test_loss):
@@ -365,6 +374,7 @@ class _Run:
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             **({} if top5 is None else {"test_top5": top5}),
+            **({} if miou is None else {"test_miou": miou}),
             **self.evaluate_average(),
             "tested_on": self.data.tested_on,
             "images_per_sec": count / seconds,
@@ -381,9 +391,9 @@ class _Run:
             now = self.checkpoint()
             files.append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
             write(self.folder / LAST, now)
-            if runlog.accuracy(row) > self.best:  # last: `mend_best` does it for a process that is killed before
+            if runlog.score(row) > self.best:  # last: `mend_best` does it for a process that is killed before
                 write_best(self.folder, now, whole_epoch=self.step % self.per_epoch == 0)
-        self.best, self.saved = max(self.best, runlog.accuracy(row)), time.monotonic()
+        self.best, self.saved = max(self.best, runlog.score(row)), time.monotonic()
         steps = self.step if is_over(self.recipe, self.history) else self.steps
         return Progress(self.step, steps, self.epoch, row["loss"], row["accuracy"], row)
 
@@ -394,7 +404,8 @@ class _Run:
         with self.engine.averaged():
             scores = evaluate(self.engine, self.spec, self.data, batches.dtype(self.recipe), self.loader)
         top5 = {} if scores.top5 is None else {"ema_test_top5": scores.top5}
-        return {"ema_test_loss": scores.loss, "ema_test_accuracy": scores.accuracy, **top5}
+        miou = {} if scores.miou is None else {"ema_test_miou": scores.miou}
+        return {"ema_test_loss": scores.loss, "ema_test_accuracy": scores.accuracy, **top5, **miou}
 
     def save_within_epoch(self, stopping: bool) -> None:
         """Write a checkpoint if the run ends here, or the last one is of more than a minute ago."""
@@ -430,15 +441,16 @@ def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) ->
 
 
 def best_weights(arrays: State, row: dict[str, Any]) -> State:
-    """Of the weights and their average, those with the better test accuracy in a line of the log; the average if equal."""
-    return weights.of_network(arrays, averaged=row.get("ema_test_accuracy", -1.0) >= row["test_accuracy"])
+    """Of the weights and their average, those with the better test score in a line of the log; the average if equal."""
+    return weights.of_network(arrays, averaged=runlog.is_averaged(row))
 
 
 def _sums(row: dict[str, Any], per_epoch: int, size: int) -> list[float]:
     """The sums of an epoch that its line of the log was made of."""
     count = row["step"] % per_epoch * size
     seconds = count / row["images_per_sec"] if row["images_per_sec"] else 0.0
-    return [row["loss"] * count, round(row["accuracy"] * count), count, seconds]
+    correct = row["accuracy"] * count
+    return [row["loss"] * count, correct if "test_miou" in row else round(correct), count, seconds]
 
 
 def _diverged(what: str, folder: Path) -> RunError:
@@ -452,11 +464,18 @@ class Scores(NamedTuple):
 
     loss: float  # mean cross-entropy, without label smoothing or class weights
     accuracy: float
-    top5: float | None = None  # how often the label is among the five likeliest; None for up to five classes
+    top5: float | None = None  # how often the label is among the five likeliest; None for up to five classes, and of pixels
+    miou: float | None = None  # of pixels, see `segmentation.scores`
 
 
 def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loader: Loader | None = None) -> Scores:
-    """The scores of an engine's network on the test images, read as by `predict.batched_logits`."""
+    """The scores of an engine's network on the test images, read as by `predict.batched_logits`, or of their pixels."""
+    if data.coding:
+        loss, matrix = segmentation.evaluate(engine, spec, data, dtype, loader)
+        found = segmentation.scores(matrix)
+        if found.miou is None or found.pixel_accuracy is None:
+            raise Error("every pixel of the masks to test on is ignored")
+        return Scores(loss, found.pixel_accuracy, None, found.miou)
     sums = np.zeros(4)
     for place, (logits,) in predict.batched_logits([engine], spec, data.x_test, dtype, loader):
         labels, logits = data.y_test[place], logits.astype(np.float64)

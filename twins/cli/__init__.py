@@ -30,6 +30,7 @@ from . import (
     predict,
     read,
     schema,
+    segment,
     show,
     train,
     traps,
@@ -73,6 +74,7 @@ app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(locate.locate)
+app.command()(segment.segment)
 app.command()(activations.activations)
 app.command()(microscope.microscope)
 app.command()(train.train)

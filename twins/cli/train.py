@@ -158,10 +158,11 @@ def _end(
         output.show_json(found | ({"test": unseen._asdict()} if unseen else {}))
     elif best:
         file, part = f": {where}" * is_best, _tested_on(best, "validation")
+        word = "mIoU" if runlog.measure(best) == "test_miou" else "accuracy"
         if last.step == last.steps < start.steps:
-            output.show(f"No better {part} accuracy in {start.recipe['patience']} epochs: the run ends here.")
+            output.show(f"No better {part} {word} in {start.recipe['patience']} epochs: the run ends here.")
         top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
-        output.show(f"Best {part} accuracy {runlog.accuracy(best):.2%}{top5}, after epoch {best['epoch']}{file}")
+        output.show(f"Best {part} {word} {runlog.score(best):.2%}{top5}, after epoch {best['epoch']}{file}")
     if unseen and start.data.unseen and not as_json:
         top5 = f" (top 5 {unseen.top5:.2%})" if unseen.top5 else ""
         count = len(start.data.unseen.x)
@@ -303,11 +304,14 @@ def _epoch(row: dict[str, Any], width: int) -> str:
     epoch, loss, test_loss = f"epoch {row['epoch']:>3}", _loss(row["loss"]), _loss(row["test_loss"])
     part = _tested_on(row, "val")
     accuracy, test_accuracy = f"accuracy {row['accuracy']:.2%}", f"accuracy {row['test_accuracy']:.2%}"
+    if "test_miou" in row:
+        test_accuracy = f"mIoU {row['test_miou']:.2%}"
     if width < 90:
         return f"{epoch}  loss {loss}  {accuracy}; {part} loss {test_loss}  {test_accuracy}"
     line = f"{epoch}  loss {loss}  {accuracy}  {part} loss {test_loss}  {part} {test_accuracy}"
-    if "ema_test_accuracy" in row:
-        line += f"  averaged {row['ema_test_accuracy']:.2%}"
+    averaged = row.get("ema_test_miou", row.get("ema_test_accuracy"))
+    if averaged is not None:
+        line += f"  averaged {averaged:.2%}"
     waited = f"  waited {row['waited']:.0%}" if "waited" in row else ""  # for images to be read
     rest = f"  rate {row['learning_rate']:.3g}  {row['images_per_sec']:,.0f} images/s{waited}"
     return line if width < 120 else line + rest

@@ -1,0 +1,226 @@
+"""Pictures with masks, for networks that classify every pixel: data that fit, and the batches that training takes of them.
+
+Pictures keep their own size: neither the input of a spec nor "resize" and "crop" of its preprocessing change them.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from shared import images, masks, networks, recipes, shapes
+from shared.checks import Error
+from shared.data import Data, Images
+from shared.folders import Pictures
+from shared.masks import Coding
+from shared.recipes import Recipe
+from shared.spec import Spec
+
+from . import augmentation, batches, datasets
+from .loading import Loader
+
+WINDOW = "window"  # of a recipe's augmentation
+
+
+class Read(NamedTuple):
+    """What has been read: bytes (height, width, channels) each, their masks, which they are, and what is wrong with others."""
+
+    pixels: list[np.ndarray]
+    masks: list[np.ndarray]
+    places: list[int]
+    errors: list[str]
+
+
+class Reader(NamedTuple):
+    """How pictures and masks are read for a network."""
+
+    spec: Spec
+    coding: Coding
+
+    def read(self, picture: Any, mask: Any) -> tuple[Image.Image, Image.Image]:
+        """A picture in the network's colours, and its mask, from paths or arrays. Raises `Error` if they cannot be read."""
+        classes = shapes.layers(self.spec)[-1].shape[0]
+        if isinstance(picture, str):
+            picture = images.open_picture(picture)
+            mask = masks.read_mask(mask, self.coding, classes, picture.size)
+        return images.in_mode(picture, images.MODES[self.spec["input"][0]]), Image.fromarray(mask)
+
+
+def load(recipe: Recipe) -> Data:
+    """The pictures and masks of a recipe. Raises `Error` as `datasets.load_masked`."""
+    names = recipe.get("classes")
+    ignore = recipe.get("ignore", masks.VOID)
+    return datasets.load_masked(recipe["data"], recipe.get("holdout"), ignore, names if isinstance(names, list) else None)
+
+
+def stride(spec: Spec) -> int:
+    """What the sides of a picture have to be multiples of."""
+    return int(spec["layers"][-1]["scale"])
+
+
+def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
+    """Raise `Error` unless pictures and masks fit one another, the network, and a batch, as far as headers of files say.
+
+    What is in a mask is checked when it is read.
+    """
+    channels = spec["input"][0]
+    if channels not in images.MODES:
+        raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
+    sizes = {size: path for x, y in ((data.x_test, data.y_test), (data.x_train, data.y_train)) for size, path in _sizes(x, y)}
+    if isinstance(data.x_train, np.ndarray):
+        batches.check_fits(data.x_train, data.y_train[data.y_train != masks.VOID], spec)
+    elif WINDOW not in recipe["augmentation"]:
+        one, *others = _sizes(data.x_train, data.y_train)
+        other = next((each for each in others if each[0] != one[0]), None)
+        if other or "scale" in recipe["augmentation"]:
+            different = [f"{path} has {across}x{down} pixels" for (across, down), path in (one, other or one)]
+            why = ", ".join(different) if other else "they are scaled"
+            raise Error(f"pictures of different sizes make no batch: {why}; expected a 'window' in the augmentation")
+    height, width = training_size(recipe, data)
+    step = stride(spec)
+    if height % step or width % step:
+        near = [max(step, round(side / step) * step) for side in (height, width)]
+        what = f"'{WINDOW}' is" if WINDOW in recipe["augmentation"] else "without a 'window', pictures are"
+        expected = f"multiples of {step}, such as {near[0]} and {near[1]}"
+        raise Error(f"{what} {height} pixels high and {width} wide; {spec['name']} takes {expected}")
+    for across, down in sizes:
+        shapes.check_fits_memory(shapes.layers(spec, padded_size(spec, down, across)), padded_size(spec, down, across))
+
+
+def _sizes(x: Images, y: np.ndarray) -> list[tuple[tuple[int, int], str]]:
+    """((width, height), path) of each picture, whose mask is checked."""
+    if isinstance(x, np.ndarray):
+        return [((x.shape[2], x.shape[1]), "")]
+    found = []
+    for path, mask in zip(x.paths(), y.tolist(), strict=True):
+        size = images.picture_size(path)
+        masks.check_file(mask, size)
+        found.append((size, path))
+    return found
+
+
+def training_size(recipe: Recipe, data: Data) -> tuple[int, int]:
+    """(height, width) of the pictures of a batch."""
+    window = _window(recipe["augmentation"])
+    if window:
+        return window
+    if isinstance(data.x_train, np.ndarray):
+        return data.x_train.shape[1], data.x_train.shape[2]
+    width, height = images.picture_size(data.x_train.paths()[0])
+    return height, width
+
+
+def _window(changes: Mapping[str, Any]) -> tuple[int, int] | None:
+    window = changes.get(WINDOW)
+    return (window, window) if isinstance(window, int) else window and (window[0], window[1])
+
+
+def padded_size(spec: Spec, height: int, width: int) -> tuple[int, int]:
+    """The smallest multiples of the network's stride that are not smaller."""
+    step = stride(spec)
+    return -(-height // step) * step, -(-width // step) * step
+
+
+def pixel_counts(x: Images, y: np.ndarray, reader: Reader, loader: Loader | None = None) -> np.ndarray:
+    """The pixels of each class in all masks. Raises `Error` for one that cannot be read."""
+    counts = np.zeros(256, np.int64)
+    for read in plain(x, y, reader, loader or Loader()):
+        for mask in read.masks:
+            counts += np.bincount(mask.ravel(), minlength=256)
+    return counts[: networks.outputs(reader.spec)]
+
+
+def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:
+    """The recipe with numbers for class weights that are "balanced": pixels / (classes x pixels of the class).
+
+    Raises `Error` for a class without pixels to train on.
+    """
+    if recipe.get("class_weights") != recipes.BALANCED:
+        return recipe
+    assert data.coding
+    counts = pixel_counts(data.x_train, data.y_train, Reader(spec, data.coding))
+    if not counts.all():
+        raise Error(f"'class_weights': {recipe['data']} has no pixels of class {counts.argmin()} to train on")
+    return recipe | {"class_weights": (counts.sum() / (len(counts) * counts)).tolist()}
+
+
+def stream(
+    recipe: Recipe, spec: Spec, data: Data, step: int, loader: Loader, rank: int = 0, processes: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(pictures, labels) of a training step and of all that follow: pure functions of the seed and the step.
+
+    Pictures are as the network takes them, labels as `masks.labels` has them, (batch, height, width). Otherwise as
+    `batches.stream`.
+    """
+    assert data.coding
+    reader, seed, changes = Reader(spec, data.coding), recipe["seed"], recipe["augmentation"]
+
+    def arguments() -> Iterator[tuple[Any, ...]]:
+        for number in itertools.count(step):
+            chosen = batches.indices(len(data.x_train), recipes.images_per_step(recipe), number, seed)
+            places = np.arange(rank, len(chosen), processes)
+            own = chosen[places]
+            yield data.x_train[own], data.y_train[own], reader, changes, seed, number, places, loader.skip
+
+    arrays = isinstance(data.x_train, np.ndarray)
+    for read in itertools.starmap(read_augmented, arguments()) if arrays else loader.map(read_augmented, arguments()):
+        loader.note(read.errors)
+        yield images.normalise(np.stack(read.pixels), spec, batches.dtype(recipe)), masks.labels(np.stack(read.masks))
+
+
+def read_augmented(
+    x: Images, y: np.ndarray, reader: Reader, changes: Mapping[str, Any], seed: int, step: int, places: np.ndarray, skip: bool
+) -> Read:
+    """Pictures and masks at the `places` of a training step, with the `changes` of a recipe.
+
+    Raises `Error` for one that cannot be read, or with `skip` takes the next one for it, unless there is none.
+    """
+    options = {"scale": changes.get("scale", (1, 1)), "window": _window(changes), "flip": changes.get("flip", False)}
+
+    def changed(place: int, picture: Image.Image, mask: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        generator = augmentation.generator(seed, step, int(places[place]))
+        picture, mask = augmentation.pair(generator, picture, mask, images.mean_colour(reader.spec), **options)
+        pixels = np.atleast_3d(np.asarray(picture))
+        return augmentation.jittered(generator, pixels, changes["jitter"]) if "jitter" in changes else pixels, np.asarray(mask)
+
+    read = _read(x, y, reader, changed, skip)
+    if not read.places:
+        raise Error(f"no image of a whole batch can be read: {read.errors[0]}")
+    following = np.searchsorted(read.places, np.arange(len(x))) % len(read.places)
+    pixels, of_pixels = ([some[place] for place in following] for some in (read.pixels, read.masks))
+    return Read(pixels, of_pixels, [read.places[place] for place in following], read.errors)
+
+
+def plain(x: Images, y: np.ndarray, reader: Reader, loader: Loader, rank: int = 0, processes: int = 1) -> Iterator[Read]:
+    """Pictures and masks as they are, one by one, of several processes each its share; none where one is left out."""
+    starts = range(rank, len(x), processes)
+    arguments = ((x[at : at + 1], y[at : at + 1], reader, loader.skip) for at in starts)
+    arrays = isinstance(x, np.ndarray)
+    reads = itertools.starmap(read_plain, arguments) if arrays else loader.map(read_plain, arguments)
+    for at, read in zip(starts, reads, strict=True):
+        loader.note(read.errors)
+        yield read._replace(places=[at + place for place in read.places])
+
+
+def read_plain(x: Images, y: np.ndarray, reader: Reader, skip: bool) -> Read:
+    """Pictures and masks as they are. Raises `Error` for one that cannot be read, or with `skip` leaves it out."""
+    return _read(x, y, reader, lambda place, picture, mask: (np.atleast_3d(np.asarray(picture)), np.asarray(mask)), skip)
+
+
+def _read(x: Images, y: np.ndarray, reader: Reader, changed: Any, skip: bool) -> Read:
+    read = Read([], [], [], [])
+    given = zip(x.paths(), y.tolist(), strict=True) if isinstance(x, Pictures) else zip(x, y, strict=True)
+    for place, (picture, mask) in enumerate(given):
+        try:
+            pixels, of_pixels = changed(place, *reader.read(picture, mask))
+        except Error as error:
+            if not skip:
+                raise
+            read.errors.append(str(error))
+            continue
+        read.pixels.append(pixels)
+        read.masks.append(of_pixels)
+        read.places.append(place)
+    return read
