@@ -115,8 +115,9 @@ LINES = {  # what a file has: the message on it
         r"my\.py, line 6, in call: ValueError: no \(Conv\(3, 4, 3, 1, 1\) on "
     ),
     f"{TORCH}{INIT}(a, b, c, d, e, bias=False)": "^the bias is missing",
-    f"{MODULE}{INIT}()\n        self.w = torch.nn.Parameter(torch.ones(b, a, c, c))\n"
-    "    def forward(self, x):\n        return x": ("no weight is called 'bias'; yours has w$"),
+    f"{MODULE}{INIT}()\n        self.w = torch.nn.Parameter(torch.ones(b))\n    def forward(self, x):\n        return x": (
+        "no weight is called 'bias'; yours has w$"
+    ),
 }
 
 
@@ -155,7 +156,7 @@ def test_what_is_near_and_not_equal_was_rounded_and_an_unknown_mistake_is_measur
     assert (verdict.rung, verdict.suspect) == (2, None) and verdict.message.endswith("Yours is 3 times ours everywhere")
     path.write_text("def to_keras(weight):\n    w = weight.transpose(2, 3, 1, 0).copy()\n    w[0, 2, 1, 3] = 7\n    return w")
     assert "It is farthest at (0, 2, 1, 3): 7, expected " in judge.judge("weights.conv", path).message
-    path.write_text("def to_keras(weight):\n    return weight.transpose(2, 3, 1, 0) / 0")
+    path.write_text("def to_keras(weight):\n    return float('nan') * weight.transpose(2, 3, 1, 0)")
     assert "144 of 144 values are infinite or not a number" in judge.judge("weights.conv", path).message
 
 
