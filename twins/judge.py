@@ -154,9 +154,11 @@ def _diagnose(
     verdict: Verdict, subjects: Any, exercise: Any, rung: int, key: Key, ours: Observation, theirs: Observation
 ) -> None:  # fmt: skip
     """Say which known mistake it is, if it is one; otherwise, honestly, where it differs and by how much."""
-    limit = subjects.limit(rung)
-    tries = [limit] if verdict.difference is not None and verdict.difference < 100 * FLOAT32 else [limit, FLOAT32]
-    known = (s for limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit))
+    near = verdict.difference is not None and verdict.difference < 100 * FLOAT32
+    tolerances = [subjects.limit(rung)] if near else [subjects.limit(rung), FLOAT32]
+    # One mistake explains all cases; of several, the first case to part may show one alone.
+    tries = [(only, limit) for only in (None, key[0]) for limit in tolerances]
+    known = (s for only, limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit, only))
     suspect = next(known, None)
     a, b = ours.get(key), theirs.get(key)
     numbers: dict[str, Any] = {"ratio": np.nan, "n": 0, "changed": 0.0, "peak": np.nan}
@@ -191,9 +193,10 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
     bad = int(np.size(theirs) - np.isfinite(theirs).sum())
     if bad:
         return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"
-    far = f"{where}: it differs by {difference:.1e}, relative; no mistake that this exercise knows gives it"
+    far = f"your {quantity} differs by {difference:.1e} for {case}"
     if difference is not None and difference < FLOAT32:
         return f"{far}. So near, it was rounded to float32 on the way: leave it in float64"
+    far += ", and no mistake that this exercise knows gives that"
     ratio = _numbers(ours, theirs).get("ratio", np.nan)
     spread = np.asarray(theirs, float) - ratio * np.asarray(ours, float)
     if np.isfinite(ratio) and np.linalg.norm(spread) <= 1e-6 * np.linalg.norm(theirs):

@@ -95,10 +95,12 @@ class Subjects:
     def suspected(self, suspect: Suspect, rung: int) -> Observation:
         raise NotImplementedError
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
-        """Whether a suspect gives the same as the reader's code, in every case, for the quantity that differs."""
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
+        """Whether a suspect gives the same as the reader's code for the quantity that differs, in every case or in one."""
         found = self.suspected(suspect, rung)
-        keys = [other for other in theirs if other[1] == key[1]]
+        keys = [other for other in theirs if other[1] == key[1] and only in (None, other[0])]
         return bool(keys) and all(agree(found.get(k), theirs[k], limit) for k in keys)
 
     def numbers(self, rung: int, key: Key) -> dict[str, Any]:
@@ -188,15 +190,17 @@ class Layers(Code):
         found |= {(label, f"whether {name} is trained"): np.array(name in trained) for name in sorted(shapes)}
         return found | {(label, "output shape"): np.array(layer.output(self.images[case], False).shape)}
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
         if rung == 1 and key[1] == "output shape":
             with contextlib.suppress(FailError):
                 outputs = self.theirs(2)
-                return super().matches(suspect, 2, (key[0], "output"), outputs, limit)
+                return super().matches(suspect, 2, (key[0], "output"), outputs, limit, only)
             return False
         if rung == 1:
             return self._matches_shapes(suspect, theirs)
-        return super().matches(suspect, rung, key, theirs, limit)
+        return super().matches(suspect, rung, key, theirs, limit, only)
 
     def _matches_shapes(self, suspect: Suspect, theirs: Observation) -> bool:
         if not self.exercise.shapes:
@@ -239,7 +243,8 @@ class Layers(Code):
         name = key[1].removeprefix("whether ").removesuffix(" is trained")
         if theirs is None:
             has = sorted({k[1] for k in self.theirs(1) if k[0] == key[0] and _is_weight(k[1])})
-            return f"{key[0]}: no weight is called {name!r}; yours has {', '.join(has) or 'none'}"
+            kind = ", in PyTorch a buffer, in Keras a weight that is not trained" if "running_" in name else ""
+            return f"{key[0]}: no weight is called {name!r}{kind}; yours has {', '.join(has) or 'none'}"
         if ours is None:
             return f"{key[0]}: yours has a weight {name!r}, the reference has none of that name"
         if key[1].startswith("whether "):
@@ -304,8 +309,10 @@ class Functions(Code):
     def suspected(self, suspect: Suspect, rung: int) -> Observation:
         return self._observe(self._exact(suspect.flaw or suspect.name), [{}] * len(self.labels), rung)
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
-        return super().matches(suspect, 2, key, self.theirs(2), limit) if rung < 3 else False
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
+        return super().matches(suspect, 2, key, self.theirs(2), limit, only) if rung < 3 else False
 
     def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         if rung == 3 and theirs is None:
@@ -360,10 +367,12 @@ class Optimizers(Code):
         with np.errstate(all="ignore"):
             return self._run(suspect.flaw or suspect.name)
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
         """Over the whole run."""
         found = self.suspected(suspect, rung)
-        return all(agree(found[k], array, limit) for k, array in theirs.items())
+        return all(agree(found[k], array, limit) for k, array in theirs.items() if only in (None, k[0]))
 
 
 class Draws(Code):
@@ -415,9 +424,13 @@ class Draws(Code):
     def suspected(self, suspect: Suspect, rung: int) -> Observation:
         return self._exact(suspect.flaw or suspect.name) if rung == 2 else {}
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
         found = self.suspected(suspect, rung)
-        return bool(found) and all(relative(found[k], array) <= self.limit(rung) for k, array in theirs.items())
+        return bool(found) and all(
+            relative(found[k], array) <= self.limit(rung) for k, array in theirs.items() if only in (None, k[0])
+        )
 
     def numbers(self, rung: int, key: Key) -> dict[str, Any]:
         kernel = self.kernels[key[0]]
@@ -497,7 +510,9 @@ class Networks(Subjects):
                 break  # there is no need of the other framework
         return found
 
-    def matches(self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float) -> bool:
+    def matches(
+        self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
+    ) -> bool:
         return _normal(self.spec) == _normal(suspect.flaw(self.reference))
 
     def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:

@@ -141,8 +141,13 @@ UPSAMPLE = Tensors(
             "you align the corners: the centres of the first and last pixels stay at the ends, and what lies "
             "between is spread "
             "over too many pixels (align_corners=True)",
+            "upsample-corners",
         ),
-        Suspect("corner-pixels", "your output pixel i stands at i / 8: half a pixel too far left and up; pixels have centres"),
+        Suspect(
+            "corner-pixels",
+            "your output pixel i stands at i / 8: half a pixel too far left and up; pixels have centres",
+            "upsample-corners",
+        ),
         Suspect("nearest", "you repeat each pixel eight times; interpolate between them"),
         Suspect(
             "transposed-convolution",

@@ -33,10 +33,12 @@ CONV = Tensors(
     _kernels(),
     _kernel,
     [
-        Suspect("reshaped", "you reshape, which keeps the order of the numbers in memory; permute the axes"),
-        Suspect("in-out-swapped", "in and out are swapped: Keras has (height, width, in, out)"),
-        Suspect("reversed", "you reverse the axes, which swaps height and width: (width, height, in, out)"),
-        Suspect("flipped", "you turn the kernel by 180 degrees; both frameworks compute the same cross-correlation"),
+        Suspect("reshaped", "you reshape, which keeps the order of the numbers in memory; permute the axes", "kernel-layout"),
+        Suspect("in-out-swapped", "in and out are swapped: Keras has (height, width, in, out)", "kernel-layout"),
+        Suspect("reversed", "you reverse the axes, which swaps height and width: (width, height, in, out)", "kernel-layout"),
+        Suspect(
+            "flipped", "you turn the kernel by 180 degrees; both frameworks compute the same cross-correlation", "kernel-layout"
+        ),
     ],
     ("",),
     arguments=("weight",),
