@@ -446,7 +446,7 @@ def test_names_in_a_spec(tmp_path):
             "names.txt",
             "'classes' is a list, which has 2 names, but the network has 5 outputs: name as many, or delete the line",
         ),
-        ("none.txt", "'classes' is \"none.txt\", but there is no file .*none.txt; expected cifar10 or cifar100 or"),
+        ("none.txt", "'classes' is \"none.txt\", but there is no file .*none.txt; expected camvid or cifar10 or"),
         ("gap.txt", "'classes' is \"gap.txt\", whose line 2 is empty; expected a class name a line"),
         ("empty.txt", "whose line 1 is empty"),
         ("latin.txt", "which cannot be read: .*utf-8"),

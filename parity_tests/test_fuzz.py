@@ -153,6 +153,7 @@ def options(draw, kind, channels):
         "first_dilation": draw(st.integers(1, 2)),
         "repeat": draw(st.integers(1, 2)),
         "size": draw(st.integers(1, 5)),
+        "scale": draw(st.integers(1, 4)),
         "width": draw(st.sampled_from([2, 4])),
         "groups": draw(st.integers(1, 2)),
         "rate": draw(st.sampled_from([0, 0.5])),

@@ -168,7 +168,7 @@ def test_validation_apart_from_test(place, twins):
         held = json.loads(twins("evaluate", *network, "--data", options[1], "--holdout", "0.34", folder=place).stdout)
         assert held["tested"] == count and held["top1"]["PyTorch"] == row["test_accuracy"]
     done = twins(*common, "--data", "three.npz", "--set", "epochs=1", "--out", "apart-json", "--json", folder=place)
-    assert json.loads(done.stdout)["test"].keys() == {"loss", "accuracy", "top5"}
+    assert json.loads(done.stdout)["test"].keys() == {"loss", "accuracy", "top5", "miou"}
 
 
 MISTAKES = {

@@ -29,7 +29,7 @@ def test_every_recipe(name):
     recipe = recipes.load(name)
     assert recipe["name"] == name and recipe["source"] and recipe["title"]
     network = recipes.network(recipe)
-    assert network["preprocessing"] and len(shapes.layers(network)[-1].shape) == 1
+    assert network["preprocessing"] and len(shapes.layers(network)[-1].shape) == (3 if networks.is_dense(network) else 1)
     rates = [recipes.learning_rate(recipe, step, 390) for step in range(0, recipes.length(recipe, 390), 390)]
     highest = recipe["optimizer"]["learning_rate"]
     if "warmup" in recipe["schedule"] or recipe["schedule"]["name"] == "one_cycle":

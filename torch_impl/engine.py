@@ -52,7 +52,7 @@ class Engine:
     framework = "PyTorch"
 
     def __init__(
-        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: torch.dtype | None = None,
+        self, net: Network, optimizer: dict[str, Any] | None = None, seed: int = 0, mixed: "torch.dtype | None" = None,
         compiled: bool = False, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
