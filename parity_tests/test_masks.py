@@ -190,6 +190,7 @@ def test_pictures_and_masks_are_changed_alike(tiles):
     steps = [next(stream) for _ in range(4)]
     for x, y in steps:
         assert x.shape == (2, 3, 6, 8) and y.shape == (2, 6, 8)
+        assert {*np.unique(y)} <= {0, 1, 2, masks.IGNORED}  # the nearest pixel's, nothing between two
         # Where neighbours have one class, no interpolation has changed the picture: its third channel is the number.
         number = (x[:, 2] + 1) * 127.5
         inside = np.ones(y.shape, bool)
@@ -212,7 +213,8 @@ def test_a_window_beyond_the_picture_is_ignored():
     for seed in range(40):
         pixels, labels = augmentation.pair(np.random.default_rng(seed), picture, mask, (1, 2, 3), window=(5, 4))
         pixels, labels = np.asarray(pixels), np.asarray(labels)
-        assert labels.shape == (5, 4) and (labels == 1).sum() == 12 and (pixels[labels == VOID] == (1, 2, 3)).all()
+        assert labels.shape == (5, 4) and (labels == 1).sum() == 12 and (labels == VOID).sum() == 8
+        assert (pixels[labels == VOID] == (1, 2, 3)).all()
         seen.add(int(np.argmax(labels[:, 0] == 1)))
     assert seen == {0, 1, 2}
 

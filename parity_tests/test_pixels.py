@@ -15,7 +15,7 @@ import torch_impl
 import keras_impl
 from shared import interpolation, masks, networks, recipes, weights
 from shared.masks import IGNORED, VOID, Coding
-from twins import ladder, pairs, runlog, segmentation
+from twins import ladder, pairs, runlog, segmentation, training
 
 BOUNDS = ladder.BOUNDS["float64"]
 NETWORK = {
@@ -119,25 +119,61 @@ def test_the_loss_is_pytorchs(smoothing):
 
 def test_poly():
     recipe = {"epochs": 10, "optimizer": {"learning_rate": 0.5}, "schedule": {"name": "poly"}}
-    rates = [recipes.learning_rate(recipe, step, 7) for step in (0, 6, 7, 69)]
-    assert np.allclose(rates, [0.5, 0.5, 0.5 * 0.9**0.9, 0.5 * 0.1**0.9], rtol=1e-14)
+    expected = [0.5, 0.5, 0.5 * 0.9**0.9, 0.5 * 0.1**0.9]
+    assert np.allclose([recipes.learning_rate(recipe, step, 7) for step in (0, 6, 7, 69)], expected, rtol=1e-14)
     other = {"steps": 10, "optimizer": {"learning_rate": 0.5}, "schedule": {"name": "poly", "power": 2, "warmup": 2}}
     assert np.allclose([recipes.learning_rate(other, step, 7) for step in (0, 1, 2, 6)], [0.25, 0.5, 0.5, 0.125])
 
 
-def test_a_run_resumed_and_switched(place, run, twins):
+def test_what_a_run_says(run):
     rows = runlog.read_log(run[0])
     assert len(rows) == 3 and all(0 <= row["test_miou"] <= 1 for row in rows) and rows[0]["tested_on"] == "val"
-    assert "mIoU" in run[1] and f"Best validation mIoU {max(row['test_miou'] for row in rows):.2%}" in run[1]
-    status, _, error = twins(*TRAIN, "--set", "epochs=3", "--epochs", "2", "--out", "half", folder=place)
-    assert status == 0, error
-    status, _, error = twins("train", "--resume", "half", "--epochs", "3", "--backend", "tf", "--workers", "0", folder=place)
-    assert status == 0, error
-    other = runlog.read_log(place / "half")
-    assert [row["framework"] for row in other] == ["PyTorch", "PyTorch", "Keras"]
-    recipe = recipes.load(RECIPE | {"network": NETWORK})
-    rates = [recipes.learning_rate(recipe, 2 * epoch, 2) for epoch in range(3)]
-    assert [row["learning_rate"] for row in rows] == rates
+    best = max(rows, key=lambda row: row["test_miou"])
+    assert training.step_of(run[0] / "best.safetensors") == best["step"]
+    assert f"Best validation mIoU {max(row['test_miou'] for row in rows):.2%}" in run[1]
+
+
+def test_a_run_switched_within_an_epoch_ends_where_the_other_does(place, run, monkeypatch):
+    monkeypatch.chdir(place)
+    recipe = recipes.load(RECIPE)
+    spec, data = training.prepare(recipe)
+    done = []
+    first = training.run(torch_impl.trainer(spec, recipe), recipe, spec, data, "half", stop=lambda: done[-1].step >= 3)
+    for now in first:
+        done.append(now)
+    half = training.read_checkpoint("half")
+    assert half.step == 3  # of two an epoch
+    engine = keras_impl.trainer(half.spec, half.recipe)
+    engine.load(half.arrays, half.step)
+    assert list(training.run(engine, half.recipe, half.spec, data, "other", half))[-1].step == 6
+    rows, others = runlog.read_log(run[0]), runlog.read_log("other")
+    assert [row["framework"] for row in others] == ["PyTorch", "Keras", "Keras"]
+    assert runlog.largest_difference(rows, others) <= BOUNDS["losses"]
+    assert [row["test_miou"] for row in rows] == [row["test_miou"] for row in others]
+    assert np.allclose([row["accuracy"] for row in rows], [row["accuracy"] for row in others], rtol=1e-12)
+    ends = [training.read_checkpoint(folder).arrays for folder in ("run", "other")]
+    worst = ladder.largest(ladder.between(*ends))
+    assert worst.value <= BOUNDS["weights"], worst
+
+
+def test_an_epoch_cut_short_and_completed(place, monkeypatch):
+    monkeypatch.chdir(place)
+    rows = {}
+    for name, lengths in (("whole", (4,)), ("cut", (3, 4))):
+        checkpoint = None
+        for steps in lengths:
+            rest = {key: value for key, value in RECIPE.items() if key != "epochs"}
+            recipe = recipes.load(rest | {"steps": steps, "schedule": {"name": "constant"}})
+            spec, data = training.prepare(recipe)
+            engine = torch_impl.trainer(spec, recipe)
+            if checkpoint:
+                engine.load(checkpoint.arrays, checkpoint.step)
+            for _ in training.run(engine, recipe, spec, data, name, checkpoint):
+                pass
+            checkpoint = training.read_checkpoint(name)
+        rows[name] = runlog.read_log(name)[-1]
+    assert np.isclose(rows["whole"]["accuracy"], rows["cut"]["accuracy"], rtol=1e-12)
+    assert np.isclose(rows["whole"]["loss"], rows["cut"]["loss"], rtol=1e-12)
 
 
 def test_both_frameworks_make_one_run(place, run, twins):

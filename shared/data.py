@@ -87,7 +87,7 @@ def hold_out(data: Data, holdout: float | None) -> Data:
     if data.tested_on == "val" or (holdout is None and len(data.x_test)):
         return data
     names = dict(enumerate(data.classes)) if data.classes else {label: str(label) for label in np.unique(data.y_train).tolist()}
-    rest, held = folders.places_held_out(data.y_train, names, holdout or HOLDOUT)
+    rest, held = folders.held_out(data.y_train, names, holdout or HOLDOUT)
     train, test = ((data.x_train[places], data.y_train[places]) for places in (rest, held))
     unseen = Labelled(data.x_test, data.y_test, data.classes) if len(data.x_test) else None
     return Data(*train, *test, data.classes, "train", unseen)

@@ -111,15 +111,7 @@ def has_masks(path: Path) -> bool:
     return (path / "images").is_dir() and (path / "masks").is_dir()
 
 
-def held_out(part: Part, classes: Sequence[str], share: float, seed: int = 0) -> tuple[Part, Part]:
-    """(the rest, what is held out) of the pictures of a part, by `places_held_out`."""
-    rest, held = places_held_out(part.labels, dict(enumerate(classes)), share, seed)
-    return Part(part.pictures[rest], part.labels[rest]), Part(part.pictures[held], part.labels[held])
-
-
-def places_held_out(
-    labels: np.ndarray, classes: Mapping[int, str], share: float, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def held_out(labels: np.ndarray, classes: Mapping[int, str], share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(the rest, what is held out) as indices: the same share of each class, at least one picture, chosen by the seed.
 
     `classes` has the names of the labels. A class's choice depends on its name and its number of pictures alone. Raises
