@@ -166,6 +166,7 @@ def test_a_command_says_what_to_install_for_the_other_half(half, folder):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.long
 def test_keras_alone_is_a_working_half(folder):
     commands = [
         "train --backend tf --epochs 1 --out run",
@@ -188,6 +189,7 @@ def test_keras_alone_is_a_working_half(folder):
     assert "from mnist_residual in Keras" in results[2][1]
 
 
+@pytest.mark.long
 def test_pytorch_alone_is_a_working_half(folder):
     commands = [
         "train --epochs 1 --out run",

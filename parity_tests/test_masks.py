@@ -234,6 +234,7 @@ def test_lists_that_come_with_the_project():
     assert masks.palette([*"abcd"]) == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]  # PASCAL VOC's first
 
 
+@pytest.mark.long
 def test_scattered_digits_know_their_pixels():
     data = datasets.load_masked("scattered_digits")
     x, y = data.x_test[..., 0], data.y_test

@@ -165,7 +165,7 @@ def test_every_type_is_here():
     assert {layer["type"] for spec in TINY.values() for layer in spec["layers"]} == shared.spec.TYPES.keys()
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "torch", pytest.param("jax", marks=pytest.mark.long)])
+@pytest.mark.parametrize("backend", ["tensorflow", *(pytest.param(name, marks=pytest.mark.long) for name in ("torch", "jax"))])
 def test_files_load_without_this_package(backend, files):
     folder, expected = files
     quick = {"JAX_THREEFRY_PARTITIONABLE": "0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile

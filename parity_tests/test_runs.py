@@ -724,7 +724,8 @@ def on_two_devices(backend, spec, folder):
     return training.read_checkpoint(folder / "runs" / f"{spec['name']}-{backend}")
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("tf", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("backend", PACKAGES)
 def test_two_devices_do_what_one_does(backend, tmp_path):
     """Without batch norm."""
     layers = [{**layer, "norm": False} if layer["type"] == "basic" else layer for layer in SPEC["layers"]]

@@ -136,7 +136,7 @@ def test_a_network_without_class_maps(name):
         networks.segmentation(shared.load(name), 11)
 
 
-@pytest.mark.parametrize("type_", ["upsample", "upsample_transposed"])
+@pytest.mark.parametrize("type_", ["upsample_transposed", pytest.param("upsample", marks=pytest.mark.long)])
 def test_exported(type_, tmp_path):
     spec = networks.segmentation(shared.load("drn_a_10_small"), 4)
     up = spec["layers"][-1] | {"type": type_} | ({"in": 4} if type_.endswith("d") else {})
@@ -146,6 +146,7 @@ def test_exported(type_, tmp_path):
         assert row.relative <= ladder.BOUNDS["float32"]["logits"], row
 
 
+@pytest.mark.long
 def test_compared_on_every_rung():
     spec = networks.segmentation(shared.load("resnet20"), 5)
     report = compare.run([torch_impl, keras_impl], spec, steps=3)
