@@ -6,29 +6,23 @@ no other class is more probable, as in the paper. A run's threshold is chosen on
 are of the second half.
 """
 
-import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import script
 import typer
+from experiment import Row, Run, in_words, last_layer, mean_gridding, planned, train_all
 from origin import origin
 from rich.console import Console
 from rich.table import Table
 
-from shared import images, networks, recipes
+from shared import images
 from shared.checks import Error
 from shared.data import Data
 from shared.files import write_text
-from shared.recipes import Recipe
-from shared.spec import Spec
 from twins import backends, boxes, datasets, gridding, plots, predict, scattered, training
 from twins.boxes import Box, Localisation
 from twins.cli import options, output
@@ -48,16 +42,7 @@ COLUMNS = {
     "gridding": "gridding",
 }
 
-Row = dict[str, Any]  # what is measured of a run
-
-
-class Run(NamedTuple):
-    """A network to be trained with a seed."""
-
-    folder: Path
-    network: str  # a name or the path of a spec
-    seed: int
-    recipe: Recipe
+PLAIN = ("mean_iou", "gridding")  # columns that are not in per cent
 
 
 class Experiment(NamedTuple):
@@ -77,13 +62,13 @@ def main(
     changes: options.Changes = None,
 ) -> None:
     """Train the networks, print the table, and write it, all numbers, the logs and three figures into the folder."""
-    runs = planned(folder, network, seeds, changes or [])
+    runs = planned(folder, "scattered", network, seeds, changes or [])
     source = runs[0].recipe["data"]
     if source not in datasets.SCATTERED:
         raise Error(f"--set data={source}: expected {' or '.join(datasets.SCATTERED)}, which have boxes")
     folder.mkdir(parents=True, exist_ok=True)
     with output.status("training") as say:
-        train_all([run for run in runs if not complete(run.folder, run.recipe)], jobs, changes or [], say)
+        train_all(runs, jobs, say)
         data, true_boxes, _ = datasets.load_scattered(source)
         experiment = examine_all(runs, data, true_boxes, say)
     half = len(true_boxes) // 2
@@ -100,57 +85,6 @@ def main(
     print(text, end="")
 
 
-def planned(folder: Path, network: Sequence[str], seeds: int, changes: Sequence[str]) -> list[Run]:
-    """The runs, seed by seed. Raises `Error` for a recipe that is wrong, and a network without class maps."""
-    runs = []
-    for seed, name in itertools.product(range(seeds), network):
-        recipe = recipes.changed(recipes.load("scattered"), [f"network={name}", f"seed={seed}", *changes])
-        recipe = recipes.load(recipe)
-        spec = recipes.network(recipe)
-        networks.head(spec)
-        runs.append(Run(folder / f"{spec['name']}-{seed}", name, seed, recipe))
-    return list({run.folder: run for run in runs}.values())
-
-
-def complete(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run of a folder is complete. Raises `Error` if it is of another recipe or another network."""
-    if not (folder / "last.safetensors").exists():
-        return False
-    checkpoint = training.read_checkpoint(folder)
-    if checkpoint.recipe != recipe or checkpoint.spec["layers"] != recipes.network(recipe)["layers"]:
-        raise Error(f"{folder}: has a run of another recipe or network; choose another folder")
-    if "steps" in recipe:
-        return bool(checkpoint.step == recipe["steps"])
-    return bool(checkpoint.history) and checkpoint.history[-1]["epoch"] == recipe["epochs"]
-
-
-def train_all(runs: Sequence[Run], jobs: int, changes: Sequence[str], say: Callable[[str], None]) -> None:
-    """Train, several runs at once. Raises `Error` as soon as one fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train, run, changes, environment) for run in runs]
-        try:
-            for number, future in enumerate(as_completed(futures)):
-                say(f"training: {number} of {len(futures)} runs done")
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def train(run: Run, changes: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Train a network, or resume its run; what that prints goes into a file beside the folder. Raises `Error` if it fails."""
-    folder, network, seed, _ = run
-    begin = ["--out", str(folder), f"--set=network={network}", f"--set=seed={seed}", *(f"--set={change}" for change in changes)]
-    arguments = ["--resume", str(folder)] if (folder / "last.safetensors").exists() else begin
-    log = folder.with_suffix(".txt")
-    with log.open("a") as file:
-        command = [sys.executable, "-m", "twins", "train", "scattered", *arguments]
-        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        lines = log.read_text().strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise Error(f"{network}, seed {seed}: {lines[-1]}")
-
-
 def examine_all(runs: Sequence[Run], data: Data, true_boxes: np.ndarray, say: Callable[[str], None]) -> Experiment:
     """Measure the runs on the test images."""
     experiment = Experiment([], [], {}, {})
@@ -162,10 +96,10 @@ def examine_all(runs: Sequence[Run], data: Data, true_boxes: np.ndarray, say: Ca
         row = {"network": name, "seed": run.seed, "map": "x".join(map(str, maps[0].shape))}
         for prefix, of_prefix in localisations.items():
             row |= {f"{prefix}{key}": value for key, value in measured(of_prefix, true_boxes).items()}
-        experiment.rows.append(row | {"gridding": mean_gridding(checkpoint.spec, maps)})
+        experiment.rows.append(row | {"gridding": mean_gridding(checkpoint.spec, last_layer(checkpoint.spec), maps)})
         experiment.logs.extend({"network": name, "seed": run.seed, **line} for line in checkpoint.history)
         experiment.localisations.setdefault(name, localisations[""])
-        experiment.strongest.setdefault(name, (maps[0], mean_gridding(checkpoint.spec, maps[:1])))
+        experiment.strongest.setdefault(name, (maps[0], mean_gridding(checkpoint.spec, last_layer(checkpoint.spec), maps[:1])))
     return experiment
 
 
@@ -188,7 +122,7 @@ def examine(checkpoint: Checkpoint, data: Data) -> tuple[dict[str, list[Localisa
             localisations[""].append(plain)
             localisations["exclusive_"].append(boxes.localise(maps, WINDOW, label, alone=True))
             localisations["dense_"].append(plain._replace(response=boxes.upsampled(plain.response, *WINDOW[2:])))
-        strongest += [gridding.strongest(maps)[1] for maps in engine.activations(batch)[networks.head(spec)[0][-1]]]
+        strongest += [gridding.strongest(maps)[1] for maps in engine.activations(batch)[last_layer(spec)]]
     return localisations, strongest[len(strongest) // 2 :]
 
 
@@ -202,34 +136,16 @@ def measured(localisations: Sequence[Localisation], true_boxes: np.ndarray) -> R
     return {"threshold": threshold, **scores[threshold], "sweep": sweep}
 
 
-def mean_gridding(spec: Spec, maps: Sequence[np.ndarray]) -> float | None:
-    """The mean of `gridding.gridding` over maps of the last layer before the pooling; None without dilation."""
-    try:
-        period = gridding.grid_period(spec, networks.head(spec)[0][-1])
-    except Error:
-        return None
-    return float(np.mean([gridding.gridding(values, period) for values in maps]))
-
-
 def table(rows: Sequence[Row], canvas: Mapping[str, float]) -> Table:
     """The table of all networks: means over the seeds and, in parentheses, their range."""
     grid = Table("network", *COLUMNS.values(), box=None)
     for network in dict.fromkeys(row["network"] for row in rows):
         of_network = [row for row in rows if row["network"] == network]
-        ranges = (in_words(key, [row[key] for row in of_network if row[key] is not None]) for key in list(COLUMNS)[1:])
+        ranges = (in_words([row[key] for row in of_network], key not in PLAIN) for key in list(COLUMNS)[1:])
         grid.add_row(network, of_network[0]["map"], *ranges)
     error, pointing = (f"{100 * canvas[key]:.1f}" for key in ("localisation_error", "pointing_accuracy"))
     grid.add_row("the whole canvas", "", "", error, "", "", f"{canvas['mean_iou']:.2f}", pointing, "")
     return grid
-
-
-def in_words(key: str, values: Sequence[float]) -> str:
-    """The mean and the range of values of a column, errors and accuracies in per cent; empty without values."""
-    if not values:
-        return ""
-    numbers = (min(values), np.mean(values), max(values))
-    low, mean, high = (f"{x:.2f}" if key in ("mean_iou", "gridding") else f"{100 * x:.1f}" for x in numbers)
-    return f"{mean} ({low}–{high})"
 
 
 def draw(experiment: Experiment, data: Data, true_boxes: np.ndarray, folder: Path) -> None:

@@ -1,20 +1,23 @@
 """Folders of pictures and masks, what is wrong with some, and the batches that training takes of them."""
 
+import itertools
 import json
 import re
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shared import masks, networks, recipes
+from shared import folders, images, masks, networks, recipes, shapes
 from shared.checks import Error
-from shared.data import load_masked
+from shared.data import Data, load_masked
 from shared.masks import VOID, Coding
 from shared.spec import CLASSES
 from twins import augmentation, datasets, pairs, training
 from twins.loading import Loader
+from twins.scattered import Scattered
 
 NETWORK = {
     "name": "dense",
@@ -39,6 +42,7 @@ RECIPE = {
     "precision": "float64",
 }
 CODING = Coding(9, None)
+HELD = [2, 4]  # of five pictures, two fifths
 
 
 def save(path, pixels, mode=None):
@@ -79,6 +83,33 @@ def test_a_folder_that_is_not_divided(tiles):
     assert (len(flat.x_train), len(flat.x_test), flat.tested_on) == (3, 2, "train")
     assert not set(flat.y_train) & set(flat.y_test)
     assert flat.y_test.tolist() == load_masked(tiles / "train", holdout=0.4).y_test.tolist()
+    assert flat.y_test.tolist() == [str(tiles / "train" / "masks" / "town" / f"{number:02}.png") for number in HELD]
+    assert flat.coding == Coding(VOID, None) and flat.unseen is None
+
+
+def test_pictures_held_out_are_chosen_as_for_classes(tiles):
+    _, held = folders.held_out(np.zeros(5, int), {0: folders.ALL}, 0.4)
+    assert held.tolist() == HELD
+    (tiles / "val").rename(tiles / "test")
+    whole, apart = load_masked("tiles"), load_masked("tiles", holdout=0.4)
+    assert (whole.tested_on, whole.unseen, len(whole.x_train)) == ("test", None, 5)
+    assert (apart.tested_on, len(apart.x_train), apart.x_test.names) == ("train", 3, [whole.x_train.names[n] for n in HELD])
+    assert apart.unseen.y.tolist() == whole.y_test.tolist() and apart.unseen.coding == whole.coding
+    for part, kind in itertools.product(("train", "test"), ("images", "masks")):
+        for path in sorted((tiles / part / kind / "town").iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(Error, match="^tiles: has 1 picture, expected at least 2: one to train on and one to test on$"):
+        load_masked("tiles", holdout=0.4)
+
+
+def test_scattered_digits_are_held_out_too(monkeypatch):
+    arrays = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 3), np.uint8)
+    plain = Data(arrays[:6, ..., None], np.zeros(6, int), arrays[6:, ..., None], np.zeros(4, int))
+    made = Scattered(plain, [], (arrays[:6], arrays[6:]))
+    monkeypatch.setattr(datasets, "load_scattered", lambda name: made)
+    data = datasets.load_masked("scattered_digits", holdout=0.4)
+    assert (data.tested_on, len(data.x_train), len(data.x_test), len(data.unseen.x)) == ("train", 4, 2, 4)
+    assert np.array_equal(data.y_test, data.x_test[..., 0]) and np.array_equal(data.unseen.y, arrays[6:])
 
 
 def test_colours_numbers_and_palettes_are_the_same_mask(tmp_path):
@@ -176,6 +207,38 @@ def test_recipes_that_do_not_fit(changes, message, tiles):
         spec, data = training.prepare(recipe)
         next(pairs.stream(recipe, spec, data, 0, Loader()))
         next(pairs.stream(recipe, spec, data, 1, Loader()))
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_no_file_is_opened_without_need(window, tiles, monkeypatch):
+    opened = []
+    monkeypatch.setattr(images, "picture_size", lambda path, read=images.picture_size: opened.append(path) or read(path))
+    monkeypatch.setattr(masks, "check_file", lambda path, size, read=masks.check_file: opened.append(path) or read(path, size))
+    fitted = []
+    monkeypatch.setattr(shapes, "check_fits_memory", lambda rows, size: fitted.append(size))
+    recipe = recipes.load(RECIPE if window else RECIPE | {"augmentation": {}})
+    _, data = training.prepare(recipe)
+    tested = [*data.x_test.paths(), *data.y_test.tolist()]
+    trained = [] if window else data.x_train.paths()
+    sizes = 0 if window else 2  # of a batch, which the first picture has, for two checks
+    assert sorted(opened) == sorted([*tested, *trained, *trained[:1] * sizes])
+    assert sorted(fitted) == ([(6, 8), (8, 10)] if window else [(8, 10)])
+
+
+def test_pictures_of_two_sizes_without_a_window(tiles):
+    save(tiles / "train" / "images" / "town" / "03.png", np.zeros((6, 10, 3), np.uint8))
+    message = "make no batch: .*00.png has 10x8 pixels, .*03.png has 10x6 pixels; expected a 'window' in the augmentation"
+    with pytest.raises(Error, match=message):
+        training.prepare(recipes.load(RECIPE | {"augmentation": {}}))
+
+
+@pytest.mark.parametrize("part", ["val", "train"])
+def test_when_a_mask_of_another_size_is_seen(part, tiles):
+    """One to test on before the run, one to train on when it is read."""
+    save(next((tiles / part / "masks" / "town").iterdir()), mask_of(0)[:, :4])
+    recipe = recipes.load(RECIPE)
+    with pytest.raises(Error, match="is a mask of 4x8, but its picture has 10x8 pixels") if part == "val" else nullcontext():
+        training.prepare(recipe)
 
 
 def test_masks_for_a_network_that_classifies_images(tiles):

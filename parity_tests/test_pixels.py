@@ -1,6 +1,8 @@
 """Training on pixels in both frameworks, the scores of pixels by hand and by scikit-learn, and `twins segment`."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,11 @@ import torch_impl
 import keras_impl
 from shared import interpolation, masks, networks, recipes, weights
 from shared.masks import IGNORED, VOID, Coding
-from twins import ladder, pairs, runlog, segmentation, training
+from twins import datasets, ladder, pairs, runlog, scattered, segmentation, training
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import experiment  # noqa: E402
+import segmentation as benchmark  # noqa: E402
 
 BOUNDS = ladder.BOUNDS["float64"]
 NETWORK = {
@@ -65,14 +71,19 @@ def tile(seed):
     return picture, mask
 
 
+def save_tiles(folder, numbers):
+    for number in numbers:
+        for kind, pixels in zip(("images", "masks"), tile(number), strict=True):
+            path = folder / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("pixels")
-    for number in range(9):
-        for kind, pixels in zip(("images", "masks"), tile(number), strict=True):
-            path = root / "tiles" / ("train" if number < 6 else "val") / kind / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path)
+    save_tiles(root / "tiles" / "train", range(6))
+    save_tiles(root / "tiles" / "val", range(6, 9))
     (root / "net.json").write_text(json.dumps(NETWORK))
     (root / "mine.json").write_text(json.dumps(RECIPE))
     return root
@@ -185,6 +196,18 @@ def test_both_frameworks_make_one_run(place, run, twins):
         assert [row[key] for row in rows] == [row[key] for row in others]
 
 
+def test_the_pictures_that_a_run_has_not_used(place, twins):
+    """At its end: the measure that chose the epoch, as `twins segment` finds it."""
+    for part, numbers in (("train", range(6)), ("val", range(6, 9)), ("test", range(9, 14))):
+        save_tiles(place / "three" / part, numbers)
+    status, out, error = twins(*TRAIN, "--data", "three", "--epochs", "1", "--out", "apart", folder=place)
+    assert status == 0, error
+    files = ("apart/network.json", "--weights", "apart/best.safetensors", "--workers", "0")
+    found = json.loads(twins("segment", *files, "--data", "three", "--json", folder=place).stdout)
+    assert found["miou"]["PyTorch"] != found["pixel_accuracy"]["PyTorch"]
+    assert f"Test mIoU of that epoch {found['miou']['PyTorch']:.2%}, on 5 images that the run has not used" in out
+
+
 def test_from_the_weights_of_a_classifier(place, twins):
     weights.save_state(place / "classifier.safetensors", weights.initial(NETWORK, seed=5))
     status, out, error = twins(*TRAIN, "--init", "classifier.safetensors", "--epochs", "1", "--out", "init", folder=place)
@@ -291,6 +314,45 @@ def test_measured_in_pieces_is_the_same_as_at_once():
     assert found.same == (y != VOID).sum() == expected.sum() and found.places == [*range(5)] and found.sizes == [(8, 12)]
 
 
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        ([0] * 5 + [1] * 5, [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]),  # three pixels on either side
+        ([0] * 5 + [VOID] + [1] * 4, [0] * 10),  # where the edge is, is not known
+        ([0] * 3 + [VOID] + [0] * 2 + [1] * 4, [0, 0, 0, 1, 1, 1, 1, 1, 1, 0]),
+        ([2] * 10, [0] * 10),
+    ],
+)
+def test_the_band_around_an_edge(row, expected):
+    mask = np.tile(np.array(row, np.uint8), (4, 1))
+    for each in (mask, mask.T):
+        found = segmentation.boundary(each)
+        assert np.array_equal(found if each is mask else found.T, np.tile(np.array(expected, bool), (4, 1)))
+
+
+def test_the_band_around_a_corner_is_square():
+    mask = np.zeros((9, 9), np.uint8)
+    mask[4, 4] = 1  # its four neighbours are at the edge too
+    rows, columns = np.abs(np.indices(mask.shape) - 4)
+    expected = ((rows <= 3) & (columns <= 2)) | ((rows <= 2) & (columns <= 3))
+    assert np.array_equal(segmentation.boundary(mask), expected)
+    assert segmentation.boundary(mask, 1).sum() == 5
+
+
+def test_near_edges_the_score_is_of_those_pixels_alone():
+    pixels = np.zeros((1, 8, 12, 3), np.uint8)
+    pixels[..., 0] = 2  # the network says class 0
+    pixels[:, :, 6:, 1] = 3  # or class 1
+    pixels[:, 0, 0, 2] = 9  # and in a corner class 2
+    y = np.zeros((1, 8, 12), np.uint8)
+    y[:, :, 5:] = 1
+    found = segmentation.measure([Stub()], pixels, y, pairs.Reader(STUB, Coding(VOID, None)))
+    (whole,), (near,) = found.matrices, found.at_edges
+    assert near.tolist() == [[24, 0, 0], [8, 16, 0], [0, 0, 0]] and whole.sum() == 96 and whole[0, 2] == 1
+    results = segmentation.summary(found, ["PyTorch"], [*"abc"], STUB, [1], False)
+    assert results["boundary_miou"] == {"PyTorch": (24 / 32 + 16 / 24) / 2} and results["boundary_pixels"] == 48
+
+
 def test_segment_pictures(place, run, twins):
     pictures = [str(place / "tiles" / "val" / "images" / f"{number}.png") for number in (6, 7)]
     status, out, error = twins(*SEGMENT, *pictures, "--out", "found", "--backend", "both", folder=place)
@@ -316,7 +378,7 @@ def test_segment_a_folder(place, run, twins):
     assert found["files"] == ["report/confusion.csv", "report/sheet.png"] and found["pictures"] == 3
     status, out, _ = twins(*SEGMENT, "--data", "tiles", "--scales", "0.5,1,1.5", "--flip", folder=place)
     assert status == 0
-    for words in ("mIoU", "pixel accuracy", "Pictures resized by 0.5, 1, 1.5 (bicubic).", "half-pixel", "mirrored"):
+    for words in ("mIoU near edges", "pixel accuracy", "Pictures resized by 0.5, 1, 1.5 (bicubic).", "half-pixel", "mirrored"):
         assert words in out
 
 
@@ -339,3 +401,32 @@ def test_segment_says_what_is_wrong(words, message, place, run, twins):
 def test_segment_needs_a_network_of_pixels(place, twins):
     status, _, error = twins("segment", "net.json", "--weights", "w", "--data", "tiles", folder=place)
     assert status == 2 and "dense classifies whole images, not pixels: train it with the key head" in error
+
+
+def test_the_experiment_with_runs_that_are_done(tmp_path, monkeypatch, capsys):
+    """Untrained networks, on few pictures: what is measured is what `twins segment` measures, and nothing is trained again."""
+    made = scattered.make(datasets.load_data(), train=8, test=6)
+    monkeypatch.setattr(scattered, "make", lambda digits: made)
+    changes, arrays = ["data=scattered_digits", "steps=1"], {}
+    sums = {"loss": 2.3, "accuracy": 0.1, "test_loss": 2.3, "test_accuracy": 0.1, "test_miou": 0.1, "images_per_sec": 9.0}
+    for name in ("resnet10_small", "drn_a_10_small"):
+        own = [f"network={name}", "seed=0", *changes]
+        recipe = recipes.load(recipes.changed(recipes.load("scattered_seg"), own))
+        spec = recipes.network(recipe)
+        history = [{"epoch": 1, "step": 1, "learning_rate": 0.1, **sums, "framework": "PyTorch"}]
+        about = {"recipe": recipe, "spec": spec, "step": 1, "sums": [0.0, 0, 0, 0.0], "history": history}
+        (tmp_path / f"{name}-0").mkdir()
+        arrays[name] = torch_impl.trainer(spec, recipe).state()
+        weights.save_state(tmp_path / f"{name}-0" / "last.safetensors", arrays[name], about)
+    monkeypatch.setattr(experiment, "train", lambda *arguments: pytest.fail("it was trained again"))
+    benchmark.main(tmp_path, "scattered_seg", list(arrays), 1, 1, changes)
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "segmentation-scattered_seg.txt").read_text() and "near edges" in out
+    plain, dilated = json.loads((tmp_path / "segmentation-scattered_seg.json").read_text())["runs"]
+    assert (plain["stride"], plain["gridding"], dilated["stride"]) == (32, None, 8) and 0 <= dilated["gridding"] <= 1
+    engine = torch_impl.Engine(torch_impl.build(spec))
+    engine.load(arrays["drn_a_10_small"])
+    data = pairs.load(recipe)
+    found = segmentation.measure([engine], data.x_test, data.y_test, pairs.Reader(spec, data.coding))
+    assert dilated["miou"] == segmentation.scores(found.matrices[0]).miou
+    assert dilated["boundary_miou"] == segmentation.scores(found.at_edges[0]).miou

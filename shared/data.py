@@ -5,7 +5,7 @@ has a class, the labels are the masks, as `shared.masks` has them, (count, heigh
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from . import folders, masks
 from .checks import Error, nearest
 from .files import check_readable
-from .folders import Folder, Pictures
+from .folders import Pictures
 from .formats import open_zip
 from .masks import Coding
 
@@ -71,7 +71,11 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
         where = f"in TWINS_DATA, {place}" if place else "in the folder named by TWINS_DATA, which is not set"
         expected = f"there are {', '.join(known)}, and .npz files {where}"
         raise Error(f"no data set is called {str(name)!r}{nearest(name, known)}; {expected}")
-    found = _of_folder(path, folders.read(path)) if folders.is_folder(path) else _read_npz(path)
+    if folders.is_folder(path):
+        folder = folders.read(path)
+        found = _of_parts(path, folder.parts, None if folder.is_numbered else folder.classes)
+    else:
+        found = _read_npz(path)
     try:
         return hold_out(found, holdout)
     except Error as error:
@@ -82,15 +86,18 @@ def hold_out(data: Data, holdout: float | None) -> Data:
     """The data with the fraction `holdout` of each class tested on instead of trained on, always the same images.
 
     If it is None, only where there are no images to test on; not where there are some for validation. The images that were to
-    test on are `unseen`. Raises `Error` for a class of one image.
+    test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image.
     """
     if data.tested_on == "val" or (holdout is None and len(data.x_test)):
         return data
-    names = dict(enumerate(data.classes)) if data.classes else {label: str(label) for label in np.unique(data.y_train).tolist()}
-    rest, held = folders.held_out(data.y_train, names, holdout or HOLDOUT)
+    labels, names = data.y_train, dict(enumerate(data.classes or ()))
+    if data.coding:
+        labels, names = np.zeros(len(labels), np.int64), {0: folders.ALL}
+    names = names or {label: str(label) for label in np.unique(labels).tolist()}
+    rest, held = folders.held_out(labels, names, holdout or HOLDOUT)
     train, test = ((data.x_train[places], data.y_train[places]) for places in (rest, held))
-    unseen = Labelled(data.x_test, data.y_test, data.classes) if len(data.x_test) else None
-    return Data(*train, *test, data.classes, "train", unseen)
+    unseen = Labelled(data.x_test, data.y_test, data.classes, data.coding) if len(data.x_test) else None
+    return Data(*train, *test, data.classes, "train", unseen, data.coding)
 
 
 def find(name: str | Path) -> Path | None:
@@ -125,24 +132,11 @@ def load_masked(
     a list whose colours are known too. Raises `Error` for a data set that does not exist or is not of this form.
     """
     folder, coding, classes = _masked(name, ignore, names)
-    parts = folder.parts
-    train = parts.get("train", parts.get(""))
-    if not train:
-        raise Error(f"{name}: has {' and '.join(parts)} but no train, so there is nothing to train on")
-    tested_on = "val" if "val" in parts else "test" if "test" in parts and holdout is None else "train"
-    if tested_on != "train":
-        test = parts[tested_on]
-    else:
-        count = len(train.masks)
-        if count < 2:
-            raise Error(f"{name}: has 1 picture, expected at least 2: one to train on and one to test on")
-        order = np.random.default_rng(0).permutation(count)
-        held = min(max(1, round((holdout or HOLDOUT) * count)), count - 1)
-        rest, chosen = np.sort(order[held:]), np.sort(order[:held])
-        test = masks.Part(train.pictures[chosen], train.masks[chosen])
-        train = masks.Part(train.pictures[rest], train.masks[rest])
-    unseen = Labelled(*parts["test"], classes, coding) if tested_on != "test" and "test" in parts else None
-    return Data(*train, *test, classes, tested_on, unseen, coding)
+    found = _of_parts(name, folder.parts, classes, coding)
+    try:
+        return hold_out(found, holdout)
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
 
 
 def load_masked_test(name: str | Path, ignore: int = masks.VOID, names: Sequence[str] | None = None) -> Labelled:
@@ -167,16 +161,16 @@ def _masked(name: str | Path, ignore: int, names: Sequence[str] | None) -> tuple
     return folder, Coding(ignore, tuple(colours) if colours else None), classes
 
 
-def _of_folder(path: Path, folder: Folder) -> Data:
-    parts = folder.parts
+def _of_parts(
+    path: str | Path, parts: Mapping[str, tuple[Pictures, np.ndarray]], classes: list[str] | None, coding: Coding | None = None
+) -> Data:
     train = parts.get("train", parts.get(""))
     if not train:
         raise Error(f"{path}: has {' and '.join(parts)} but no train, so there is nothing to train on")
     tested_on = next((part for part in ("val", "test") if part in parts), "test")
-    test = parts.get(tested_on) or folders.Part(train.pictures[:0], train.labels[:0])
-    names = None if folder.is_numbered else folder.classes
-    unseen = Labelled(*parts["test"], names) if tested_on == "val" and "test" in parts else None
-    return Data(*train, *test, names, tested_on, unseen)
+    test = parts.get(tested_on) or (train[0][:0], train[1][:0])
+    unseen = Labelled(*parts["test"], classes, coding) if tested_on == "val" and "test" in parts else None
+    return Data(*train, *test, classes, tested_on, unseen, coding)
 
 
 def _digits() -> Data:

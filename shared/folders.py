@@ -20,6 +20,7 @@ from .files import check_readable
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("file", "label", "split")  # of a CSV; the last is optional
+ALL = ""  # the name of a class that all pictures are in, for `held_out`
 
 
 class Pictures:
@@ -114,15 +115,16 @@ def has_masks(path: Path) -> bool:
 def held_out(labels: np.ndarray, classes: Mapping[int, str], share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(the rest, what is held out) as indices: the same share of each class, at least one picture, chosen by the seed.
 
-    `classes` has the names of the labels. A class's choice depends on its name and its number of pictures alone. Raises
-    `Error` for a class of one picture.
+    `classes` has the names of the labels; `ALL` is that of a class which all pictures are in. A class's choice depends on its
+    name and its number of pictures alone. Raises `Error` for a class of one picture.
     """
     chosen = np.zeros(len(labels), bool)
     for number, name in classes.items():
         places = np.flatnonzero(labels == number)
         if len(places) < 2:
             pictures = "1 picture" if len(places) else "no pictures"
-            raise Error(f"class {name} has {pictures}, expected at least 2: one to train on and one to test on")
+            which = "" if name == ALL else f"class {name} "
+            raise Error(f"{which}has {pictures}, expected at least 2: one to train on and one to test on")
         count = min(max(1, round(share * len(places))), len(places) - 1)
         generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
         chosen[places[generator.permutation(len(places))[:count]]] = True

@@ -29,6 +29,7 @@ from .predict import check_finite
 ENDINGS = ("_overlay.png", "_colours.png", "_classes.png")  # of the files for a picture
 SHOWN = 3  # best pictures on the sheet, and as many worst
 PIXELS = 2_000_000  # at most in a batch, unless a picture has more
+BAND = 3  # pixels on either side of an edge
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -36,6 +37,27 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     counts = truth != masks.VOID
     numbers = truth[counts].astype(np.int64) * classes + predicted[counts]
     return np.bincount(numbers, minlength=classes * classes).reshape(classes, classes)
+
+
+def boundary(truth: np.ndarray, width: int = BAND) -> np.ndarray:
+    """The pixels of a mask (height, width) within `width` pixels of an edge between two of its classes, as booleans.
+
+    An edge is between pixels side by side or one above the other that both count and differ in class; where `VOID` begins there
+    is none, since what lies there is not known. The pixels next to it, on both sides, are the first of the band; a step to any
+    of the eight neighbours is a pixel more. Kohli, Ladicky, Torr 2009, "Robust higher order potentials for enforcing label
+    consistency", score such bands.
+    """
+    near = np.zeros(truth.shape, bool)
+    for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        edge = (truth[first] != truth[second]) & (truth[first] != masks.VOID) & (truth[second] != masks.VOID)
+        near[first] |= edge
+        near[second] |= edge
+    for _ in range(width - 1):
+        for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+            before = near.copy()
+            near[first] |= before[second]
+            near[second] |= before[first]
+    return near
 
 
 class Scores(NamedTuple):
@@ -155,6 +177,7 @@ class Measured(NamedTuple):
     of_pictures: list[float | None]  # mIoU of each by the first engine
     sizes: list[tuple[int, ...]]  # of the pictures, each once
     same: int  # pixels that count and that all engines say the same of
+    at_edges: list[np.ndarray]  # the matrices of the pixels in the `boundary` alone
 
 
 def measure(
@@ -163,21 +186,30 @@ def measure(
 ) -> Measured:  # fmt: skip
     """What engines reach on pictures and masks, one by one, by the `logits`."""
     classes = networks.outputs(reader.spec) or 0
-    found = Measured([np.zeros((classes, classes), np.int64) for _ in engines], [], [], [], 0)
+    empty, at_edges = ([np.zeros((classes, classes), np.int64) for _ in engines] for _ in range(2))
+    found = Measured(empty, [], [], [], 0, at_edges)
     for read in pairs.plain(x, y, reader, loader or Loader()):
         for place, pixels, mask in zip(read.places, read.pixels, read.masks, strict=True):
             predicted = [maps.argmax(0) for maps in logits(engines, reader.spec, pixels, scales, flip)]
             matrices = [confusion(mask, each, classes) for each in predicted]
-            for total, matrix in zip(found.matrices, matrices, strict=True):
-                total += matrix
+            near = np.where(boundary(mask), mask, masks.VOID)
+            for number, each in enumerate(predicted):
+                found.matrices[number][:] += matrices[number]
+                found.at_edges[number][:] += confusion(near, each, classes)
             found.places.append(place)
             if mask.shape not in found.sizes:
                 found.sizes.append(mask.shape)
             found.of_pictures.append(scores(matrices[0]).miou)
-            same = np.all([each == predicted[0] for each in predicted], axis=0) & (mask != masks.VOID)
+            same = agreement(predicted) & (mask != masks.VOID)
             found = found._replace(same=found.same + int(same.sum()))
         advance(1)
     return found
+
+
+def agreement(predicted: Sequence[np.ndarray]) -> np.ndarray:
+    """Where all engines have the same class: booleans of the shape of their predictions."""
+    same: np.ndarray = np.all([each == predicted[0] for each in predicted], axis=0)
+    return same
 
 
 def sizes(spec: Spec, of_pictures: Sequence[Sequence[int]], scales: Sequence[float] = (1,), flip: bool = False) -> list[str]:
@@ -263,7 +295,8 @@ def write_report(
             (pixels,), (mask,) = read.pixels, read.masks
             predicted = logits(engines[:1], reader.spec, pixels, scales, flip)[0].argmax(0)
             name = Path(x.names[place]).name if isinstance(x, Pictures) else f"image {place}"
-            rows.append((f"{name}, mIoU {miou:.1%}", [pixels, coloured(mask, colours), coloured(predicted, colours)]))
+            title = f"{name}, mIoU {miou:.1%}"
+            rows.append({title: pixels, "mask": coloured(mask, colours), "prediction": coloured(predicted, colours)})
         plots.draw_segmentations(rows, dict(zip(names, colours, strict=False)), paths[-1])
     return paths
 
@@ -298,7 +331,8 @@ def summary(
 
     - "pictures", "pixels": how many count; "sizes": what happens to sizes, in words; "scales" and "flip";
     - "miou", "pixel_accuracy": by framework; None if no pixel counts;
-    - of two engines, "same": how many of these pixels have the same class in both;
+    - "boundary_miou": by framework, of the pixels in the `boundary` alone, "boundary_pixels" of them;
+    - of several engines, "same": how many of these pixels have the same class in all;
     - "classes": by the first engine, "class", its number, "name", "pixels" in the masks, "iou", None if it is left out;
     - "left_out": names of classes that are neither in masks nor predicted; "confusion": rows are the masks' classes.
     """
@@ -308,6 +342,8 @@ def summary(
     result |= {"sizes": sizes(spec, found.sizes, scales, flip), "scales": [*scales], "flip": flip}
     result["miou"] = dict(zip(frameworks, (each.miou for each in every), strict=True))
     result["pixel_accuracy"] = dict(zip(frameworks, (each.pixel_accuracy for each in every), strict=True))
+    result["boundary_miou"] = dict(zip(frameworks, (scores(matrix).miou for matrix in found.at_edges), strict=True))
+    result["boundary_pixels"] = int(found.at_edges[0].sum())
     if len(every) > 1:
         result["same"] = found.same
     result["classes"] = [

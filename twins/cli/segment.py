@@ -38,21 +38,21 @@ def segment(
 ) -> None:
     """Classify every pixel of pictures with a trained network, or with --data measure how well: mIoU, IoU by class.
 
-    Of a folder, pictures of its part test are read, or else of val, or else all. With --backend both, files and scores by
-    class are PyTorch's. Exit status 2 if a picture cannot be read.
+    Of a folder, pictures of its part test are read, or else of val, or else all. With --backend both or all, files and
+    scores by class are PyTorch's. Exit status 2 if a picture cannot be read.
     """
     from shared import reading
 
     from .. import loading, segmentation
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     factors = _factors(scales)
     _check(spec, images, weights, out, data)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark, classes)
     options.check_pictures(images or [])
     test = segmentation.load_test(data, spec, ignore) if data else None
-    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+    with options.starting(backend):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
@@ -138,7 +138,7 @@ def _pictures(
             sizes.append(picture.shape[:2])
             row |= {"size": [*picture.shape[:2]], "classes": segmentation.shares(found[0], names)}
             if len(found) > 1:
-                row["same"] = float((found[0] == found[1]).mean())
+                row["same"] = float(segmentation.agreement(found).mean())
             row["files"] = [str(file) for file in segmentation.write_pictures(out / path.stem, picture, found[0], colours)]
     results["sizes"] = segmentation.sizes(spec, sizes, scales, flip) if sizes else []
     if as_json:
@@ -152,13 +152,13 @@ def _pictures(
 
 
 def _show_pictures(results: dict[str, Any]) -> None:
-    both = len(results["frameworks"]) > 1
-    table = output.table("label", ">size", "classes", *([">same pixels"] if both else []))
+    several = len(results["frameworks"]) > 1
+    table = output.table("label", ">size", "classes", *([">same pixels"] if several else []))
     for row in results["images"]:
         if "classes" in row:
             shown = ", ".join(f"{each['name']} {each['fraction']:.0%}" for each in row["classes"][:CLASSES_SHOWN])
             height, width = row["size"]
-            same = [f"{row['same']:.2%}"] if both else []
+            same = [f"{row['same']:.2%}"] if several else []
             table.add_row(Path(row["image"]).name, f"{width}x{height}", shown, *same)
     files = [file for row in results["images"] for file in row.get("files", [])]
     if files:
@@ -166,12 +166,15 @@ def _show_pictures(results: dict[str, Any]) -> None:
 
 
 def _show(results: dict[str, Any]) -> None:
+    from .. import segmentation
+
     output.show(f"{results['network']} on {results['data']}, {results['pictures']:,} pictures, {results['pixels']:,} pixels")
     output.show(*results["sizes"], "")
     table = output.table("", *(f">{framework}" for framework in results["frameworks"]))
-    for key, label in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy")):
+    for key, label in (("miou", "mIoU"), ("boundary_miou", "mIoU near edges"), ("pixel_accuracy", "pixel accuracy")):
         table.add_row(label, *(_percent(value) for value in results[key].values()))
-    output.show(table)
+    near = f"the {results['boundary_pixels']:,} pixels within {segmentation.BAND} of an edge between two classes"
+    output.show(table, f"Near edges: {near}.")
     if "same" in results:
         output.show(f"The same class for {results['same']:,} of the pixels.")
     table = output.table("label", ">pixels", ">IoU")
