@@ -16,6 +16,7 @@ from .weights import to_keras, to_pytorch
 FRAMEWORK = "Keras"
 LAYER, OPTIMIZER = keras.Layer, keras.optimizers.Optimizer
 LAYER_NAME, OPTIMIZER_NAME = "keras.Layer", "keras.optimizers.Optimizer"
+OPTIMIZERS = keras.optimizers  # where they are
 RATE = "learning_rate"  # what an optimiser calls its learning rate
 NAMES = {  # Keras's names of what PyTorch calls otherwise
     "kernel": "weight",
@@ -128,8 +129,23 @@ def optimise(
     return steps
 
 
+def settings(optimizer: Callable[..., Any], given: dict[str, Any], rate: float) -> dict[str, Any]:
+    """All settings of an optimiser, those that are not given at their defaults."""
+    return dict(optimizer(rate, **given).get_config())
+
+
+def options(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """What an optimiser would be made with anew."""
+    given = {name: value for name, value in optimizer.get_config().items() if value is not None}
+    rate = given["learning_rate"]
+    return given | ({"learning_rate": float(str(np.float32(rate)))} if isinstance(rate, float) else {})
+
+
 def array(value: Any) -> np.ndarray:
     """A tensor or variable, or what NumPy takes for an array, as an array of its own."""
+    if value is None or isinstance(value, tuple):
+        missing = ": is there a return missing?" if value is None else ""
+        raise TypeError(f"it returns {'None' if value is None else 'several values'}, expected a tensor{missing}")
     return np.array(keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else value)
 
 

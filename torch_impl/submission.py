@@ -4,6 +4,7 @@ The same interface as in the other package. All is in float64.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 FRAMEWORK = "PyTorch"
 LAYER, OPTIMIZER = nn.Module, torch.optim.Optimizer
 LAYER_NAME, OPTIMIZER_NAME = "nn.Module", "torch.optim.Optimizer"
+OPTIMIZERS = torch.optim  # where they are
 RATE = "lr"  # what an optimiser calls its learning rate
 
 
@@ -61,7 +63,8 @@ class Layer:
         self.layer.zero_grad()
         leaf = torch.from_numpy(images.copy()).requires_grad_()
         output = self.layer(leaf.clone())  # which the layer may overwrite, as in a network
-        (output * torch.from_numpy(projection)).sum().backward()
+        if output.requires_grad:
+            (output * torch.from_numpy(projection)).sum().backward()
         tensors = {"input": leaf, **dict(self.layer.named_parameters())}
         return {name: array(torch.zeros_like(t) if t.grad is None else t.grad) for name, t in tensors.items()}
 
@@ -113,6 +116,20 @@ def optimise(
     return steps
 
 
+def settings(optimizer: Callable[..., Any], given: dict[str, Any], rate: float) -> dict[str, Any]:
+    """All settings of an optimiser, those that are not given at their defaults."""
+    return dict(optimizer([nn.Parameter(torch.zeros(1))], rate, **given).defaults)
+
+
+def options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser would be made with anew: the settings of its first group of parameters."""
+    accepted = inspect.signature(type(optimizer)).parameters
+    return {name: value for name, value in optimizer.param_groups[0].items() if name in accepted and name != "params"}
+
+
 def array(value: Any) -> np.ndarray:
     """A tensor, or what NumPy takes for an array, as an array of its own."""
+    if value is None or isinstance(value, tuple):
+        missing = ": is there a return missing?" if value is None else ""
+        raise TypeError(f"it returns {'None' if value is None else 'several values'}, expected a tensor{missing}")
     return value.detach().cpu().numpy().copy() if isinstance(value, Tensor) else np.array(value)

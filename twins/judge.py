@@ -107,6 +107,8 @@ def judge(name: str, path: Path) -> Verdict:
             _climb(verdict, subjects, exercise)
     except FailError as failure:
         verdict.rung, verdict.message = 0, f"{failure}"
+        if 0 in verdict.climbed:  # it runs, but not on this rung, as in a backward pass that fails
+            verdict.rung = next(rung for rung in subjects.rungs if rung not in verdict.climbed)
         if failure.suspect:
             verdict.suspect, verdict.trap = failure.suspect.name, failure.suspect.trap
     return verdict
@@ -146,7 +148,8 @@ def _climb(verdict: Verdict, subjects: Any, exercise: Any) -> None:
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    value = relative(np.asarray(ours, float), np.asarray(theirs, float))
+    with np.errstate(divide="ignore"):
+        value = relative(np.asarray(ours, float), np.asarray(theirs, float))
     return np.inf if np.isnan(value) else value
 
 
@@ -159,16 +162,18 @@ def _diagnose(
     # One mistake explains all cases; of several, the first case to part may show one alone.
     tries = [(only, limit) for only in (None, key[0]) for limit in tolerances]
     known = (s for only, limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit, only))
-    suspect = next(known, None)
+    suspect = next(known, None) or subjects.general(rung, key, theirs)
     a, b = ours.get(key), theirs.get(key)
     numbers: dict[str, Any] = {"ratio": np.nan, "n": 0, "changed": 0.0, "peak": np.nan}
+    numbers |= {"quantity": key[1], "framework": subjects.framework}
     numbers |= _numbers(a, b) if a is not None and b is not None else {}
     numbers |= subjects.numbers(rung, key)
     if suspect:
         verdict.suspect, verdict.trap = suspect.name, suspect.trap
         verdict.message = suspect.message.format(**numbers)
         return
-    verdict.message = subjects.unknown(rung, key, a, b) or _honest(rung, key, a, b, verdict.difference)
+    message = subjects.unknown(rung, key, a, b) or _honest(rung, key, a, b, verdict.difference)
+    verdict.message = message + subjects.context(rung, key)
 
 
 def _numbers(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
@@ -186,10 +191,10 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
     where = f"{RUNGS[rung]}: {quantity} for {case}"
     if ours is None or theirs is None:
         return f"{where}: yours has {'one' if ours is None else 'none'}, the reference {'none' if ours is None else 'one'}"
-    if np.shape(ours) != np.shape(theirs):
-        return f"{where}: yours is of shape {text(np.shape(theirs))}, expected {text(np.shape(ours))}"
     if rung == 1:
         return f"{where}: yours is {text(theirs)}, expected {text(ours)}"
+    if np.shape(ours) != np.shape(theirs):
+        return f"{where}: yours is of shape {text(np.shape(theirs))}, expected {text(np.shape(ours))}"
     bad = int(np.size(theirs) - np.isfinite(theirs).sum())
     if bad:
         return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from shared.checks import Error
 
 from .. import exercises
 from . import output
+
+if TYPE_CHECKING:
+    from ..judge import Verdict
 
 
 def check(
@@ -73,7 +76,7 @@ def _judge(exercise: str, file: Path, limit: float, as_json: bool) -> bool:
     for rung in verdict.climbed:
         output.show(f"  {_rung(rung)}  {judge.RUNGS[rung]:32}  yes")
     if verdict.passed:
-        output.show("", verdict.message[0].upper() + verdict.message[1:] + ".")
+        output.show("", _sentence(verdict))
         return True
     rung = verdict.rung or 0
     by = (
@@ -84,11 +87,18 @@ def _judge(exercise: str, file: Path, limit: float, as_json: bool) -> bool:
     output.show(f"  {_rung(rung)}  {judge.RUNGS[rung]:32}  no{': ' if by else ''}{by}")
     if verdict.place:
         output.show(f"{'':10}{verdict.place}")
-    output.show("", verdict.message[0].upper() + verdict.message[1:] + ".")
+    output.show("", _sentence(verdict))
     if verdict.trap:
         output.show(f"This is the trap {verdict.trap}: `twins traps {verdict.trap}`.")
     output.show(f"A hint: `twins check {exercise} --hint`.")
     return False
+
+
+def _sentence(verdict: "Verdict") -> str:
+    """The message with a capital, unless it begins with the name of the file, and a full stop."""
+    text = verdict.message
+    first = text[0] if text.startswith(verdict.file) else text[0].upper()
+    return first + text[1:] + ("" if text.endswith("?") else ".")
 
 
 def _rung(rung: int) -> str:

@@ -45,9 +45,16 @@ def names() -> list[str]:
 def check_name(name: str) -> None:
     """Raise `Error`, with the nearest name, if no exercise is called that."""
     if name not in names():
-        lesson = [known for known in names() if known.startswith(f"{name}.")]
-        near = nearest(name, names()) or (f"; of this lesson: {', '.join(lesson)}" if lesson else "")
-        raise Error(f"no exercise is called {name!r}{near or '; `twins check` lists them'}")
+        lesson, alike = ([n for n in names() if name == n.split(".")[place]] for place in (0, 1))
+        if name.endswith((".py", ".json")):
+            near = "; the name of the exercise comes before the file"
+        elif lesson:
+            near = f"; of this lesson: {', '.join(lesson)}"
+        elif alike:
+            near = f"; a name has its lesson before it: {' or '.join(alike)}"
+        else:
+            near = nearest(name, names()) or "; `twins check` lists them"
+        raise Error(f"no exercise is called {name!r}{near}")
 
 
 def statement(name: str) -> Statement:

@@ -1,12 +1,13 @@
 """Layers in NumPy, for the exercises' suspects: what a mistaken layer gives. Maps are (batch, channels, height, width)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 State = dict[str, np.ndarray]
 Pads = int | str | Sequence[int]
+STEP = 1e-6  # of a central difference: small beside what a ReLU bends at, large beside rounding
 
 
 def pad(x: np.ndarray, pads: Pads, extent: int = 1, stride: int = 1, value: float = 0.0) -> np.ndarray:
@@ -42,11 +43,46 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
+def detached(state: State, name: str, value: np.ndarray) -> np.ndarray:
+    """A value through which no gradient passes.
+
+    The first pass leaves it in `state`, and passes that start from there, such as those of `slopes`, find it unchanged.
+    """
+    return state.setdefault(f"detached {name}", value)
+
+
+def relu_passing(state: State, name: str, x: np.ndarray) -> np.ndarray:
+    """A ReLU whose gradient is 1 everywhere."""
+    return x + detached(state, name, relu(x) - x)
+
+
+def slopes(function: Callable[[State, np.ndarray], np.ndarray], state: State, x: np.ndarray, toward: State) -> np.ndarray:
+    """The derivative of the sum of a function's output, for each array of `toward`, in the direction of that array.
+
+    By central differences; "input" is the direction of `x`, other names those of arrays in `state`. Relative error about 1e-8.
+    """
+    first = dict(state)
+    function(first, x)
+    fixed = {name: value for name, value in first.items() if name.startswith("detached ")}
+    found = []
+    for name, direction in toward.items():
+        ends = []
+        for sign in (1, -1):
+            moved = state | fixed | {"input": x}
+            moved[name] = moved[name] + sign * STEP * direction
+            ends.append(function(moved, moved.pop("input")).sum())
+        found.append((ends[0] - ends[1]) / (2 * STEP))
+    return np.array(found)
+
+
 def batch_norm(
     x: np.ndarray, state: State, name: str, training: bool, eps: float = 1e-5, momentum: float = 0.1, biased: bool = False,
-    per_image: bool = False,
+    per_image: bool = False, constant: Sequence[str] = (),
 ) -> np.ndarray:  # fmt: skip
-    """Batch norm by PyTorch's rules, which updates the running statistics in `state`; or with a mistake."""
+    """Batch norm by PyTorch's rules, which updates the running statistics in `state`; or with a mistake.
+
+    No gradient passes through the statistics in `constant`, "mean" and "variance".
+    """
     axes, column = (2, 3) if per_image else (0, 2, 3), (slice(None), None, None)
     mean, variance = state[f"{name}running_mean"][column], state[f"{name}running_var"][column]
     if training:
@@ -56,5 +92,7 @@ def batch_norm(
         for kind, values in new.items():
             state[name + kind] = (1 - momentum) * state[name + kind] + momentum * values
         mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+        mean = detached(state, f"{name}mean", mean) if "mean" in constant else mean
+        variance = detached(state, f"{name}variance", variance) if "variance" in constant else variance
     x = (x - mean) / np.sqrt(variance + eps)
     return x * state[f"{name}weight"][column] + state[f"{name}bias"][column]

@@ -26,6 +26,23 @@ class Suspect(NamedTuple):
     flaw: Any = None
 
 
+DETACHED = Suspect(  # in any exercise that compares gradients
+    "detached",
+    "the output agrees, but no gradient arrives: the {quantity} is zero. Something on the way to the output cuts it off: "
+    "detach(), .data, no_grad() or stop_gradient, or a step that leaves {framework}, through NumPy or float",
+)
+IN_PLACE = Suspect(
+    "in-place",
+    "the output agrees, but the backward pass fails: you change in place, by += or a function ending in _, a tensor whose "
+    "values the gradient needs, such as the input of a convolution. Make a new one: y = x + y",
+)
+RANDOM = Suspect(
+    "random",
+    "your output in training is random: a second pass over the same images gives another. Is there a dropout or noise in it? "
+    "The reference has none",
+)
+
+
 class Case(NamedTuple):
     """The arguments of a constructor, and the shape of the images (batch, channels, height, width)."""
 

@@ -7,9 +7,22 @@ import numpy as np
 from shared.spec import Spec
 
 from . import arithmetic
-from .arithmetic import State, batch_norm, relu
+from .arithmetic import State, batch_norm, detached, relu, relu_passing
 from .form import Case, Layer, Network, Suspect, changed, without
-from .residual_block import CONV_BIAS, EPSILON, KERAS_MOMENTUM, MOMENTUM, NORM, VARIANCE, Shapes
+from .residual_block import (
+    CONV_BIAS,
+    EPSILON,
+    FROZEN,
+    KERAS_MOMENTUM,
+    MOMENTUM,
+    NORM,
+    PASSING_RELU,
+    SHORTCUT,
+    STATISTICS,
+    VARIANCE,
+    Shapes,
+    norm_options,
+)
 
 
 def _block(
@@ -17,10 +30,7 @@ def _block(
 ) -> np.ndarray:
     """Batch norm, ReLU and convolution as often as there are kernels, and the shortcut."""
     in_channels, out_channels, stride = arguments
-    options: dict[str, Any] = (
-        {"eps": 1e-3} if flaw == "bn-epsilon" else {"biased": True} if flaw == "bn-running-variance" else {}
-    )
-    options |= {"momentum": 0.9} if flaw == "bn-momentum" else {"momentum": 0.01} if flaw == "bn-momentum-keras" else {}
+    options, training = norm_options(flaw), training and flaw != "frozen-bn"
     changes = stride > 1 or in_channels != out_channels
     strided = 2 if flaw == "stride-second" else 1
     y = x
@@ -29,6 +39,8 @@ def _block(
         if flaw != "original-order":
             normalised = batch_norm(y, state, f"bn{number}.", training, **options)
             y = normalised if flaw == "no-relu" else relu(normalised)
+            if flaw == "relu-passes-all":
+                y = relu_passing(state, f"relu{number}", normalised)
         activated = y if number == 1 else activated
         pads: Any = "same" if flaw == "same-padding" else kernel // 2
         y = arithmetic.conv(y, state[f"conv{number}.weight"], None, stride if number == strided else 1, pads)
@@ -43,8 +55,11 @@ def _block(
             source = activated if changes else first
         case "projection-before-relu" if changes:
             source = first
+        case "detached-shortcut":
+            source = detached(state, "shortcut", source)
     if changes:
         source = arithmetic.conv(source, state["downsample.weight"], None, stride)
+        source = detached(state, "projection", source) if flaw == "detached-projection" else source
     if flaw == "no-shortcut":
         return y
     return relu(y + source) if flaw == "last-relu" else y + source
@@ -97,6 +112,11 @@ SUSPECTS = (
     MOMENTUM,
     KERAS_MOMENTUM,
     CONV_BIAS,
+    STATISTICS,
+    SHORTCUT,
+    SHORTCUT._replace(flaw="detached-projection"),
+    PASSING_RELU,
+    FROZEN,
     Suspect("norm-after", "your batch norms have the channels that the convolutions give; they come before the convolutions"),
     Suspect("projection-with-norm", "your projection has a batch norm; here it is a convolution alone"),
 )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from . import arithmetic
-from .arithmetic import State, batch_norm, relu
+from .arithmetic import State, batch_norm, detached, relu, relu_passing
 from .form import Case, Layer, Suspect
 
 Shapes = dict[str, tuple[int, ...]]
@@ -34,6 +34,36 @@ MOMENTUM = Suspect(
     "a pass moves your running mean {ratio:.3g} times as far as ours: you give the old statistics the share of the new batch. "
     "momentum is the share of the new batch here, as in PyTorch; Keras's is the share of the old",
     "bn-momentum",
+)
+
+STATISTICS = Suspect(
+    "constant-statistics",
+    "the output agrees, but your gradient takes the mean and variance of the batch for constants. They depend on the input, "
+    "so the gradient passes through them: no_grad(), detach() and stop_gradient are for the update of the running statistics",
+)
+SHORTCUT = Suspect(
+    "detached-shortcut",
+    "the output agrees, but no gradient passes your shortcut: what it adds is cut off from the input by detach(), .data, "
+    "no_grad() or stop_gradient. The path back through the shortcut is what a residual block is for",
+)
+PASSING_RELU = Suspect(
+    "relu-passes-all",
+    "the output agrees, but your ReLU lets the gradient of negative values pass: it changes them behind the back of the "
+    "gradient, as y.data[y < 0] = 0 and y + stop_gradient(relu(y) - y) do. Where the output was cut to 0, the gradient is 0",
+)
+FROZEN = Suspect(
+    "frozen-bn",
+    "in training your batch norms normalise by their running statistics, as in evaluation; training takes those of the batch",
+    "frozen-bn",
+)
+GRADIENTS = (  # of blocks; a flaw of a ReLU names those that let all pass
+    STATISTICS,
+    SHORTCUT,
+    SHORTCUT._replace(flaw="detached-projection"),
+    PASSING_RELU._replace(flaw="passing-inner passing-last"),
+    PASSING_RELU._replace(flaw="passing-inner"),
+    PASSING_RELU._replace(flaw="passing-last"),
+    FROZEN,
 )
 
 KERAS_MOMENTUM = Suspect(
@@ -106,9 +136,12 @@ def _batch_norm(state: State, x: np.ndarray, training: bool, arguments: tuple[An
     column = (slice(None), None, None)
     before = dict(state)
     n = x.size // x.shape[1]
+    constant = {"constant-statistics": ("mean", "variance"), "constant-mean": ("mean",), "constant-variance": ("variance",)}
     share = {"bn-momentum": 1 - momentum, "bn-momentum-keras": 0.01}.get(flaw, momentum)
     added = 1e-3 if flaw == "bn-epsilon" else eps
-    y = batch_norm(x, state, "", training, added, share, flaw == "bn-running-variance", flaw == "per-image")
+    y = batch_norm(
+        x, state, "", training, added, share, flaw == "bn-running-variance", flaw == "per-image", constant.get(flaw, ())
+    )
     variance = x.var((0, 2, 3)) if training else before["running_var"]
     mean = x.mean((0, 2, 3)) if training else before["running_mean"]
     match flaw:
@@ -174,6 +207,17 @@ BATCH_NORM = Layer(
         MOMENTUM,
         KERAS_MOMENTUM,
         Suspect("never-updated", "your running statistics do not change in training"),
+        STATISTICS,
+        Suspect(
+            "constant-mean",
+            "the output agrees, but your gradient takes the mean of the batch for a constant. It depends on the input, so the "
+            "gradient passes through it: no detach(), no_grad() or stop_gradient there",
+        ),
+        Suspect(
+            "constant-variance",
+            "the output agrees, but your gradient takes the variance of the batch for a constant. It depends on the input, so "
+            "the gradient passes through it: no detach(), no_grad() or stop_gradient there",
+        ),
         Suspect("standard-deviation", "your running variance follows the standard deviation; it is the variance"),
     ],
 )
@@ -181,23 +225,40 @@ BATCH_NORM = Layer(
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
+def norm_options(flaw: Any) -> dict[str, Any]:
+    """The options of `batch_norm` for a flaw of a block."""
+    options: dict[Any, dict[str, Any]] = {
+        "bn-epsilon": {"eps": 1e-3},
+        "bn-running-variance": {"biased": True},
+        "bn-momentum": {"momentum": 0.9},
+        "bn-momentum-keras": {"momentum": 0.01},
+        "constant-statistics": {"constant": ("mean", "variance")},
+    }
+    return options.get(flaw, {})
+
+
 def _basic(state: State, x: np.ndarray, training: bool, arguments: tuple[Any, ...], flaw: Any) -> np.ndarray:
     in_channels, out_channels, stride = arguments
-    options: dict[str, Any] = (
-        {"eps": 1e-3} if flaw == "bn-epsilon" else {"biased": True} if flaw == "bn-running-variance" else {}
-    )
-    options |= {"momentum": 0.9} if flaw == "bn-momentum" else {"momentum": 0.01} if flaw == "bn-momentum-keras" else {}
+    options, training = norm_options(flaw), training and flaw != "frozen-bn"
     pads: Any = "same" if flaw == "same-padding" else 1
     first, second = (1, stride) if flaw == "stride-second" else (stride, 1)
     y = arithmetic.conv(x, state["conv1.weight"], None, first, pads)
     y = batch_norm(y, state, "bn1.", training, **options)
-    y = arithmetic.conv(y if flaw == "no-inner-relu" else relu(y), state["conv2.weight"], None, second, pads)
+    if "passing-inner" in f"{flaw}":
+        y = relu_passing(state, "inner", y)
+    elif flaw != "no-inner-relu":
+        y = relu(y)
+    y = arithmetic.conv(y, state["conv2.weight"], None, second, pads)
     y = batch_norm(y, state, "bn2.", training, **options)
-    shortcut = x
+    shortcut = detached(state, "input", x) if flaw == "detached-shortcut" else x
     if stride > 1 or in_channels != out_channels:
-        shortcut = arithmetic.conv(x, state["downsample.0.weight"], None, stride)
+        shortcut = arithmetic.conv(shortcut, state["downsample.0.weight"], None, stride)
         if flaw != "projection-without-norm":
             shortcut = batch_norm(shortcut, state, "downsample.1.", training, **options)
+        if flaw == "detached-projection":
+            shortcut = detached(state, "projection", shortcut)
+    if "passing-last" in f"{flaw}":
+        return relu_passing(state, "last", y + shortcut)
     match flaw:
         case "no-shortcut":
             return relu(y)
@@ -267,6 +328,7 @@ BASIC = Layer(
         CONV_BIAS,
         Suspect("projection-without-norm", "the projection lacks the batch norm after its 1x1 convolution"),
         Suspect("projection-3x3", "your projection is 3x3; the paper's is 1x1"),
+        *GRADIENTS,
         Suspect("always-projects", "your block has a projection where the shape stays; there the shortcut is the identity"),
     ],
     shapes=_basic_shapes,
