@@ -1,0 +1,166 @@
+"""`twins.diff` of other forms than a classifier of images: a block of a transformer, a U-Net, a network over time, one of words
+and numbers."""
+
+import pytest
+from torch import nn
+from torch.nn import functional
+
+import keras_impl  # noqa: F401
+import torch_impl  # noqa: F401  before Keras
+import twins
+from shared.checks import Error
+from twins.differences import whole_numbers
+
+import keras  # isort: skip
+import torch  # isort: skip
+from keras import layers, ops  # isort: skip
+
+pytestmark = pytest.mark.long
+
+
+class Block(nn.Module):
+    """A block of a transformer over (batch, 7 times, 16 features), 4 heads, norms first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        y = self.norm1(x)
+        q, k, v = (part(y).unflatten(2, (4, 4)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        y = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.narrow(functional.gelu(self.wide(self.norm2(x))))
+
+
+def block(epsilon=1e-5, approximate=False):
+    """`Block` in Keras."""
+    sequence = keras.Input((7, 16))
+    y = layers.LayerNormalization(epsilon=epsilon, name="norm1")(sequence)
+    x = layers.Add()([sequence, layers.MultiHeadAttention(4, 4, name="attention")(y, y)])
+    y = layers.Dense(32, name="wide")(layers.LayerNormalization(epsilon=1e-5, name="norm2")(x))
+    y = layers.Activation(lambda x: ops.gelu(x, approximate=approximate), name="gelu")(y)
+    return keras.Model(sequence, layers.Add()([x, layers.Dense(16, name="narrow")(y)]))
+
+
+class UNet(nn.Module):
+    """Two levels: down by a max pool, up by a transposed convolution, joined by a concatenation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.low = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(16, 8, 2, 2), nn.Conv2d(16, 8, 3, padding=1)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        high = torch.relu(self.first(x))
+        low = torch.relu(self.low(functional.max_pool2d(high, 2)))
+        return self.out(torch.relu(self.last(torch.cat([high, self.up(low)], 1))))
+
+
+def unet(relu="relu", swap=False):
+    """`UNet` in Keras."""
+    image = keras.Input((12, 12, 3))
+    high = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(image)
+    low = layers.Conv2D(16, 3, padding="same", activation=relu, name="low")(layers.MaxPooling2D(2)(high))
+    up = layers.Conv2DTranspose(8, 2, 2, name="up")(low)
+    x = layers.Concatenate(name="concat")([up, high] if swap else [high, up])
+    return keras.Model(image, layers.Conv2D(2, 1, name="out")(layers.Conv2D(8, 3, padding="same", activation="relu")(x)))
+
+
+class Times(nn.Module):
+    """Convolutions over 32 times, with a stride and a dilation, and a linear layer over what is flattened."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(4, 8, 5, 2, 2), nn.BatchNorm1d(8)
+        self.dilated, self.out = nn.Conv1d(8, 8, 3, padding=2, dilation=2), nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = functional.max_pool1d(torch.relu(self.norm(self.conv(x))), 2)
+        return self.out(torch.relu(self.dilated(x)).flatten(1))
+
+
+def times(epsilon=1e-5, dilation=2):
+    """`Times` in Keras."""
+    x = sequence = keras.Input((32, 4))
+    x = layers.Conv1D(8, 5, 2, name="conv")(layers.ZeroPadding1D(2)(x))
+    x = layers.ReLU()(layers.BatchNormalization(epsilon=epsilon, name="norm")(x))
+    x = layers.MaxPooling1D(2)(x)
+    x = layers.Conv1D(8, 3, padding="same", dilation_rate=dilation, activation="relu", name="dilated")(x)
+    return keras.Model(sequence, layers.Dense(3, name="out")(layers.Flatten()(x)))
+
+
+class Words(nn.Module):
+    """12 words, embedded and averaged, beside 5 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.numbers, self.out = nn.Embedding(50, 8), nn.Linear(5, 8), nn.Linear(16, 3)
+
+    def forward(self, ids, rest):
+        return self.out(torch.cat([self.words(ids).mean(1), torch.tanh(self.numbers(rest))], 1))
+
+
+def words(function="tanh", trainable=True):
+    """`Words` in Keras."""
+    given = [keras.Input((12,), dtype="int32"), keras.Input((5,))]
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(50, 8, name="words", trainable=trainable)(given[0]))
+    y = layers.Dense(8, activation=function, name="numbers")(given[1])
+    return keras.Model(given, layers.Dense(3, name="out")(layers.Concatenate()([x, y])))
+
+
+FORMS = {"block": (Block, block, (7, 16)), "unet": (UNet, unet, (3, 12, 12)), "times": (Times, times, (4, 32)),
+         "words": (Words, words, [whole_numbers((12,), 0, 49), (5,)])}  # fmt: skip
+
+
+def compared(form, train=0, **fault):
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(0)
+    module, port, shape = FORMS[form]
+    return twins.diff(module().eval(), port(**fault), input=shape, train=train)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sound_port_is_the_same_function(form):
+    report = compared(form)
+    assert report.findings == [] and report.outputs < 1e-6 and report.same
+
+
+@pytest.mark.parametrize(
+    ("form", "fault", "operation", "attribute"),
+    [
+        ("block", {"epsilon": 1e-3}, "norm1", "epsilon"),
+        ("block", {"approximate": True}, "gelu", "function"),
+        ("unet", {"relu": None}, "relu", "left out"),
+        ("unet", {"swap": True}, "concat", "operands"),
+        ("times", {"epsilon": 1e-3}, "norm", "epsilon"),
+        ("times", {"dilation": 1}, "dilated", "dilation"),
+        ("words", {"function": "sigmoid"}, "numbers", "function"),
+    ],
+)
+def test_a_fault_is_named(form, fault, operation, attribute):
+    findings = compared(form, **fault).findings
+    told = [(f.operations[1] or f.operations[0], f.attribute) for f in findings]
+    assert [name for _, name in told] == [attribute] and operation in told[0][0], told
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sound_port_trains_alike(form):
+    report = compared(form, train=2)
+    attributes = {finding.attribute for finding in report.training}
+    assert attributes == ({"momentum", "running variance"} & attributes if form == "times" else set())
+    assert report.trained.measures and (report.sound or form == "times")
+
+
+def test_a_frozen_embedding_is_named():
+    report = compared("words", train=1, trainable=False)
+    assert [(f.operations, f.attribute) for f in report.training] == [(("words", "words"), "trainable")]
+    assert report.trained.parting.quantity == "gradients" and report.same
+
+
+def test_a_network_that_takes_another_number_of_inputs_is_one_message():
+    with pytest.raises(Error, match="cannot be recorded on inputs of 2x12"):
+        twins.diff(Words(), words(), input=whole_numbers((12,), 0, 49))
