@@ -7,7 +7,7 @@ coexist.isolate_triton("torch")
 import keras  # noqa: E402
 
 from . import checkpoints, export, naive, submission  # noqa: E402
-from .engine import Engine, trainer  # noqa: E402
+from .engines import Engine, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .optimizers import SGD, Adam, AdamW  # noqa: E402

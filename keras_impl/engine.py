@@ -1,14 +1,14 @@
 """The engine that comparison and training drive: a Keras network with its optimiser, in NumPy arrays.
 
+Here is what all of Keras's backends have in common; `tensorflow_engine` and `jax_engine` compile, differentiate and divide a
+batch among devices.
 Images are (batch, channels, height, width), labels whole numbers or `Mixed`, or masks as `shared.masks.labels` makes them;
 weights and gradients have PyTorch's names and layouts.
 """
 
 import contextlib
-import json
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,37 +17,38 @@ from keras import ops
 
 import shared
 from shared import mixup, recipes, weights
-from shared.checks import LostProcessError
 from shared.dropout import masks
 from shared.masks import IGNORED
 from shared.mixup import Labels, Mixed
-from shared.recipes import Recipe
 from shared.spec import Spec
 from shared.weights import State
 
 from . import optimizers
-from .layers import Dropout, Tensor, named_layers
-from .network import Network, build
+from .layers import Dropout, Tensor, mean, named_layers
+from .network import Network
 from .weights import load, state, to_keras, to_pytorch, variables
+
+Function = Callable[..., Any]
 
 OPTIMIZERS = {"sgd": optimizers.SGD, "adam": optimizers.Adam, "adamw": optimizers.AdamW}
 
 
 class Engine:
-    """A network, and in training its optimiser, on Keras's TensorFlow backend.
+    """A network, and in training its optimiser, on any backend of Keras's: its subclasses run.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
-    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step. A network built in the scope
-    of a `tf.distribute` strategy trains on all of the strategy's devices; each takes one of the `shares` of every batch. With
-    MultiWorkerMirroredStrategy these are divided among `processes`: `step` gets the share of its own process alone, the images
-    rank, rank + processes, … of the batch, and raises `shared.checks.LostProcessError` if another process is gone.
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX.
+
+    A network built for several devices trains on all of them; each takes one of the `shares` of every batch. In one of several
+    `processes`, `step` gets the share of its own process alone, the images rank, rank + processes, … of the batch, and raises
+    `shared.checks.LostProcessError` if another process is gone.
 
     `label_smoothing` and `class_weights` are those of `torch.nn.functional.cross_entropy`; it is each device's share of each
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
     each with batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
-    Raises `shared.Error` on Keras's other backends.
+    Raises `shared.Error` on a backend that has no engine.
     """
 
     framework = "Keras"
@@ -57,14 +58,12 @@ class Engine:
         label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
-        if keras.backend.backend() != "tensorflow":
+        if type(self) is Engine:
             raise shared.Error(
-                f"this engine needs Keras on TensorFlow, but Keras runs on {keras.backend.backend()}: networks run there, but "
-                "neither train nor predict yet"
+                f"an engine needs Keras on TensorFlow or JAX, but Keras runs on {keras.backend.backend()}: networks run there, "
+                "but neither train nor predict yet"
             )
-        import tensorflow
-
-        self.net, self.seed, self.tf = net, seed, tensorflow
+        self.net, self.seed = net, seed
         self.label_smoothing, self.class_weights, self.accumulate, self.ema = label_smoothing, class_weights, accumulate, ema
         self.dropouts = {name: layer for name, layer in named_layers(net) if isinstance(layer, Dropout)}
         self.passes = 0  # in training mode: each has dropout masks of its own
@@ -72,25 +71,21 @@ class Engine:
         self.slots = weights.slots(optimizer)
         self.optimizer: Any = None
         self.scaler = optimizers.GradScaler() if optimizer and net.dtype_policy.name == recipes.SCALED else None
-        one_device = tensorflow.distribute.get_strategy()
-        self.strategy = next((getattr(v.value, "distribute_strategy", one_device) for v in self.weights.values()), one_device)
-        self.shares = self.strategy.num_replicas_in_sync
-        cluster = self.strategy.cluster_resolver
-        self.rank: int = cluster.task_id if cluster else 0
-        self.processes: int = cluster.cluster_spec().num_tasks("worker") if cluster else 1
+        self.rank = 0  # of this process, of as many `processes`
+        self.processes = self.shares = 1
+        self._find_devices()
         self.clip = {key: value for key, value in (optimizer or {}).items() if key.startswith("clip_")}
-        with self.strategy.scope():
+        with self._on_all_devices():
             self.optimizer = _optimizer(optimizer, net.spec, self.weights) if optimizer else None
             arrays = variables(net) if ema else {}
             # Of NumPy arrays: of a variable's value, Keras would make the same variable.
             self.average = {n: keras.Variable(_numpy(v), trainable=False, dtype=v.dtype) for n, v in arrays.items()}
-        self._predict = tensorflow.function(lambda images: net(images, training=False))  # twice as fast as eager
-        self._class_maps = tensorflow.function(net.class_maps)
+        self._predict = self._inference(lambda images: net(images, training=False))
+        self._class_maps = self._inference(net.class_maps)
         self.waiting: list[str] = []  # layers that `freeze` keeps until `thaw`
         self._compiled = compiled
         self._trace()
-        self._follow = tensorflow.function(self._update_average)
-        self._total = tensorflow.function(lambda array: self.strategy.reduce("SUM", array, axis=None))
+        self._follow = self._updating(self._update_average, repeated=True)
 
     def freeze(self, layers: Sequence[str]) -> None:
         """Keep layers as they are until `thaw`, running statistics included; their weights have slots all the same."""
@@ -112,10 +107,10 @@ class Engine:
         self._trace()
 
     def _trace(self) -> None:
-        """Make the functions of a training step, of which the graphs know what trains."""
+        """Make the functions of a pass in training mode, whose graphs know what trains."""
         self.training = {name: variable for name, variable in self.weights.items() if variable.trainable}
-        self._step = self.tf.function(self._one_step, jit_compile=self._compiled or None)
-        self._steps = self._step if self.shares == 1 else self.tf.function(self._all_steps)
+        self._steps = self._training(self._one_step)
+        self._updating_loss, self._all_gradients = self._updating(self._loss), self._updating(self._loss_and_gradients)
 
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images, or pixels).
@@ -129,7 +124,7 @@ class Engine:
 
     def _whole_step(self, images: np.ndarray, labels: Labels) -> tuple[float, int]:
         size, passes, gradients, taken = len(images) // self.accumulate, [], None, None
-        scale = self.tf.constant(self.scaler.scale, "float32") if self.scaler else None
+        scale = ops.convert_to_tensor(self.scaler.scale, "float32") if self.scaler else None
         for number in range(self.accumulate):
             place = slice(number * size, (number + 1) * size)
             batch = self._inputs(images[place], mixup.part(labels, place))
@@ -146,7 +141,7 @@ class Engine:
 
     def loss(self, images: np.ndarray, labels: Labels) -> float:
         """The mean loss in training mode, which updates the running statistics."""
-        return float(self._loss(self._tensor(images), _labels(labels), self._masks(images))[0])
+        return float(self._updating_loss(self._tensor(images), _labels(labels), self._masks(images))[0])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode, (batch, classes) or, of a network that ends in a map, (batch, classes, height, width)."""
@@ -169,14 +164,12 @@ class Engine:
 
         As every pass in training mode does, it updates the running statistics of batch norms.
         """
-        dropout_masks, inputs = self._masks(images), self._tensor(images)
-        with self.tf.GradientTape() as tape:
-            tape.watch(inputs)
-            loss, _ = self._loss(inputs, _labels(labels), dropout_masks)
-        sources = {"input": inputs, **{name: variable.value for name, variable in self.weights.items()}}
-        gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
-        of_input = self.channels_first(_numpy(gradients.pop("input")))
-        return {"input": of_input, **{name: to_pytorch(_numpy(gradient)) for name, gradient in gradients.items()}}
+        of_input, gradients = self._all_gradients(self._tensor(images), _labels(labels), self._masks(images))
+        of_weights = {
+            name: np.zeros(variable.shape) if gradients[name] is None else _numpy(gradients[name])
+            for name, variable in self.weights.items()
+        }
+        return {"input": self.channels_first(_numpy(of_input))} | {n: to_pytorch(array) for n, array in of_weights.items()}
 
     def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
         """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
@@ -184,12 +177,13 @@ class Engine:
         `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
         channels there: of a ReLU that gives 0 there would be no gradient.
         """
-        inputs = self._tensor(images)
-        with self.tf.GradientTape(persistent=True) as tape:
-            tape.watch(inputs)
+
+        def largest(inputs: Tensor) -> dict[str, Tensor]:
             outputs = self.net.activations(inputs)
-            largest = {name: ops.sum(ops.max(outputs[name][:, row, column], -1)) for name, (row, column) in units.items()}
-        return {name: self.channels_first(_numpy(tape.gradient(value, inputs))) for name, value in largest.items()}
+            return {name: ops.sum(ops.max(outputs[name][:, row, column], -1)) for name, (row, column) in units.items()}
+
+        gradients = self._input_gradients(largest, self._tensor(images))
+        return {name: self.channels_first(_numpy(gradient)) for name, gradient in gradients.items()}
 
     def state(self) -> State:
         """The weights, what the optimiser and the scaler of the loss keep, and the average.
@@ -215,7 +209,7 @@ class Engine:
         own = variables(self.net)
         for name, average in self.average.items():
             array = arrays.get(weights.EMA + name)
-            average.assign(own[name].value if array is None else to_keras(array))
+            average.assign(_numpy(own[name]) if array is None else to_keras(array))
         for slot in self.slots:
             for name, variable in zip(self.weights, self.optimizer.slots[slot], strict=True):
                 array = arrays.get(f"optimizer.{slot}.{name}")
@@ -232,7 +226,7 @@ class Engine:
         own = {name: _numpy(arrays[name]) for name in self.average}
         try:
             for name, average in self.average.items():
-                arrays[name].assign(average.value)
+                arrays[name].assign(_numpy(average))
             yield
         finally:
             for name, array in own.items():
@@ -242,31 +236,57 @@ class Engine:
         """The sum of an array over all processes, float64 if there are several. Raises an error as `step` does."""
         if self.processes == 1:
             return array
-        own = self.tf.constant(np.array(array, np.float64))
-        here = self.shares // self.processes  # devices, of which the first has the array
-        values = self.strategy.experimental_distribute_values_from_function(
-            lambda context: self.tf.zeros_like(own) if context.replica_id_in_sync_group % here else own
-        )
         with self._together():
-            return _numpy(self._total(values))
+            return self._sum_of_processes(np.array(array, np.float64))
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
         """An output of the network as (batch, channels, height, width), if it is a map."""
         return np.moveaxis(output, -1, 1) if output.ndim == 4 else output
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
+    def _find_devices(self) -> None:
+        """Set `rank`, `processes` and `shares` if the network was built for several devices."""
+
+    def _on_all_devices(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which variables are made for all devices."""
+        return contextlib.nullcontext()
+
+    def _together(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which processes wait for one another."""
-        try:
-            yield
-        except self.tf.errors.OpError as error:
-            if self.processes == 1 or isinstance(error, self.tf.errors.ResourceExhaustedError):
-                raise
-            # TensorFlow notices a process that is gone by its heartbeats, within seconds, and ends what waits for it.
-            raise LostProcessError(
-                f"process {self.rank} of {self.processes}: the connection to another process is lost"
-            ) from None
+        return contextlib.nullcontext()
+
+    def _inference(self, function: Function) -> Function:
+        """A function of arrays that reads the network's variables, made fast."""
+        raise NotImplementedError
+
+    def _updating(self, function: Function, repeated: bool = False) -> Function:
+        """A function of arrays that may change any variable, made so that it does; made fast if it is called repeatedly."""
+        raise NotImplementedError
+
+    def _training(self, function: Function) -> Function:
+        """`_one_step`, made fast, on all devices: it returns the mean loss, and the sum of what is correct."""
+        raise NotImplementedError
+
+    def _derivatives(
+        self, function: Function, images: Tensor, variables: Mapping[str, keras.Variable], of_images: bool = False
+    ) -> tuple[Any, Tensor | None, dict[str, Tensor | None]]:
+        """(what a function of images returns beside a loss, the loss's gradient for them if wanted, {name: gradient}).
+
+        The function returns (loss, anything else). The gradient for a variable that it does not use is None.
+        """
+        raise NotImplementedError
+
+    def _input_gradients(self, function: Function, images: Tensor) -> dict[str, Tensor]:
+        """{name: gradient} for the images, of a function of them that returns {name: number}."""
+        raise NotImplementedError
+
+    def _sum_of_processes(self, array: np.ndarray) -> np.ndarray:
+        """The sum of an array over all processes, of which there are several."""
+        raise NotImplementedError
+
+    def _loss_and_gradients(self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """(the loss's gradient for the images, {weight: gradient}) in training mode."""
+        return self._derivatives(lambda x: self._loss(x, labels, dropout_masks), images, self.weights, of_images=True)[1:]
 
     def _one_step(
         self,
@@ -282,53 +302,32 @@ class Engine:
         The `last` ends the step, which may be skipped if there is a `scale` of the loss. `before` are the gradients of the
         passes before it in this step.
         """
-        with self.tf.GradientTape() as tape:
-            loss, correct = self._loss(images, labels, dropout_masks)
-            share = loss / (self.shares * self.accumulate)  # the optimiser sums the gradients of all devices
-            share = share if scale is None else share * scale
-        of_training = tape.gradient(share, {name: variable.value for name, variable in self.training.items()})
+
+        def share(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            loss, correct = self._loss(x, labels, dropout_masks)
+            part = loss / (self.shares * self.accumulate)  # the gradients of all devices are summed
+            return part if scale is None else part * scale, (loss, correct)
+
+        (loss, correct), _, of_training = self._derivatives(share, images, self.training)
         gradients = [of_training.get(name) for name in self.weights]
         if before is not None:
             pairs = zip(before, gradients, strict=True)
             gradients = [None if gradient is None else total + gradient for total, gradient in pairs]
         if not last:
             return loss, correct, gradients, None
-        taken = None
-        if self.clip or scale is not None:
-            gradients, taken = self._clipped(gradients, scale)
+        gradients, taken = self._clipped(gradients, scale)
         self.optimizer.taken = taken
         # A weight that nothing uses has no gradient, and PyTorch does not change it: no weight decay either.
         self.optimizer.apply_gradients([(g, v) for g, v in zip(gradients, self.weights.values(), strict=True) if g is not None])
         return loss, correct, None, taken
 
     def _clipped(self, gradients: Sequence[Tensor], scale: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """(gradients of this device, divided by the scale and clipped, by what all devices have together; whether finite)."""
-        used = [g for g in gradients if g is not None]
-        if self.shares > 1:
-            used = self.tf.distribute.get_replica_context().all_reduce(self.tf.distribute.ReduceOp.SUM, used)
+        """(gradients divided by the scale and clipped; whether they are finite, if there is a scale)."""
         is_finite = None
         if scale is not None:
-            is_finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in used]))
-            used = [g / scale for g in used]
-        clipped = iter(optimizers.clipped(used, **self.clip))
-        return [None if g is None else next(clipped) / self.shares for g in gradients], is_finite
-
-    def _all_steps(
-        self,
-        images: Tensor,
-        labels: Any,
-        dropout_masks: Mapping[str, Tensor],
-        scale: Tensor | None,
-        before: list[Tensor] | None,
-        last: bool,
-    ) -> tuple[Tensor, Tensor, list[Tensor] | None, Tensor | None]:
-        """`_one_step` on all devices."""
-        arguments = (images, labels, dropout_masks, scale, before, last)
-        loss, correct, gradients, taken = self.strategy.run(self._one_step, args=arguments)
-        reduce, kinds = self.strategy.reduce, self.tf.distribute.ReduceOp
-        if taken is not None:
-            taken = self.strategy.experimental_local_results(taken)[0]
-        return reduce(kinds.MEAN, loss, axis=None), reduce(kinds.SUM, correct, axis=None), gradients, taken
+            is_finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients if g is not None]))
+            gradients = [None if g is None else g / scale for g in gradients]
+        return optimizers.clipped(gradients, **self.clip), is_finite
 
     def _update_average(self) -> None:
         """The average after a step."""
@@ -360,12 +359,12 @@ class Engine:
             return self._of_pixels(logits, labels)
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         if not self.label_smoothing and self.class_weights is None:
-            return ops.mean(losses)
+            return mean(losses)
         # An array, since Keras makes float32 of a list.
         given = None if self.class_weights is None else np.array(self.class_weights)
         of_class = ops.ones_like(logits[0]) if given is None else ops.cast(given, logits.dtype)
         scales = ops.take(of_class, labels)
-        uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1)
+        uniform = -mean(of_class * ops.log_softmax(logits, -1), -1)
         total = (1 - self.label_smoothing) * ops.sum(scales * losses) + self.label_smoothing * ops.sum(uniform)
         return total / ops.sum(scales)
 
@@ -378,13 +377,13 @@ class Engine:
         scales = ops.take(of_class, labels) * ops.cast(counts, logits.dtype)
         total = ops.sum(scales * ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
         if self.label_smoothing:
-            uniform = -ops.mean(of_class * ops.log_softmax(logits, -1), -1) * ops.cast(counts, logits.dtype)
+            uniform = -mean(of_class * ops.log_softmax(logits, -1), -1) * ops.cast(counts, logits.dtype)
             total = (1 - self.label_smoothing) * total + self.label_smoothing * ops.sum(uniform)
         return ops.divide_no_nan(total, ops.sum(scales))
 
     def _inputs(self, images: np.ndarray, labels: Labels) -> tuple[Any, Any, Any]:
         """Images, labels and dropout masks as `_steps` takes them."""
-        inputs = (self._tensor(images), _labels(labels), self._masks(images))
+        inputs = self._tensor(images), _labels(labels), self._masks(images)
         if self.shares == 1:
             return inputs
         pictures, labels, dropout_masks = inputs
@@ -404,33 +403,12 @@ class Engine:
 
     def _split(self, batch: Tensor) -> Tensor:
         """What this process has of a batch, divided among its devices."""
-        here = self.shares // self.processes
-        return self.strategy.experimental_distribute_values_from_function(
-            lambda context: batch[context.replica_id_in_sync_group % here :: here]
-        )
+        raise NotImplementedError
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """An array as Keras takes it: in the network's precision, with the channels last if it has them."""
         array = np.moveaxis(array, 1, -1) if array.ndim == 4 else array
         return ops.convert_to_tensor(array, dtype=self.net.compute_dtype)
-
-
-def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | None = None) -> Engine:
-    """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
-
-    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs.
-    If the environment variable TF_CONFIG names several workers, it is the engine of this one, on all its GPUs or on its CPU;
-    it waits for the others. TensorFlow may not have run anything in this process before.
-    """
-    with _devices(devices):
-        net = build(spec, recipe["seed"], recipe["precision"])
-        layers = dict(named_layers(net))
-        for name in recipes.kept(recipe, spec):
-            layers[name].trainable = False
-    engine = Engine(net, recipe["optimizer"], recipe["seed"], compiled, **recipes.engine_options(recipe))
-    if "thaw" in recipe:
-        engine.freeze(recipes.frozen(recipe, spec))
-    return engine
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: Mapping[str, keras.Variable]) -> optimizers.Optimizer:
@@ -454,30 +432,6 @@ def _labels(labels: Labels) -> Any:
         first, second = (ops.convert_to_tensor(some) for some in (labels.first, labels.second))
         return Mixed(first, second, ops.convert_to_tensor(labels.share, "float64"))
     return ops.convert_to_tensor(labels)
-
-
-def _devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
-    """The scope in which a network is built for `count` devices, or for those of all workers."""
-    import tensorflow as tf
-
-    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", [])
-    if len(workers) > 1:
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy().scope()
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            first = f"{error}".partition("\n")[0]
-            raise shared.Error(f"the workers of TF_CONFIG do not reach one another: {first}") from None
-    if not count or count == 1:
-        return contextlib.nullcontext()
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus and len(gpus) < count:
-        raise shared.Error(f"--devices is {count}, but there are {len(gpus)} GPUs")
-    kind = "GPU" if gpus else "CPU"
-    if not gpus:
-        parts = [tf.config.LogicalDeviceConfiguration()] * count
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
-    return tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)]).scope()
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

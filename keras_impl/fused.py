@@ -4,10 +4,24 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+from tensorflow.python.util import _pywrap_util_port
 
 Tensor = Any
 
 add_bias = tf.nn.bias_add  # TensorFlow's graph optimiser fuses it with the convolution before it
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether the convolutions of a map are oneDNN's, on the CPU."""
+    return x.dtype == tf.float32 and _pywrap_util_port.IsMklEnabled()
+
+
+def dilated_conv(x: Tensor, kernel: Tensor, padding: str, dilation: int) -> Tensor:
+    """A dilated convolution in one operation, whose gradients on the CPU are oneDNN's alone.
+
+    Keras's runs on batches of every `dilation`-th pixel, copied there and back.
+    """
+    return tf.nn.conv2d(x, kernel, 1, padding.upper(), dilations=dilation)
 
 
 def supports(x: Tensor) -> bool:

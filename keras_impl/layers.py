@@ -7,11 +7,13 @@ Kernels are (height, width, in, out) and (in, out).
 import contextlib
 import importlib
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import ops
 
 from shared.checks import Error
@@ -142,7 +144,13 @@ class Conv(Layer):
 
     def _conv(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = "same" if self.padding == "same" else "valid"
-        return ops.conv(x, kernel, self.stride, padding, dilation_rate=self.dilation)
+        stride = self.stride
+        if fused and fused.by_onednn(x):
+            if self.dilation > 1 and stride == 1:
+                return fused.dilated_conv(x, kernel, padding, self.dilation)
+            if stride > 1 and kernel.shape[0] == 1 and kernel.shape[2] < 16:
+                x, stride = x[:, ::stride, ::stride], 1  # oneDNN writes past the gradient of such a kernel, as in PyTorch
+        return ops.conv(x, kernel, stride, padding, dilation_rate=self.dilation)
 
 
 class BatchNorm(keras.layers.BatchNormalization):
@@ -186,7 +194,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def _normalise(self, x: Tensor, by_batch: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """(normalised map, mean, unbiased variance) by the statistics of the batch, or by the running ones, variance None."""
-        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))  # half precision is too coarse for the statistics
+        x = ops.cast(x, at_least_float32(x))  # half precision is too coarse for the statistics
         unbiased = None
         if by_batch:
             mean, variance = ops.moments(x, axes=(0, 1, 2))
@@ -240,7 +248,7 @@ class ScaledTanh(Layer):
     """1.7159 tanh(2/3 x): LeCun et al. 1998, appendix A."""
 
     def call(self, x: Tensor) -> Tensor:
-        return 1.7159 * ops.tanh(2 / 3 * x)
+        return times(1.7159, tanh(times(2 / 3, x)))
 
 
 class ReLU(Layer):
@@ -282,9 +290,12 @@ class AvgPool(Layer):
         self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
 
     def call(self, x: Tensor) -> Tensor:
+        wide = ops.cast(x, at_least_float32(x))  # on JAX, a sum of half precision is rounded at every addition
         if self.padding == "same":
-            return ops.average_pool(x, self.kernel, self.stride, "same")
-        return ops.average_pool(pad(x, self.padding), self.kernel, self.stride, "valid")
+            y = ops.average_pool(wide, self.kernel, self.stride, "same")
+        else:
+            y = ops.average_pool(pad(wide, self.padding), self.kernel, self.stride, "valid")
+        return ops.cast(y, x.dtype)
 
 
 class AdaptiveAvgPool(Layer):
@@ -301,7 +312,7 @@ class AdaptiveAvgPool(Layer):
             if pixels != self.size:
                 windows = [slice(i * pixels // self.size, -(-(i + 1) * pixels // self.size)) for i in range(self.size)]
                 parts = [x[:, window] if axis == 1 else x[:, :, window] for window in windows]
-                x = ops.concatenate([ops.mean(part, axis, keepdims=True) for part in parts], axis)
+                x = ops.concatenate([mean(part, axis, keepdims=True) for part in parts], axis)
         return x
 
 
@@ -309,7 +320,7 @@ class GlobalAvgPool(Layer):
     """The mean of each channel, as a map of 1x1."""
 
     def call(self, x: Tensor) -> Tensor:
-        return ops.mean(x, axis=(1, 2), keepdims=True)
+        return mean(x, (1, 2), keepdims=True)
 
 
 class Flatten(Layer):
@@ -392,6 +403,33 @@ def sigmoid(x: Tensor) -> Tensor:
     return ops.sigmoid(x)
 
 
+def mean(x: Tensor, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+    """The mean over some axes, or all, in the precision of the array. On JAX, Keras's own rounds float64 to float32."""
+    if fused or at_least_float32(x) != "float64":
+        return ops.mean(x, axes, keepdims)
+    along = range(len(x.shape)) if axes is None else np.atleast_1d(axes)
+    return ops.sum(x, axes, keepdims=keepdims) / math.prod(x.shape[axis] for axis in along)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, in the precision of the array. On JAX, Keras's own rounds float64 to float32."""
+    if fused or at_least_float32(x) != "float64":
+        return ops.tanh(x)
+    more = ops.expm1(ops.minimum(2 * x, 100.0))  # beyond, tanh is 1
+    return more / (more + 2)
+
+
+def times(number: float, x: Tensor) -> Tensor:
+    """A multiple of an array, in its precision. Keras would round the number to half precision before it multiplies."""
+    return ops.cast(number * ops.cast(x, at_least_float32(x)), x.dtype)
+
+
+def at_least_float32(x: Tensor) -> str:
+    """The name of an array's precision, or float32 if it has less."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return dtype if dtype == "float64" else "float32"
+
+
 def concatenate(maps: list[Tensor]) -> Tensor:
     """The channels of all maps, one map after another."""
     return ops.concatenate(maps, -1)
@@ -430,6 +468,23 @@ def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, ke
             yield from named_layers(value, f"{prefix}{name}.")
 
 
+def check_jax(float64: bool) -> None:
+    """Raise `Error` if JAX has none of the devices that it may use, or no float64 in this process where that is needed."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the first, without words, where there is a platform's code and no device
+        asked = os.environ.get("JAX_PLATFORMS")
+        where = f"of JAX_PLATFORMS={asked}: unset it, or set it to cpu" if asked else f"({error}): set JAX_PLATFORMS=cpu"
+        raise Error(f"JAX finds no device {where}") from None
+    if float64 and jax.dtypes.canonicalize_dtype("float64") != "float64":
+        raise Error(
+            "JAX makes float32 of float64 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is "
+            'imported, or call jax.config.update("jax_enable_x64", True) before anything else'
+        )
+
+
 def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str | None) -> Any:
     """The network of a spec, built for images of the spec's size, with weights whose values `load` then sets.
 
@@ -442,6 +497,8 @@ def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str | None) -> 
         raise Error(
             f"Keras has no precision {dtype!r}; expected float32, float64, bfloat16, mixed_bfloat16 or another"
         ) from None
+    if keras.backend.backend() == "jax":
+        check_jax(policy.variable_dtype == "float64")
     with precision(policy):
         model = network(spec)
     channels, height, width = spec["input"]

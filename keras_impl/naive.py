@@ -1,10 +1,11 @@
 """What a port to Keras by hand does, put back one trap at a time: see `shared/traps.toml`, which has them in words.
 
-A network has to be built, and its training step traced, in the context of `put_back`, on Keras's TensorFlow backend. Images
-are (batch, height, width, channels).
+A network has to be built, and its training step traced, in the context of `put_back`, on Keras's TensorFlow or JAX backend.
+Images are (batch, height, width, channels).
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -47,10 +48,8 @@ def in_tf32(conv: layers.Conv, x: Tensor, kernel: Tensor, plain: Any = layers.Co
 
 def tf32(x: Tensor) -> Tensor:
     """float32 numbers rounded to the 10 bits of mantissa that TF32 has, to the nearest."""
-    import tensorflow as tf
-
-    bits = tf.bitcast(tf.convert_to_tensor(x), tf.int32)
-    return tf.bitcast(tf.bitwise.bitwise_and(bits + 0x1000, ~0x1FFF), tf.float32)
+    bits = ops.view(ops.convert_to_tensor(x), "int32")
+    return ops.view(ops.bitwise_and(bits + 0x1000, ~0x1FFF), "float32")
 
 
 def zero_padding(pool: layers.MaxPool, x: Tensor) -> Tensor:
@@ -63,6 +62,10 @@ def same_for_ceil(pool: layers.MaxPool, x: Tensor) -> Tensor:
 
 def padding_left_out(pool: layers.AvgPool, x: Tensor) -> Tensor:
     return ops.average_pool(x, pool.kernel, pool.stride, "same")
+
+
+def summed_as_it_is(pool: layers.AvgPool, x: Tensor) -> Tensor:
+    return ops.average_pool(layers.pad(x, 0 if pool.padding == "same" else pool.padding), pool.kernel, pool.stride, "valid")
 
 
 def keras_epsilon(
@@ -90,6 +93,10 @@ def reshaped(array: np.ndarray) -> np.ndarray:
     return array.reshape([array.shape[axis] for axis in TO_KERAS[array.ndim]]) if array.ndim in TO_KERAS else array
 
 
+def rounded_numbers(scaled: layers.ScaledTanh, x: Tensor) -> Tensor:
+    return 1.7159 * layers.tanh(2 / 3 * x)
+
+
 def sum_of_squares(norm: layers.LocalResponseNorm, x: Tensor) -> Tensor:
     import tensorflow as tf
 
@@ -104,7 +111,7 @@ def keras_weights(net: network.Network, state: State) -> None:
         if isinstance(layer, (layers.Conv, layers.Linear)):
             layer.weight.assign(keras.initializers.GlorotUniform(seed=number)(layer.weight.shape, layer.weight.dtype))
             if layer.bias is not None:
-                layer.bias.assign(ops.zeros_like(layer.bias))
+                layer.bias.assign(np.zeros(layer.bias.shape))
 
 
 def not_smoothed(picture: images.Picture, mode: str, size: Sequence[int], options: dict[str, Any]) -> np.ndarray:
@@ -163,12 +170,12 @@ def _loss(formula: Any, plain: Any = Engine._cross_entropy) -> Any:
 
 
 def not_smoothed_loss(engine: Engine, logits: Tensor, labels: Tensor) -> Tensor:
-    return ops.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+    return layers.mean(ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
 
 
 def over_images(engine: Engine, logits: Tensor, labels: Tensor) -> Tensor:
     scales = ops.take(ops.cast(np.array(engine.class_weights), logits.dtype), labels)
-    return ops.mean(scales * ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
+    return layers.mean(scales * ops.sparse_categorical_crossentropy(labels, logits, from_logits=True))
 
 
 def trainable_average(engine: Engine, plain: Any = Engine._update_average) -> None:
@@ -208,7 +215,11 @@ FORCED: dict[str, list[tuple[Any, str, Any]]] = {  # trap: what it replaces, as 
     "class-weights": [(Engine, "_cross_entropy", _loss(over_images))],
     "dropout-masks": [(Engine, "_masks", lambda self, images: {})],
     "averaged-weights": [(Engine, "_update_average", trainable_average)],
+    "half-precision-sums": [(layers.AvgPool, "call", summed_as_it_is)],
+    "half-precision-number": [(layers.ScaledTanh, "call", rounded_numbers)],
 }
+if keras.backend.backend() == "jax":
+    FORCED |= importlib.import_module(".jax_naive", __package__).FORCED
 
 
 def put_back(trap: str) -> AbstractContextManager[None]:

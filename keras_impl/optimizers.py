@@ -74,7 +74,7 @@ class Optimizer(keras.optimizers.Optimizer):
     def assign(self, variable: Any, value: Tensor) -> None:
         """Set a weight or a slot, unless the step is skipped."""
         # Not a condition around the step: in one, devices cannot exchange their gradients.
-        super().assign(variable, value if self.taken is None else ops.where(self.taken, value, variable))
+        super().assign(variable, value if self.taken is None else ops.where(self.taken, value, ops.convert_to_tensor(variable)))
 
     def assign_sub(self, variable: Any, value: Tensor) -> None:
         """Subtract from a weight, unless the step is skipped."""
