@@ -3,14 +3,16 @@
 Everything else asks here for a package, `torch_impl` or `keras_impl`, or for the engines of a network.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shared.checks import Error
+from shared.checks import Error, in_words
 from shared.coexist import silence
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Backend(StrEnum):
     JAX = "jax"
     KERAS_TORCH = "keras-torch"
     BOTH = "both"
+    ALL = "all"
 
 
 KERAS_BACKENDS = {Backend.TF: "tensorflow", Backend.JAX: "jax", Backend.KERAS_TORCH: "torch"}  # Keras's names
@@ -40,8 +43,11 @@ REQUIREMENTS = {  # of a package that may be missing: its name for people, and w
     "torchvision": ("torchvision", "'resnet-twins[torch]'"),
     "keras": ("Keras", "'resnet-twins[keras]'"),
     "tensorflow": ("TensorFlow", "'resnet-twins[keras]'"),
+    "jax": ("JAX", "'resnet-twins[jax]'"),
 }
-ENGINES = (Backend.TORCH, Backend.TF)  # what trains and predicts
+TITLES = {Backend.TORCH: "PyTorch", Backend.TF: "Keras", Backend.JAX: "JAX"}  # as the engines' `framework`
+ENGINES = tuple(TITLES)  # what trains and predicts
+SEVERAL = {Backend.BOTH: (Backend.TORCH, Backend.TF), Backend.ALL: ENGINES}  # side by side
 NO_ENGINE = "networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet"
 
 
@@ -94,32 +100,47 @@ def check_backend(backend: Backend, supported: Collection[Backend], reason: str)
     """Raise `Error`, with the reason, unless the backend is one of those that a command supports."""
     if backend not in supported:
         expected = [f"{name}" for name in Backend if name in supported]
-        why = reason if backend in (*ENGINES, Backend.BOTH) else NO_ENGINE
-        raise Error(f"--backend {backend}: {why}; expected {' or '.join([', '.join(expected[:-1]), expected[-1]])}")
+        why = reason if backend in (*ENGINES, *SEVERAL) else NO_ENGINE
+        raise Error(f"--backend {backend}: {why}; expected {in_words(expected, 'or')}")
 
 
 def frameworks(backend: Backend) -> list[str]:
-    """The names of the frameworks that `start` starts."""
-    return {Backend.TORCH: ["PyTorch"], Backend.TF: ["TensorFlow"]}.get(backend, ["PyTorch", "TensorFlow"])
+    """The names of the frameworks that `start` starts, as the engines have them."""
+    return [TITLES[each] for each in SEVERAL.get(backend, (backend,))]
 
 
 def start(backend: Backend) -> list[Package]:
-    """The packages of a backend, one of `ENGINES` or both, with their frameworks started.
+    """The packages of a backend, one of `ENGINES` or of `SEVERAL`, with their frameworks started.
 
-    Raises `Error`, naming all that is missing, unless they are installed.
+    A process has one Keras backend, so JAX beside TensorFlow runs in a process of its own, as `remote` says, and the package
+    is a proxy. Raises `Error`, naming all that is missing, unless they are installed.
     """
     try:
         check_installed(*needed(backend))
     except Error as error:
-        other = {Backend.TORCH: Backend.TF, Backend.TF: Backend.TORCH}.get(backend)
+        others = {Backend.TORCH: Backend.TF, Backend.TF: Backend.TORCH, Backend.ALL: Backend.BOTH}
+        other = others.get(backend)
         hint = f", or pass --backend {other}" if other and installed(other) else ""
         raise Error(f"{error}{hint}") from None
+    # First, since it starts while the others do.
+    beside: list[Any] = [_jax_apart()] if backend == Backend.ALL else []
     packages: list[Package] = []
-    if backend != Backend.TF:  # PyTorch first: it looks for a GPU, and warns if TensorFlow has looked before it
+    # PyTorch before TensorFlow: it looks for a GPU, and warns if TensorFlow has looked before it.
+    if backend in (Backend.TORCH, *SEVERAL):
         packages.append(pytorch())
     if backend != Backend.TORCH:
-        packages.append(keras())
-    return packages
+        # TensorFlow leaves its faster kernels off where the processor has no AVX-512. Not for anyone's models: see `Conv` in
+        # `keras_impl.layers` for what these kernels do to some.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+        packages.append(keras(backend=Backend.JAX if backend == Backend.JAX else Backend.TF))
+    return packages + beside
+
+
+def _jax_apart() -> Any:
+    from . import remote
+
+    environment = {"KERAS_BACKEND": KERAS_BACKENDS[Backend.JAX], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return remote.KerasPackage(TITLES[Backend.JAX], functools.partial(keras, backend=Backend.JAX), environment)
 
 
 def installed(backend: Backend) -> bool:
@@ -136,24 +157,42 @@ def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
         return importlib.import_module("torch_impl")
 
 
-def keras(needed_for: str = "") -> Any:
-    """`keras_impl`, on TensorFlow, whatever `KERAS_BACKEND` says.
+def keras(needed_for: str = "", backend: Backend = Backend.TF) -> Any:
+    """`keras_impl`, on TensorFlow or another backend, whatever `KERAS_BACKEND` says.
 
     Raises `Error` if one of them is not installed, or Keras runs on another backend in this process already.
     """
-    name = KERAS_BACKENDS[Backend.TF]
-    check_installed(*needed(Backend.TF), needed_for=needed_for)
+    name = KERAS_BACKENDS[backend]
+    check_installed(*needed(backend), needed_for=needed_for)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["KERAS_BACKEND"] = name
-    with silence():
-        package = importlib.import_module("keras_impl")
+    if backend == Backend.JAX:
+        os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it once; without it, float64 becomes float32 in silence
+    try:
+        with silence():
+            package = importlib.import_module("keras_impl")
+    except ValueError as error:  # JAX reads its variables: JAX_ENABLE_X64=maybe
+        raise Error(f"Keras on {name} does not start: {error}") from None
     running = importlib.import_module("keras").backend.backend()
     if running != name:
         raise Error(
             f"{needed_for or 'this'} needs Keras on {name}, but in this process Keras runs on {running} already; "
-            f"set KERAS_BACKEND={name} before Keras is imported"
+            f"it has one backend a process: set KERAS_BACKEND={name} before Keras is imported"
         )
     return package
+
+
+def anyones_keras() -> Any:
+    """`keras_impl` for anyone's models: on JAX if Keras runs there already or `KERAS_BACKEND` says so, else on TensorFlow."""
+    started = sys.modules.get("keras")
+    name = started.backend.backend() if started else os.environ.get("KERAS_BACKEND")
+    return keras("recording a Keras model", Backend.JAX if name == KERAS_BACKENDS[Backend.JAX] else Backend.TF)
+
+
+def recorder(framework: str) -> Any:
+    """The recorder of "torch" or "keras": `record(network, inputs)` gives a `shared.operations.Recording`."""
+    package = pytorch() if framework == "torch" else anyones_keras()
+    return importlib.import_module(f"{package.__name__}.recording")
 
 
 def check_installed(*packages: str, needed_for: str = "") -> None:
@@ -165,8 +204,7 @@ def check_installed(*packages: str, needed_for: str = "") -> None:
     if not missing:
         return
     titles, requirements = zip(*(REQUIREMENTS[package] for package in missing), strict=True)
-    listed = " and ".join([", ".join(titles[:-1]), titles[-1]] if titles[1:] else titles)
-    verb = "are" if titles[1:] else "is"
+    listed, verb = in_words(titles), "are" if titles[1:] else "is"
     command = f"pip install {' '.join(dict.fromkeys(requirements))}"
     if needed_for:
         raise Error(f"{needed_for} needs {listed}, which {verb} not installed: {command}")
@@ -178,9 +216,9 @@ def _missing(packages: Iterable[str]) -> list[str]:
 
 
 def needed(backend: Backend) -> list[str]:
-    """The packages that a backend, one of `ENGINES` or both, imports."""
-    packages = {Backend.TORCH: ["torch"], Backend.TF: ["keras", "tensorflow"]}
-    return packages.get(backend, [*packages[Backend.TORCH], *packages[Backend.TF]])
+    """The packages that a backend, one of `ENGINES` or of `SEVERAL`, imports, each once."""
+    packages = {Backend.TORCH: ["torch"], Backend.TF: ["keras", "tensorflow"], Backend.JAX: ["keras", "jax"]}
+    return list(dict.fromkeys(name for each in SEVERAL.get(backend, (backend,)) for name in packages[each]))
 
 
 def engines(packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32") -> list[Engine]:

@@ -1,4 +1,4 @@
-"""One network in two frameworks, compared rung by rung up the ladder of parity."""
+"""One network in two frameworks or three, compared rung by rung up the ladder of parity. The first is the reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shared import images, networks, shapes
-from shared.checks import Error
+from shared.checks import Error, in_words
 from shared.data import Data
 from shared.spec import Spec
 from shared.weights import State, initial, randomised
@@ -21,11 +21,12 @@ CEILING = 1e-6  # above this, the bound of a network that magnifies rounding say
 
 
 class Step(NamedTuple):
-    """One step of training: both losses, their relative difference, and the first engine's from its control."""
+    """One step of training: the losses, the largest relative difference, and the first engine's from its control."""
 
-    losses: tuple[float, float]
+    losses: tuple[float, ...]
     difference: float
     control: float
+    farthest: int = 1  # as that of `ladder.Difference`
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Report:
 
     network: str
     dtype: str
-    frameworks: tuple[str, str]
+    frameworks: tuple[str, ...]
     size: tuple[int, int]
-    parameters: tuple[int, int, int]  # by arithmetic, and in the two networks
+    parameters: tuple[int, ...]  # by arithmetic, and in the networks
     activations: list[Difference]
     gradients: list[Difference] = field(default_factory=list)
     statistics: list[Difference] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Report:
     weights: list[Difference] = field(default_factory=list)
     chaos: dict[str, float] = field(default_factory=dict)  # as `ladder.chaos` measures it, if a rung exceeds its bound
     training: dict[str, Any] = field(default_factory=dict)  # data, size, batch, learning rate, images tested
-    accuracy: tuple[float, float] | None = None
+    accuracy: tuple[float, ...] | None = None
     same_predictions: bool | None = None
     left_out: str = ""  # what could not be compared, and why
 
@@ -75,21 +76,28 @@ class Report:
         """A line for each bound of the ladder that is exceeded."""
         lines = []
         if len(set(self.parameters)) > 1:
-            lines.append("parameters: {:,} by arithmetic, {:,} and {:,} in the networks".format(*self.parameters))
+            expected, *counts = (f"{count:,}" for count in self.parameters)
+            lines.append(f"parameters: {expected} by arithmetic, {in_words(counts)} in the networks")
         ended = next((number for number, step in enumerate(self.steps, start=1) if not np.isfinite(step.losses).all()), None)
         if ended:
             lines.append(f"losses: the loss is NaN or infinite at step {ended}; try a smaller learning rate")
         rungs = self._judged()
         for rung, bound in self.bounds.items():
             first = ladder.first_beyond(rungs[rung], bound)
-            if first and rung == "logits":
-                lines.append(f"logits: they differ by {first.value:.1e}; the bound is {bound:g}")
-            elif first:
-                lines.append(f"{rung}: {first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}")
+            if not first:
+                continue
+            by = f"by {first.value:.1e}{self.place(first)}; the bound is {bound:g}"
+            lines.append(
+                f"logits: they differ {by}" if rung == "logits" else f"{rung}: {first.name} is the first to diverge, {by}"
+            )
         whole_run = self.judged_steps == len(self.steps)
         if whole_run and self.same_predictions is False and "losses" in self.bounds:
             lines.append("predictions: the trained networks predict different classes")
         return lines
+
+    def place(self, difference: Difference | Step) -> str:
+        """ " in FRAMEWORK" that is so far from the first, where there are several others; else nothing."""
+        return f" in {self.frameworks[difference.farthest]}" if len(self.frameworks) > 2 else ""
 
     def _judged(self) -> dict[str, list[Difference]]:
         """{rung: the differences that its bound must hold for}."""
@@ -99,7 +107,7 @@ class Report:
             "gradients": self.gradients,
             "statistics": self.statistics,
             "logits": self.activations[-1:],
-            "losses": [Difference(f"step {number}", ((), ()), step.difference) for number, step in steps],
+            "losses": [Difference(f"step {number}", (), step.difference, step.farthest) for number, step in steps],
             "weights": self.weights if self.judged_steps == len(self.steps) else [],
         }
 
@@ -107,7 +115,7 @@ class Report:
 class _Setup(NamedTuple):
     """What is compared."""
 
-    packages: list[Package]  # `torch_impl` and `keras_impl`
+    packages: list[Package]  # `torch_impl` and `keras_impl`, on one backend or two
     spec: Spec
     state: State  # what training starts from
     start: State  # what rungs 2 to 4 are measured with
@@ -132,9 +140,9 @@ def run(
     rate: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Climb the ladder with a network in two packages, `torch_impl` and `keras_impl`.
+    """Climb the ladder with a network in several packages, such as `torch_impl` and `keras_impl`.
 
-    `weights` is a state for both, or None: then rungs 2 to 4 have the initial weights with randomised batch norms, and
+    `weights` is a state for all, or None: then rungs 2 to 4 have the initial weights with randomised batch norms, and
     training starts from the initial weights. Rungs 2 to 4 are measured on white noise, rung 2 on `image`, (height, width,
     channels), if there is one. Training is on `data`, by default the digits; labels beyond the network's classes wrap around.
     `size` is (height, width), the spec's by default; `rate` the learning rate, by default `ladder.first_rate`; `say` is called
@@ -176,9 +184,9 @@ def _rungs_two_to_four(
     report = Report(
         network=spec["name"],
         dtype=setup.dtype,
-        frameworks=(engines[0].framework, engines[1].framework),
+        frameworks=tuple(engine.framework for engine in engines),
         size=size,
-        parameters=(shapes.parameters(rows), counts[0], counts[1]),
+        parameters=(shapes.parameters(rows), *counts),
         activations=ladder.activations(engines, viewed),
     )
     if len(rows[-1].shape) > 1 and not networks.is_dense(spec):
@@ -223,20 +231,20 @@ def _rung_five(
     engines = [package.Engine(net, optimizer) for package, net in zip(packages, nets, strict=True)]
     for step in range(steps):
         say(f"training, step {step + 1} of {steps}")
-        first, second, other = (engine.step(*batch(step))[0] for engine in (*engines, control))
-        report.steps.append(Step((first, second), relative(first, second), relative(first, other)))
+        *losses, other = (engine.step(*batch(step))[0] for engine in (*engines, control))
+        difference, place = ladder.farthest(losses[0], losses[1:])
+        report.steps.append(Step(tuple(losses), difference, relative(losses[0], other), place))
     report.weights = ladder.states(engines)
     say("testing")
     tested = min(16 * count, len(data.x_test), 1000)
     plain = {key: value for key, value in spec.items() if key != "preprocessing"} | {"input": [channels, *size]}
-    predictions: list[list[int]] = [[], []]
+    predictions: list[list[int]] = [[] for _ in engines]
     for _, logits in predict.batched_logits(engines, plain, data.x_test[:tested], setup.precision):
         for classes_so_far, rows in zip(predictions, logits, strict=True):
             classes_so_far.extend(rows.argmax(1).tolist())
     labels = _of_pixels(data.y_test[:tested] % classes, output)
-    accuracies = [float(np.mean(p == labels)) for p in predictions]
-    report.accuracy = accuracies[0], accuracies[1]
-    report.same_predictions = predictions[0] == predictions[1]
+    report.accuracy = tuple(float(np.mean(p == labels)) for p in predictions)
+    report.same_predictions = all(each == predictions[0] for each in predictions)
     report.training = {"size": size, "batch": count, "learning_rate": rate, "momentum": MOMENTUM}
     report.training |= {"tested": tested, "labels_wrapped": bool(max(data.y_train.max(), data.y_test.max()) >= classes)}
 

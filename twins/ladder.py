@@ -1,7 +1,7 @@
-"""The ladder of parity: how far two engines that hold the same weights are apart.
+"""The ladder of parity: how far engines that hold the same weights are apart.
 
-A difference is relative, ||a - b|| / ||a|| for each array. The first engine is a, the reference. Arrays of the two engines
-are compared in PyTorch's names and layouts.
+A difference is relative, ||a - b|| / ||a|| for each array. The first engine is a, the reference; of several others, the one
+that is farthest from it counts. Arrays of the engines are compared in PyTorch's names and layouts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,12 @@ BOUNDS = {
 
 
 class Difference(NamedTuple):
-    """How far one array of the second engine is from the first's."""
+    """How far one array of another engine is from the first's."""
 
     name: str
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # as the two frameworks have them, without the batch
+    shapes: tuple[tuple[int, ...], ...]  # as the frameworks have them, without the batch
     value: float
+    farthest: int = 1  # the number of the engine that is so far away; the first is 0
 
 
 def relative(a: Any, b: Any, scale: Any = None) -> float:
@@ -39,9 +40,23 @@ def relative(a: Any, b: Any, scale: Any = None) -> float:
     return float(distance / np.linalg.norm(a if scale is None else scale)) if distance != 0 else 0.0
 
 
+def farthest(a: Any, others: Sequence[Any], scale: Any = None) -> tuple[float, int]:
+    """(the largest `relative` difference of others from an array, which of them has it: 1 for the first).
+
+    An array that is None is missing. NaN counts as largest.
+    """
+    values = [np.inf if a is None or b is None else relative(a, b, scale) for b in others]
+    place = max(range(len(values)), key=lambda at: _nan_last(values[at]))
+    return values[place], place + 1
+
+
 def largest(differences: Sequence[Difference]) -> Difference:
     """The largest of them; NaN counts as largest."""
-    return max(differences, key=lambda d: np.inf if np.isnan(d.value) else d.value)
+    return max(differences, key=lambda d: _nan_last(d.value))
+
+
+def _nan_last(value: float) -> float:
+    return np.inf if np.isnan(value) else value
 
 
 def first_beyond(differences: Sequence[Difference], bound: float) -> Difference | None:
@@ -51,15 +66,13 @@ def first_beyond(differences: Sequence[Difference], bound: float) -> Difference 
 
 def activations(engines: Sequence[Engine], images: np.ndarray) -> list[Difference]:
     """Rung 2: the output of every layer in evaluation mode."""
-    ours, theirs = (engine.activations(images) for engine in engines)
+    outputs = [engine.activations(images) for engine in engines]
     differences = []
-    for name in ours | theirs:
-        a, b = ours.get(name), theirs.get(name)
-        if a is None or b is None:
-            differences.append(Difference(name, ((), ()), np.inf))
-            continue
-        value = relative(engines[0].channels_first(a), engines[1].channels_first(b))
-        differences.append(Difference(name, (a.shape[1:], b.shape[1:]), value))
+    for name in _names(outputs):
+        maps = [of_engine.get(name) for of_engine in outputs]
+        first, *others = (None if m is None else engine.channels_first(m) for engine, m in zip(engines, maps, strict=True))
+        sizes = tuple(() if m is None else m.shape[1:] for m in maps)
+        differences.append(Difference(name, sizes, *farthest(first, others)))
     return differences
 
 
@@ -70,15 +83,15 @@ def gradients(engines: Sequence[Engine], images: np.ndarray, labels: np.ndarray)
     away what a bias before it adds, be there a pool or a convolution between them: the true gradient is zero then, and what
     is computed is rounding noise, as large as itself in the other framework.
     """
-    ours, theirs = (engine.gradients(images, labels) for engine in engines)
-    return _all(ours, theirs, _kernels(ours))
+    arrays = [engine.gradients(images, labels) for engine in engines]
+    return _all(arrays, _kernels(arrays[0]))
 
 
 def statistics(engines: Sequence[Engine]) -> list[Difference]:
     """Rung 4: the running statistics of batch norms, after passes in training mode."""
     states = [engine.state() for engine in engines]
     running = [{k: v for k, v in state.items() if ".running_" in k} for state in states]
-    return _all(*running)
+    return _all(running)
 
 
 def states(engines: Sequence[Engine]) -> list[Difference]:
@@ -89,9 +102,9 @@ def states(engines: Sequence[Engine]) -> list[Difference]:
     return between(*(engine.state() for engine in engines))
 
 
-def between(ours: State, theirs: State) -> list[Difference]:
-    """As `states`, for two states."""
-    return _all(ours, theirs, _kernels({name: array for name, array in ours.items() if name.startswith("optimizer.")}))
+def between(*arrays: State) -> list[Difference]:
+    """As `states`, for two states or more."""
+    return _all(arrays, _kernels({name: array for name, array in arrays[0].items() if name.startswith("optimizer.")}))
 
 
 def _kernels(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,16 +117,18 @@ def _kernels(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scales
 
 
-def _all(ours: State, theirs: State, scales: State | None = None) -> list[Difference]:
-    scales = scales or {}
-    differences = []
-    for name in ours | theirs:
-        if name not in ours or name not in theirs:
-            differences.append(Difference(name, ((), ()), np.inf))
-        else:
-            a, b = ours[name], theirs[name]
-            differences.append(Difference(name, (a.shape, b.shape), relative(a, b, scales.get(name))))
+def _all(states: Sequence[State], scales: State | None = None) -> list[Difference]:
+    scales, differences = scales or {}, []
+    for name in _names(states):
+        first, *others = (state.get(name) for state in states)
+        sizes = tuple(() if array is None else array.shape for array in (first, *others))
+        differences.append(Difference(name, sizes, *farthest(first, others, scales.get(name))))
     return differences
+
+
+def _names(arrays: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names in any of them, in order."""
+    return list(dict.fromkeys(name for each in arrays for name in each))
 
 
 def one_rounding_apart(state: State, dtype: str) -> State:

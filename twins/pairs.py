@@ -22,6 +22,7 @@ from . import augmentation, batches, datasets
 from .loading import Loader
 
 WINDOW = "window"  # of a recipe's augmentation
+NO_BATCH = f"pictures of different sizes make no batch: {{}}; expected a '{WINDOW}' in the augmentation"
 
 
 class Read(NamedTuple):
@@ -61,23 +62,20 @@ def stride(spec: Spec) -> int:
 
 
 def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
-    """Raise `Error` unless pictures and masks fit one another, the network, and a batch, as far as headers of files say.
+    """Raise `Error` unless pictures and masks fit the network, the memory and a batch, as far as headers of files say.
 
-    What is in a mask is checked when it is read.
+    Of files, those to test on are opened, which an epoch would come to at its end only, and whose sizes vary; of those to train
+    on the pictures, if no 'window' makes them one size. The rest is checked when it is read.
     """
     channels = spec["input"][0]
     if channels not in images.MODES:
         raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
-    sizes = {size: path for x, y in ((data.x_test, data.y_test), (data.x_train, data.y_train)) for size, path in _sizes(x, y)}
     if isinstance(data.x_train, np.ndarray):
         batches.check_fits(data.x_train, data.y_train[data.y_train != masks.VOID], spec)
     elif WINDOW not in recipe["augmentation"]:
-        one, *others = _sizes(data.x_train, data.y_train)
-        other = next((each for each in others if each[0] != one[0]), None)
-        if other or "scale" in recipe["augmentation"]:
-            different = [f"{path} has {across}x{down} pixels" for (across, down), path in (one, other or one)]
-            why = ", ".join(different) if other else "they are scaled"
-            raise Error(f"pictures of different sizes make no batch: {why}; expected a 'window' in the augmentation")
+        if "scale" in recipe["augmentation"]:
+            raise Error(NO_BATCH.format("they are scaled"))
+        _check_one_size(data.x_train.paths())
     height, width = training_size(recipe, data)
     step = stride(spec)
     if height % step or width % step:
@@ -85,20 +83,30 @@ def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
         what = f"'{WINDOW}' is" if WINDOW in recipe["augmentation"] else "without a 'window', pictures are"
         expected = f"multiples of {step}, such as {near[0]} and {near[1]}"
         raise Error(f"{what} {height} pixels high and {width} wide; {spec['name']} takes {expected}")
-    for across, down in sizes:
-        shapes.check_fits_memory(shapes.layers(spec, padded_size(spec, down, across)), padded_size(spec, down, across))
+    tested = {padded_size(spec, *size) for size in _sizes(data.x_test, data.y_test)}
+    for size in {(height, width), *tested}:
+        shapes.check_fits_memory(shapes.layers(spec, size), size)
 
 
-def _sizes(x: Images, y: np.ndarray) -> list[tuple[tuple[int, int], str]]:
-    """((width, height), path) of each picture, whose mask is checked."""
+def _sizes(x: Images, y: np.ndarray) -> set[tuple[int, int]]:
+    """The sizes (height, width) of pictures, whose masks are checked."""
     if isinstance(x, np.ndarray):
-        return [((x.shape[2], x.shape[1]), "")]
-    found = []
+        return {(x.shape[1], x.shape[2])}
+    found = set()
     for path, mask in zip(x.paths(), y.tolist(), strict=True):
-        size = images.picture_size(path)
-        masks.check_file(mask, size)
-        found.append((size, path))
+        width, height = images.picture_size(path)
+        masks.check_file(mask, (width, height))
+        found.add((height, width))
     return found
+
+
+def _check_one_size(paths: list[str]) -> None:
+    width, height = images.picture_size(paths[0])
+    for path in paths[1:]:
+        across, down = images.picture_size(path)
+        if (across, down) != (width, height):
+            both = f"{paths[0]} has {width}x{height} pixels, {path} has {across}x{down} pixels"
+            raise Error(NO_BATCH.format(both))
 
 
 def training_size(recipe: Recipe, data: Data) -> tuple[int, int]:

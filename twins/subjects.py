@@ -5,6 +5,7 @@ An observation is {(case, quantity): array}, with PyTorch's axes and names.
 
 import ast
 import contextlib
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from shared.files import read_json
 from shared.spec import Spec, unroll
 
 from . import backends
-from .exercises import form
+from .exercises import arithmetic, form
 from .exercises.form import Suspect
 from .ladder import BOUNDS, relative
 
@@ -33,6 +34,7 @@ RUNGS = {
 }
 EXACT = BOUNDS["float64"]
 LIMITS = {1: 0.0, 2: EXACT["activations"], 3: EXACT["gradients"], 4: EXACT["statistics"], 5: EXACT["weights"]}
+DIFFERENCES = 1e-6  # of gradients by central differences
 FLOAT32 = 1e-5  # what is this near and not equal was rounded to float32 on its way
 Key = tuple[str, str]  # case, quantity
 Observation = dict[Key, np.ndarray]
@@ -71,6 +73,8 @@ class Plain:
     @staticmethod
     def call(function: Any, arguments: Any, layouts: Any, projection: Any = None, layout: str = "") -> Any:
         result = function(*(a.copy() if isinstance(a, np.ndarray) else a for a in arguments))
+        if result is None:
+            raise TypeError("it returns None: is there a return missing?")
         return [np.array(o) for o in (result if isinstance(result, (tuple, list)) else [result])], {}
 
 
@@ -103,8 +107,18 @@ class Subjects:
         keys = [other for other in theirs if other[1] == key[1] and only in (None, other[0])]
         return bool(keys) and all(agree(found.get(k), theirs[k], limit) for k in keys)
 
+    def general(self, rung: int, key: Key, theirs: Observation) -> Suspect | None:
+        """A mistake that can be made in any exercise, for what none of the exercise's own explains."""
+        if rung == 3 and key[1].startswith("gradient") and not np.any(theirs.get(key, 0.0)):
+            return form.DETACHED
+        return None
+
     def numbers(self, rung: int, key: Key) -> dict[str, Any]:
         return {}
+
+    def context(self, rung: int, key: Key) -> str:
+        """What is to be said of the place, after the message on an unknown mistake."""
+        return ""
 
     def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
         return ""
@@ -176,7 +190,9 @@ class Layers(Code):
                     found[label, "output in training"] = layer.output(self.images[case], True)
                     layer.load({own: self.states[case][name] for name, own in names.items()})
                     gradients = layer.gradients(self.images[case], self.projections[case])
-                    found |= {(label, f"gradient of {self._name(layer, n)}"): g for n, g in gradients.items()}
+                    # From the output back, as they are computed: the first to part is next to the mistake.
+                    backwards = reversed(gradients.items())
+                    found |= {(label, f"gradient of {self._name(layer, n)}"): g for n, g in backwards}
                 else:
                     layer.output(self.images[case], True)
                     state = {self._name(layer, name): array for name, array in layer.state().items()}
@@ -200,7 +216,29 @@ class Layers(Code):
             return False
         if rung == 1:
             return self._matches_shapes(suspect, theirs)
+        if key[1].startswith("gradient of "):
+            return self._matches_gradients(suspect, key[0], theirs)
         return super().matches(suspect, rung, key, theirs, limit, only)
+
+    def _matches_gradients(self, suspect: Suspect, label: str, theirs: Observation) -> bool:
+        """Whether a suspect has the same output in training, and the same derivatives in some directions, in one case."""
+        case, flaw = next(case for case, own in self.labels.items() if own == label), suspect.flaw or suspect.name
+
+        def total(state: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+            return self.exercise.function(state, x, True, case.arguments, flaw) * self.projections[case]
+
+        output = self.suspected(suspect, 3).get((label, "output in training"))
+        if not agree(output, theirs[label, "output in training"], LIMITS[2]):
+            return False
+        generator = np.random.default_rng(2)
+        own = {k[1].removeprefix("gradient of "): g for k, g in theirs.items() if k[0] == label and "gradient" in k[1]}
+        for _ in range(3):
+            toward = {name: generator.standard_normal(g.shape) for name, g in own.items()}
+            expected = arithmetic.slopes(total, self.states[case], self.images[case], toward)
+            found = np.array([np.sum(g * toward[name]) for name, g in own.items()])
+            if not agree(expected, found, DIFFERENCES):
+                return False
+        return True
 
     def _matches_shapes(self, suspect: Suspect, theirs: Observation) -> bool:
         if not self.exercise.shapes:
@@ -248,8 +286,26 @@ class Layers(Code):
         if ours is None:
             return f"{key[0]}: yours has a weight {name!r}, the reference has none of that name"
         if key[1].startswith("whether "):
-            return f"{key[0]}: {name} is {'' if ours else 'not '}trained; yours is {'' if theirs else 'not '}"
+            how = "a parameter in PyTorch, trainable in Keras" if ours else "a buffer in PyTorch, trainable=False in Keras"
+            be, yours = ("to be", "is not") if ours else ("not to be", "is")
+            return f"{key[0]}: {name} is {be} trained, and yours {yours}: make it {how}"
         return f"{key[0]}: {name} is of shape {text(theirs)}, expected {text(ours)}, in PyTorch's order"
+
+    def general(self, rung: int, key: Key, theirs: Observation) -> Suspect | None:
+        if key[1] == "output in training" and not np.array_equal(self.theirs(3)[key], theirs[key], equal_nan=True):
+            return form.RANDOM
+        return super().general(rung, key, theirs)
+
+    def context(self, rung: int, key: Key) -> str:
+        if rung != 3 or not key[1].startswith("gradient of "):
+            return ""
+        order = [other[1].removeprefix("gradient of ") for other in self.ours(3) if other[0] == key[0]][1:]
+        agreeing = order[: order.index(key[1].removeprefix("gradient of "))]
+        names = f"; of {', '.join(agreeing)} it agrees" if agreeing else ""
+        return (
+            f". The output agrees, and from there back the {key[1]} is the first to differ{names}. Look between the two for "
+            "detach(), .data, no_grad() or stop_gradient, and for a gradient of your own"
+        )
 
     def _name(self, layer: Any, name: str) -> str:
         """What the statement calls a weight of the reader's."""
@@ -313,11 +369,6 @@ class Functions(Code):
         self, suspect: Suspect, rung: int, key: Key, theirs: Observation, limit: float, only: str | None = None
     ) -> bool:
         return super().matches(suspect, 2, key, self.theirs(2), limit, only) if rung < 3 else False
-
-    def unknown(self, rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | None) -> str:
-        if rung == 3 and theirs is None:
-            return f"{key[1]}: none arrives. Does your function leave {self.framework}, through NumPy or float?"
-        return ""
 
 
 class Optimizers(Code):
@@ -447,7 +498,7 @@ class Networks(Subjects):
         self.reference = networks.load(exercise.spec())
         self.raw = read_json(path, path, limits.SPEC)
         self.shapes: list[list[shapes.Row]] = []
-        self.installed = [b for b in backends.ENGINES if backends.installed(b)]
+        self.installed = [b for b in (backends.Backend.TORCH, backends.Backend.TF) if backends.installed(b)]
         names = [{"torch": "PyTorch", "tf": "Keras"}[backend] for backend in self.installed]
         self.framework = " and ".join(names)
         try:
@@ -640,8 +691,13 @@ def _running(path: Path, where: str) -> Iterator[None]:
                 line = f", line {trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
             trace = trace.tb_next
         message = next((text.strip() for text in f"{error}".splitlines() if text.strip()), "")
+        message = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", message)  # where in TensorFlow it was
+        if re.search(r"double|float64", message, re.IGNORECASE):
+            message += ". All is judged in float64, so set no other dtype"
         place = f"{path}{(line or '').replace(', in <module>', '')}"
         what = f"{type(error).__name__}{': ' if message else ''}{message}"
+        if "modified by an inplace operation" in message:
+            raise FailError(form.IN_PLACE.message, form.IN_PLACE) from error
         raise FailError(f"{place}: {what}" + (f" ({where})" if where else "")) from error
 
 

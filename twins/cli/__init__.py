@@ -20,6 +20,7 @@ from . import (
     compare,
     convert,
     curves,
+    diff,
     evaluate,
     export,
     list,
@@ -69,6 +70,7 @@ app = typer.Typer(
 app.command("list")(list.list_networks)
 app.command()(show.show)
 app.command()(compare.compare)
+app.command()(diff.diff)
 app.command()(convert.convert)
 app.command()(export.export)
 app.command()(predict.predict)

@@ -41,7 +41,7 @@ def activations(
     else:
         spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     picture, batch = predict.read_image(image, spec)
-    with output.status("starting " + backends.frameworks(backend)[0]):
+    with options.starting(backend):
         (engine,) = backends.engines(backends.start(backend), spec, state)
     channel, values = gridding.strongest_map(engine, batch, name)
     title = spec["name"] + ("" if weights is not None else ", untrained")

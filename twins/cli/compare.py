@@ -35,9 +35,12 @@ def compare(
         float | None, typer.Option(help="Default: chosen so that the first step lowers the loss by at most 2 %.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    backend: options.BackendOption = Backend.BOTH,
     plot: Annotated[Path | None, typer.Option(help="Draw the two loss curves and their difference into this file.")] = None,
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
+
+    With --backend jax, Keras runs on JAX; with all, on TensorFlow and on JAX, and PyTorch is the reference for both.
 
     Exit status 1 if a bound of the ladder of parity is exceeded.
     """
@@ -46,6 +49,7 @@ def compare(
     from .. import compare as comparison
     from .. import datasets, plots
 
+    backends.check_backend(backend, (Backend.JAX, *backends.SEVERAL), "a comparison is of PyTorch with Keras")
     spec = networks.variant(networks.load(network), classes, channels)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")
@@ -55,13 +59,16 @@ def compare(
         spec, state = reading.load_weights(weights, spec, weights_key, output.remark, classes, channels)
     picture = images.read_picture(image) if image else None
     examples = datasets.load_data(data)
-    if plot and not steps:
-        raise Error("--plot draws the training, which --steps 0 leaves out")
     if plot:
+        if not steps:
+            raise Error("--plot draws the training, which --steps 0 leaves out")
         plots.check_figure(plot)
-    with output.status("starting PyTorch and TensorFlow") as say:
+    backends.check_installed(*dict.fromkeys([*backends.needed(Backend.TORCH), *backends.needed(backend)]))
+    others = () if backend in backends.SEVERAL else (Backend.TORCH,)  # that it is compared with
+    with options.starting(backend, others) as say:
+        packages = [package for each in (*others, backend) for package in backends.start(each)]
         report = comparison.run(
-            backends.start(Backend.BOTH), spec, state, picture, examples, (size, size) if size else None, dtype.value, steps,
+            packages, spec, state, picture, examples, (size, size) if size else None, dtype.value, steps,
             learning_rate, say=lambda text: say(f"{spec['name']}: {text}"),
         )  # fmt: skip
     if report.training:
@@ -79,24 +86,29 @@ def _summary(report: "Report") -> dict[str, Any]:
     from ..ladder import largest
 
     summary = asdict(report)
+
+    def row(measured: Any) -> dict[str, Any]:
+        return measured._asdict() | {"farthest": report.frameworks[measured.farthest]}
+
     for rung in ("activations", "gradients", "statistics", "weights"):
         differences = getattr(report, rung)
-        summary[rung] = [difference._asdict() for difference in differences]
+        summary[rung] = [row(difference) for difference in differences]
         if differences:
-            summary[f"largest_{rung}"] = largest(differences)._asdict()
-    summary["steps"] = [step._asdict() for step in report.steps]
+            summary[f"largest_{rung}"] = row(largest(differences))
+    summary["steps"] = [row(step) for step in report.steps]
     summary |= {"first_diverging_layer": report.first_diverging_layer, "judged_steps": report.judged_steps}
     return summary | {"bounds": report.bounds, "broken": report.broken, "passed": not report.broken}
 
 
 def _show_report(report: "Report") -> None:
-    one, two = report.frameworks
     output.show(f"{report.network}, {report.dtype}, images of {shapes.text(report.size)}", "")
-    table = output.table("layer", f">{one}", f">{two}", ">difference", title="Activations")
+    columns = [f">{framework}" for framework in report.frameworks]
+    distance = ">difference" if len(columns) == 2 else ">largest difference"
+    table = output.table("layer", *columns, distance, title="Activations")
     bound = report.bounds.get("activations", report.bounds.get("logits", math.inf))
-    for name, (ours, theirs), value in report.activations:
+    for name, sizes, value, _ in report.activations:
         style = None if value <= bound else "red"
-        table.add_row(name, shapes.text(ours), shapes.text(theirs), f"{value:.1e}", style=style)
+        table.add_row(name, *map(shapes.text, sizes), f"{value:.1e}", style=style)
     output.show(table)
     if report.steps:
         _show_steps(report)
@@ -111,15 +123,16 @@ def _show_report(report: "Report") -> None:
 
 
 def _show_steps(report: "Report") -> None:
-    one, two = report.frameworks
     training = report.training
     title = (
         f"Training on {training['data']}: {shapes.text(training['size'])}, batches of {training['batch']}, "
         f"learning rate {training['learning_rate']:.3g}, momentum {training['momentum']}"
     )
-    table = output.table(">step", f">{one}", f">{two}", ">difference", f">{one}, one rounding apart", title=title)
+    columns = [f">{framework}" for framework in report.frameworks]
+    control, digits = (f">{report.frameworks[0]}, one rounding apart", 13) if len(columns) == 2 else (">one rounding apart", 12)
+    table = output.table(">step", *columns, ">difference", control, title=title)
     for number, step in enumerate(report.steps, start=1):
-        losses = [f"{loss:.13f}" if abs(loss) < 1e6 else f"{loss:.6e}" for loss in step.losses]
+        losses = [f"{loss:.{digits}f}" if abs(loss) < 1e6 else f"{loss:.6e}" for loss in step.losses]
         dim = "dim" if number > report.judged_steps else None
         table.add_row(f"{number}", *losses, f"{step.difference:.1e}", f"{step.control:.1e}", style=dim)
     output.show("", table)
@@ -134,24 +147,27 @@ def _show_rungs(report: "Report") -> None:
     labels = {"statistics": "running statistics", "weights": f"weights after {count} steps"}
     for rung in ("activations", "gradients", "statistics", "weights"):
         if getattr(report, rung):
-            name, _, value = largest(getattr(report, rung))
+            worst = largest(getattr(report, rung))
             bound = f"{bounds[rung]:.2g}" if rung in bounds else "none"
             judged = rung != "weights" or report.judged_steps == count
-            table.add_row(labels.get(rung, rung), f"{value:.1e}", name, bound if judged else "not judged")
+            where = f"{worst.name}{report.place(worst)}"
+            table.add_row(labels.get(rung, rung), f"{worst.value:.1e}", where, bound if judged else "not judged")
     if count:
-        worst = max([step.difference for step in report.steps[: report.judged_steps]], default=0.0, key=_nan_last)
+        judged_steps = report.steps[: report.judged_steps]
+        step = max(judged_steps, default=None, key=lambda step: _nan_last(step.difference))
         bound = f"{bounds['losses']:g}" if "losses" in bounds else "none"
-        table.add_row(f"losses of {report.judged_steps} steps", f"{worst:.1e}", "", bound)
+        where = report.place(step).strip() if step else ""
+        table.add_row(f"losses of {len(judged_steps)} steps", f"{step.difference if step else 0:.1e}", where, bound)
     if "logits" in bounds:
         logits = report.activations[-1]
-        table.add_row("logits", f"{logits.value:.1e}", logits.name, f"{bounds['logits']:g}")
+        table.add_row("logits", f"{logits.value:.1e}", f"{logits.name}{report.place(logits)}", f"{bounds['logits']:g}")
     output.show("", table, "")
 
 
 def _show_notes(report: "Report") -> None:
     from ..compare import CEILING
 
-    one, two = report.frameworks
+    one = report.frameworks[0]
     if report.chaos:
         apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
         output.show(
@@ -165,8 +181,8 @@ def _show_notes(report: "Report") -> None:
         )
     if report.accuracy:
         same = "the same predictions" if report.same_predictions else "different predictions"
-        ours, theirs = (f"{accuracy:.2%}" for accuracy in report.accuracy)
-        output.show(f"Test accuracy on {report.training['tested']} images: {one} {ours}, {two} {theirs}, {same}.")
+        accuracies = ", ".join(f"{n} {value:.2%}" for n, value in zip(report.frameworks, report.accuracy, strict=True))
+        output.show(f"Test accuracy on {report.training['tested']} images: {accuracies}, {same}.")
         if report.training["labels_wrapped"]:
             output.show(
                 "The data set has more classes than the network: labels wrap around, so the accuracy means nothing else."

@@ -35,10 +35,12 @@ def curves(
     if as_json:
         output.show_json(summaries)
         return
-    table = output.table("run", ">epochs", ">best test accuracy", ">after epoch", ">difference")
+    pixels = all("test_miou" in run for run in summaries)
+    best, title = ("test_miou", "mIoU") if pixels else ("test_accuracy", "accuracy")
+    table = output.table("run", ">epochs", f">best test {title}", ">after epoch", ">difference")
     for run in summaries:
         difference = "" if run["difference"] is None else f"{run['difference']:.1e}"
-        table.add_row(run["run"], f"{run['epochs']}", f"{run['test_accuracy']:.2%}", f"{run['best_epoch']}", difference)
+        table.add_row(run["run"], f"{run['epochs']}", f"{run[best]:.2%}", f"{run['best_epoch']}", difference)
     output.show(table)
     if len(runs) > 1:
         output.show(
@@ -53,7 +55,8 @@ def _summary(name: str, rows: list["Row"], first: list["Row"]) -> dict[str, Any]
     return {
         "run": name,
         "epochs": len(rows),
-        "test_accuracy": runlog.accuracy(best),  # the best
+        "test_accuracy": runlog.accuracy(best),
+        **({"test_miou": runlog.score(best)} if "test_miou" in best else {}),
         "best_epoch": best["epoch"],
         "difference": None if rows is first else runlog.largest_difference(first, rows),
     }

@@ -34,8 +34,8 @@ def evaluate(
 ) -> None:
     """Measure a trained network on the test images of a data set: top-1, top-5, precision and recall by class.
 
-    Of a folder, images of its part test are read, or else of val, or else all. With --backend both, the scores by class
-    are PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
+    Of a folder, images of its part test are read, or else of val, or else all. With --backend both or all, the scores
+    by class are PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
     """
     from shared import reading
 
@@ -43,7 +43,7 @@ def evaluate(
     from .. import predict as predictions
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     if weights is None:
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     if out:
@@ -51,7 +51,7 @@ def evaluate(
     predictions.check_classifies(spec)
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     test = predictions.labelled_images(data, spec, holdout)
-    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+    with options.starting(backend):
         engines = backends.engines(backends.start(backend), spec, state)
     with loading.Loader(loading.default_workers() if workers is None else workers, skip) as loader:
         with output.progress(spec["name"], len(test.x)) as advance:

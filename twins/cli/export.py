@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from shared import networks, shapes
-from shared.checks import Error, first_few
+from shared.checks import Error, first_few, in_words
 from shared.spec import Spec
 
 from .. import backends
@@ -61,7 +61,7 @@ def export(
     exports.check_destinations(out, (network, weights), folded_spec, plain)
     if folds and not as_json:
         _show_folded(spec, folded_spec)
-    with output.status("starting " + " and ".join(backends.frameworks(exports.needed_backend(out)))) as say:
+    with output.status(f"starting {in_words(backends.frameworks(exports.needed_backend(out)))}") as say:
         backends.start(exports.needed_backend(out))
         rows = exports.run(spec, state, folds, out, say, plain)
     broken = [row for row in rows if not row.relative <= exports.BOUND]

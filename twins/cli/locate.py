@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared import networks
-from shared.checks import Error
+from shared.checks import Error, in_words
 from shared.spec import Spec
 
 from .. import backends
@@ -49,13 +49,13 @@ def locate(
     from .. import plots
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     has_boxes = _check(images, weights, threshold, data, plot, as_json)
     networks.head(spec)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)
     number, entries = _entries(spec, images, target, data)
     files = _files(out, entries) if out else []
-    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+    with options.starting(backend):
         engines = backends.engines(backends.start(backend), spec, state)
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -178,12 +178,13 @@ def _show_summary(summary: dict[str, Any]) -> None:
         values = [scores[key] for scores in (summary, summary["whole_picture"]) if key in scores]
         if values:
             table.add_row(label, *(f"{value:.3f}" if key == "mean_iou" else f"{value:.2%}" for value in values))
-    frameworks = " and ".join(summary["frameworks"])
-    output.show(f"{summary['network']} on {summary['data']}, {summary['pictures']} pictures, {frameworks}", table)
+    names = summary["frameworks"]
+    output.show(f"{summary['network']} on {summary['data']}, {summary['pictures']} pictures, {in_words(names)}", table)
     if "same_boxes" in summary:
         same = summary["same_boxes"]
         output.show(
-            f"The same class, box and peak in both for {'all' if same == summary['pictures'] else f'{same:,}'} of them."
+            f"The same class, box and peak in {output.all_of(len(names))} for "
+            f"{'all' if same == summary['pictures'] else f'{same:,}'} of them."
         )
     errors = {at: scores["localisation_error"] for at, scores in summary["sweep"].items()}
     best = min(errors, key=lambda at: errors[at])

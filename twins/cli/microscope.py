@@ -38,13 +38,14 @@ def microscope(
     chains = [page.layers(spec) for spec in specs]
     backends.check_backend(backend, backends.ENGINES, "the fields are of one framework")
     options.check_folder(out)
-    with output.status("starting " + backends.frameworks(backend)[0]):
+    with options.starting(backend):
         packages = backends.start(backend)
     summaries = []
     for spec, rows in zip(specs, chains, strict=True):
         with output.status(f"measuring {spec['name']}"):
             (engine,) = backends.engines(packages, spec, initial(spec, page.SEED))
             summaries.append(page.summary(spec, rows, page.effective(engine, spec, rows), engine.framework))
-    page.write(out, summaries, " ".join(["twins microscope", *names, *([] if backend is Backend.TORCH else ["--backend tf"])]))
+    chosen = [] if backend is Backend.TORCH else [f"--backend {backend}"]
+    page.write(out, summaries, " ".join(["twins microscope", *names, *chosen]))
     layers = sum(map(len, chains))
     output.show(f"{out / 'index.html'}: {layers} layers of {first_few(names)}.")

@@ -1,8 +1,10 @@
 """Options that several commands have, and the checks of their values."""
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +12,11 @@ from typing import Annotated
 import typer
 
 from shared import limits
-from shared.checks import Error
+from shared.checks import Error, in_words
 
+from .. import backends
 from ..backends import Backend
+from . import output
 
 Network = Annotated[
     str, typer.Argument(metavar="NETWORK", help="A name, as `twins list` shows it, or the path of a spec ending in .json.")
@@ -36,7 +40,9 @@ Channels = Annotated[
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
-BackendOption = Annotated[Backend, typer.Option(help="What to run in: PyTorch, Keras on TensorFlow, JAX or PyTorch, or both.")]
+BackendOption = Annotated[
+    Backend, typer.Option(help="PyTorch, or Keras on TensorFlow, JAX or PyTorch; both: torch and tf; all: jax as well.")
+]
 Holdout = Annotated[
     float | None,
     typer.Option(help="Of a folder without val and test: the fraction of each class that is tested on and not trained on."),
@@ -55,6 +61,23 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+@contextlib.contextmanager
+def starting(backend: Backend, before: Sequence[Backend] = (), wait: str = "") -> Iterator[Callable[[str], None]]:
+    """`output.status` while the frameworks of --backend start, others `before` it, and then what they wait for.
+
+    First a note, if the environment variable KERAS_BACKEND has another backend of Keras's than --backend.
+    """
+    asked = [
+        backends.KERAS_BACKENDS[one] for one in backends.SEVERAL.get(backend, (backend,)) if one in backends.KERAS_BACKENDS
+    ]
+    given = os.environ.get("KERAS_BACKEND", "")
+    if given and asked and given not in asked:
+        output.remark(f"KERAS_BACKEND is {given!r}, but --backend {backend} counts: Keras runs on {in_words(asked)}.")
+    frameworks = [name for each in (*before, backend) for name in backends.frameworks(each)]
+    with output.status(f"starting {in_words(frameworks)}{wait}") as say:
+        yield say
 
 
 def rank() -> int:

@@ -91,6 +91,11 @@ def table(*columns: str, title: str | None = None) -> Table:
     return grid
 
 
+def all_of(count: int) -> str:
+    """Two or more things, as in "the same in both"."""
+    return "both" if count == 2 else f"all {count}"
+
+
 def show(*things: Any) -> None:
     """Print texts and tables, one after the other."""
     console = Screen(width=width())

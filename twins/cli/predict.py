@@ -35,7 +35,7 @@ def predict(
     from .. import predict as predictions
 
     spec = networks.variant(networks.load(network), classes, channels)
-    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "")
+    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     if not images and not data:
         raise Error("there is nothing to predict: pass pictures, or a data set with --data")
     if images and data:
@@ -50,7 +50,7 @@ def predict(
     except Error as error:
         raise Error(f"{data or weights}: {error}") from None
     examples = predictions.labelled_images(data, spec) if data else None
-    with output.status("starting " + " and ".join(backends.frameworks(backend))):
+    with options.starting(backend):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
@@ -83,6 +83,7 @@ def _show_accuracy(results: dict[str, Any]) -> None:
 
 def _show_pictures(results: dict[str, Any]) -> None:
     frameworks, pictures = results["frameworks"], results["images"]
+    every, most = output.all_of(len(frameworks)), "at most " * (len(frameworks) > 2)
     for picture in pictures:
         if "error" in picture:
             output.show(Text(picture["error"], style="red"), "")
@@ -95,7 +96,8 @@ def _show_pictures(results: dict[str, Any]) -> None:
         output.show(Text(picture["image"], style="bold"), table)
         if len(frameworks) > 1:
             same = picture["same_top"]
-            words = f"{'The same' if same else 'Not the same'} top classes in both; logits {picture['difference']:.1e} apart."
+            words = f"{'The same' if same else 'Not the same'} top classes in {every}"
+            words = f"{words}; logits {most}{picture['difference']:.1e} apart."
             output.show(Text(words, style="green" if same else "red"))
         output.show("")
     read = [picture for picture in pictures if "top" in picture]

@@ -13,6 +13,7 @@ import typer
 
 from shared import limits, recipes
 from shared.checks import Error, LostProcessError, RunError
+from shared.processes import jax_process
 
 from .. import backends
 from ..backends import Backend, Engine
@@ -27,7 +28,7 @@ Say = Callable[[str], None]  # shows a line
 Devices = Annotated[
     int | None,
     typer.Option(
-        min=1, max=limits.DEVICES, help="With --backend tf: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+        min=1, max=limits.DEVICES, help="With --backend tf or jax: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
     ),
 ]
 
@@ -77,7 +78,7 @@ def train(
     changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
         others = ", and waiting for the other processes" * (cluster > 1)
-        with output.status(f"starting {backends.frameworks(backend)[0]}{others}"):
+        with options.starting(backend, wait=others):
             (package,) = backends.start(backend)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
         loader = loading.Loader(_workers(workers), skip)
@@ -163,10 +164,11 @@ def _end(
             output.show(f"No better {part} {word} in {start.recipe['patience']} epochs: the run ends here.")
         top5 = f" (top 5 {runlog.top5(best):.2%})" if runlog.top5(best) else ""
         output.show(f"Best {part} {word} {runlog.score(best):.2%}{top5}, after epoch {best['epoch']}{file}")
-    if unseen and start.data.unseen and not as_json:
-        top5 = f" (top 5 {unseen.top5:.2%})" if unseen.top5 else ""
-        count = len(start.data.unseen.x)
-        output.show(f"Test accuracy of that epoch {unseen.accuracy:.2%}{top5}, on {count:,} images that the run has not used")
+        if unseen and start.data.unseen:
+            score = unseen.accuracy if unseen.miou is None else unseen.miou
+            top5 = f" (top 5 {unseen.top5:.2%})" if unseen.top5 else ""
+            count = len(start.data.unseen.x)
+            output.show(f"Test {word} of that epoch {score:.2%}{top5}, on {count:,} images that the run has not used")
 
 
 def _tested_on(row: dict[str, Any], validation: str) -> str:
@@ -186,16 +188,18 @@ def _check(
     """(rank of this process in the run, how many TensorFlow workers that has). Raises `Error` for options that do not fit."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if devices and backend == Backend.TORCH:
-        raise Error(f"--devices is for --backend tf; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
-    if "TORCHELASTIC_RUN_ID" in os.environ and backend == Backend.TF:
-        raise Error("torchrun is for --backend torch; with tf, one process has all devices: --devices N")
+        raise Error(f"--devices is for tf and jax; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
+    if "TORCHELASTIC_RUN_ID" in os.environ and backend != Backend.TORCH:
+        raise Error(f"torchrun is for --backend torch; with {backend}, one process has all devices: --devices N")
     options.check_torchrun()
-    rank, workers = options.worker() if backend == Backend.TF else (options.rank(), 1)
-    if (devices or workers > 1) and compiled:
+    processes = {Backend.TF: options.worker, Backend.JAX: jax_process}
+    rank, workers = processes.get(backend, lambda: (options.rank(), 1))()
+    if (devices or workers > 1) and compiled and backend == Backend.TF:
         named = "--devices" if devices else "TF_CONFIG"
         raise Error(f"{named} and --compile exclude one another: XLA does not compile a step of several devices")
     if devices and workers > 1:
-        raise Error("--devices is for one process; each worker of TF_CONFIG has all GPUs of its machine")
+        told = "worker of TF_CONFIG" if backend == Backend.TF else "process of JAX_NUM_PROCESSES"
+        raise Error(f"--devices is for one process; each {told} has all GPUs of its machine")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
         raise Error("--tensorboard needs TensorBoard: pip install 'resnet-twins[tensorboard]'")
     if resume and (init is not None or freeze is not None):

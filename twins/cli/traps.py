@@ -1,6 +1,8 @@
 """`twins traps`."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,83 +20,124 @@ from . import output
 if TYPE_CHECKING:
     from ..traps import Measurement
 
+Measured = dict[Backend, "dict[str, Measurement]"]  # by the backend of Keras's, and the name of the trap
+
 WIDEST = 100  # characters of a screen of text
+KERAS = {Backend.TF: "TensorFlow", Backend.JAX: "JAX"}  # what it is measured on
 
 
 def traps(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="A trap, as same-padding. Default: a table of all.")
     ] = None,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Measure Keras on one backend alone, tf or jax. Default: on both, if installed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show where PyTorch and Keras differ, and measure what a port by hand gets wrong.
 
     Each trap is put back and measured on a small network: how far the naive port is from PyTorch, and how far the port here is.
-    For TF32, which needs a GPU, the rounding is emulated. Exit status 1 if a network here exceeds a bound of the ladder.
+    Keras is measured on TensorFlow, and on JAX in a process of its own. For TF32, which needs a GPU, and for a TPU's products
+    in bfloat16, the rounding is emulated. Exit status 1 if a network here exceeds a bound of the ladder.
     """
+    if backend:
+        backends.check_backend(backend, KERAS, "the traps are differences of Keras from PyTorch")
     chosen = [texts.find(name)] if name else [*texts.load().values()]
-    try:
-        measured = _measured(chosen)
-    except Error as error:  # a framework is missing: the texts need none
-        output.remark(f"not measured: {error}")
-        measured = {}
+    measured = _measured(chosen, [backend] if backend else [*KERAS])
     if as_json:
-        rows = [_summary(trap, measured.get(trap.name)) for trap in chosen]
+        rows = [_summary(trap, measured) for trap in chosen]
         output.show_json(rows[0] if name else rows)
     elif name:
-        _show_trap(chosen[0], measured.get(name))
+        _show_trap(chosen[0], measured)
     else:
         _show_table(chosen, measured)
-    sys.exit(1 if any(not m.ours <= m.bound for m in measured.values()) else 0)
+    sys.exit(1 if any(not m.ours <= m.bound for found in measured.values() for m in found.values()) else 0)
 
 
-def _measured(chosen: list[Trap]) -> "dict[str, Measurement]":
-    """{name: measurement}. Raises `Error` if a framework is missing."""
-    with output.status("starting PyTorch and TensorFlow") as say:
-        packages = backends.start(Backend.BOTH)
-        from .. import traps as measuring
+def _measured(chosen: list[Trap], wanted: list[Backend]) -> Measured:
+    """The measurements, without those of frameworks that are missing, which is said."""
+    from .. import traps as measuring
 
-        measured = {}
-        for trap in chosen:
-            say(f"measuring {trap.name}")
-            measured[trap.name] = measuring.measure(packages, trap.name)
-        return measured
+    measured: Measured = {}
+    names = {one: [trap.name for trap in chosen if trap.only in ("", one)] for one in wanted}
+    with contextlib.ExitStack() as stack:
+        say = stack.enter_context(output.status("starting"))
+        received: Iterator[Measurement] = iter(())
+        if names.get(Backend.JAX):
+            with _remarked(Backend.JAX):
+                received = stack.enter_context(measuring.on_jax(names[Backend.JAX]))
+        if names.get(Backend.TF):
+            with _remarked(Backend.TF):
+                packages = backends.start(Backend.BOTH)
+                measured[Backend.TF] = {}
+                for trap in names[Backend.TF]:
+                    say(f"measuring {trap}")
+                    measured[Backend.TF][trap] = measuring.measure(packages, trap)
+        with _remarked(Backend.JAX):
+            for found in received:
+                say(f"measured {found.name} on JAX")
+                measured.setdefault(Backend.JAX, {})[found.name] = found
+    return measured
 
 
-def _summary(trap: Trap, measured: "Measurement | None") -> dict[str, Any]:
+@contextlib.contextmanager
+def _remarked(backend: Backend) -> Iterator[None]:
+    """Errors of this context are remarks, since the texts need no framework."""
+    try:
+        yield
+    except Error as error:
+        output.remark(f"not measured on {KERAS[backend]}: {error}")
+
+
+def _of(trap: Trap, measured: Measured) -> "dict[Backend, Measurement]":
+    """The measurements of a trap."""
+    return {one: found[trap.name] for one, found in measured.items() if trap.name in found}
+
+
+def _summary(trap: Trap, measured: Measured) -> dict[str, Any]:
     file, line, code = texts.place(trap.where)
-    place = {"file": file, "line": line, "code": code}
-    return trap._asdict() | place | {"measured": measured._asdict() if measured else None}
+    found = _of(trap, measured)
+    numbers = {one: found[one]._asdict() if one in found else None for one in KERAS}
+    return trap._asdict() | {"file": file, "line": line, "code": code, "measured": numbers}
 
 
-def _show_table(chosen: list[Trap], measured: "dict[str, Measurement]") -> None:
+def _show_table(chosen: list[Trap], measured: Measured) -> None:
     wide = output.width() >= 130
-    table = output.table("trap", *(["title"] if wide else []), "what parts", "first at", ">naive", ">ours")
+    table = output.table("trap", *(["title"] if wide else []), "first beyond its bound", ">TensorFlow", ">JAX", ">ours")
     for trap in chosen:
-        found = measured.get(trap.name)
-        naive = ("fails" if found.failure else f"{found.naive:.1e}") if found else ""
-        cells = (found.rung, found.where, naive, f"{found.ours:.1e}") if found else ("", "", "", "")
-        broken = found and not found.ours <= found.bound
-        table.add_row(trap.name, *([trap.title] if wide else []), *cells, style="red" if broken else None)
+        found = _of(trap, measured)
+        values = [*found.values()]
+        first = ": ".join(filter(None, (values[0].rung, values[0].where))) if values else ""
+        naive = [_error(found[one]) if one in found else "–" * (one in measured) for one in KERAS]
+        ours = f"{max(one.ours for one in values):.1e}" if values else ""
+        broken = any(not one.ours <= one.bound for one in values)
+        table.add_row(trap.name, *([trap.title] if wide else []), first, *naive, ours, style="red" if broken else None)
     output.show(table)
     if measured:
-        output.show("", "Relative differences from PyTorch, measured now. `twins traps NAME` explains one.")
+        note = "How far a naive port is from PyTorch on TensorFlow and on JAX, and the larger of ours, measured now."
+        output.show("", f"{note} `twins traps NAME` explains one.")
 
 
-def _show_trap(trap: Trap, measured: "Measurement | None") -> None:
+def _error(found: "Measurement") -> str:
+    return "fails" if found.failure else f"{found.naive:.1e}"
+
+
+def _show_trap(trap: Trap, measured: Measured) -> None:
     file, line, code = texts.place(trap.where)
     naive, ours = [trap.naive], [trap.ours]
-    if measured:
-        where = f"{measured.rung}, first at {measured.where}" if measured.where else measured.rung
-        error = f"fails: {measured.failure}" if measured.failure else f"{measured.naive:.1e} from PyTorch"
-        naive.append(f"{error} ({where})")
-        ours.append(f"{measured.ours:.1e} from PyTorch (bound {measured.bound:g})")
+    for one, found in _of(trap, measured).items():
+        where = f"{found.rung}, first at {found.where}" if found.where else found.rung
+        error = f"fails: {found.failure}" if found.failure else f"{found.naive:.1e} from PyTorch"
+        naive.append(f"{KERAS[one]}: {error} ({where})")
+        ours.append(f"{KERAS[one]}: {found.ours:.1e} from PyTorch (bound {found.bound:g})")
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(max_width=WIDEST - 10, overflow="fold")
     rows = {
         "PyTorch": [trap.pytorch],
         "Keras": [trap.keras],
+        "on JAX": [trap.jax],
         "formula": [trap.formula],
         "naive": naive,
         "ours": ours,
