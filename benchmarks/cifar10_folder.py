@@ -43,6 +43,7 @@ def main(
     most: Annotated[int | None, typer.Option(min=100, help="Only so many images of either part.")] = None,
 ) -> None:
     """Train for an epoch on a folder of PNGs and on the same images in memory, and compare the losses, bit for bit."""
+    backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "a run is in this process")
     place = Path(tempfile.mkdtemp(prefix="cifar10_folder"))
     try:
         pictures = folder or place / "pictures"

@@ -1,4 +1,4 @@
-"""Where results come from: the command, the commit, the processor."""
+"""Where results come from: the command, the commit, the system, the processor."""
 
 import datetime
 import platform
@@ -9,14 +9,15 @@ from pathlib import Path
 
 
 def origin() -> dict[str, str | None]:
-    """The date, the command, and the commit of this repository, followed by a "+" if files differ from it."""
+    """The date, the command, the versions of Python and of the system, and the commit, with a "+" if files differ from it."""
     git = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]  # no tag, which leaves the commit
     try:
         commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # git is not installed
         commit = None
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": date, "command": shlex.join(["python", *sys.argv]), "commit": commit}
+    system = {"python": platform.python_version(), "platform": platform.platform()}
+    return {"date": date, "command": shlex.join(["python", *sys.argv]), "commit": commit, **system}
 
 
 def processor() -> str:

@@ -2,32 +2,20 @@
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from candidates import Mode
+from candidates import AGAIN, Mode, Peer
 from rich.console import Console
 from rich.table import Table
 from summary import Ceilings, Row, candidate
 
 from twins import plots
 
-# Of the table, beside the ratios: keys of the results, and their titles
-COLUMNS = {
-    "network": "network",
-    "candidate": "candidate",
-    "infer_samples_per_sec": "infer\nimages/s",
-    "train_samples_per_sec": "train\nimages/s",
-    "step_time": "step\nms",
-    "step_time_p95": "p95\nms",
-    "step_time_iqr": "spread\nms",
-    "first_call": "first\nms",
-    "peak_memory": "memory\nMiB",
-    "batch_size": "batch",
-    "ceiling_fraction": "of the\nceiling",
-}
+WIDTH = 80  # columns of a table that goes to a file
 MODES = {Mode.INFER: "inference", Mode.TRAIN: "training"}  # and their titles
 OUTLINE = "0.75"  # the grey of the machine's ceiling
 GAP = 0.8  # between the bars of two networks
@@ -35,15 +23,16 @@ GAP = 0.8  # between the bars of two networks
 
 def show(results: Sequence[Row], notes: Sequence[str], ceilings: Ceilings) -> None:
     """Print the table, what the machine is and can do, and the notes."""
-    others = list(dict.fromkeys(name for row in results for name in row["ratios"]))
-    # A pipe has no width of its own: wide enough there for a row to stay a row.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120 + 24 * len(others))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if results:
-        console.print(table(results, others))
+        console.print(table(results))
         first = results[0]
         versions = {name: version for row in results for name, version in row["versions"].items()}
         about = [first["device"], *map(" ".join, versions.items()), f"{first['threads']} threads"]
         console.print(", ".join(about), soft_wrap=True)
+        peers = dict.fromkeys(f"{peer} for {row['backend']}" for row in results if (peer := beside(row)))
+        if peers:
+            console.print(f"The peer: {', '.join(peers)}", soft_wrap=True)
         for (backend, dtype), most in ceilings.items():
             rate, speed = most["flops"] / 1e9, most["bytes"] / 1e9
             console.print(f"Ceiling of {backend} in {dtype}: {rate:,.0f} GFLOP/s, {speed:,.0f} GB/s", soft_wrap=True)
@@ -51,33 +40,62 @@ def show(results: Sequence[Row], notes: Sequence[str], ceilings: Ceilings) -> No
         console.print(note, soft_wrap=True)
 
 
-def table(results: Sequence[Row], others: Sequence[str]) -> Table:
-    """The results as a table, with a column for the ratio to each of the others."""
+def table(results: Sequence[Row]) -> Table:
+    """The results as a table: the rate, its share of the ceiling, and how many times that of the peer it is."""
     grid = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    keys = [key for key in COLUMNS if key == "candidate" or any(key in row for row in results)]
-    for key in keys:
-        grid.add_column(COLUMNS[key], justify="left" if key in ("network", "candidate") else "right", no_wrap=key != "network")
-    for name in others:
-        grid.add_column(f"times\n{name}", justify="right", no_wrap=True)
+    words = ("network", "mode", "candidate", "type", *(["form"] if len(set(map(form, results))) > 1 else []))
+    numbers = ("images/s", "of the\nceiling", *(["times\nthe peer"] if any(map(beside, results)) else []))
+    for title in (*words, *numbers):
+        grid.add_column(title, justify="left" if title in words else "right", overflow="fold")
     before = None
     for row in results:
-        comparison = row["network"], row["mode"]
-        if before and comparison != before:
+        if before and (row["network"], row["mode"]) != before:
             grid.add_section()
-        before = comparison
-        cells = {**row, "candidate": f"{row['backend']} {row['implementation']}"}
-        values = [*(cells.get(key, "") for key in keys), *(row["ratios"].get(name, "") for name in others)]
-        grid.add_row(*map(in_words, values))
+        before = row["network"], row["mode"]
+        share, peer = row["ceiling_fraction"], beside(row)
+        cells = {
+            "network": row["network"],
+            "mode": row["mode"],
+            "candidate": f"{row['backend']} {row['implementation']}",
+            "type": row["dtype"],
+            "form": form(row),
+        }
+        grid.add_row(
+            *(cells[title] for title in words),
+            rate_in_words(row[f"{row['mode']}_samples_per_sec"]),
+            f"{share:.2f}" if share else "",
+            in_words(row["ratios"][peer], row["processes"]) if peer else "",
+        )
     return grid
 
 
-def in_words(value: Any) -> str:
-    """A value of the results as the table has it; a ratio with its quartiles."""
-    if isinstance(value, dict):
-        return f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-    return "" if value is None else str(value)
+def form(row: Row) -> str:
+    """In what form a candidate was measured: memory format, compilation, batch."""
+    compiled = " graphs" if row["cuda_graphs"] else " compiled" if row["compile"] else ""
+    return f"{row['format']}{compiled} {row['batch_size']}"
+
+
+def beside(row: Row) -> str | None:
+    """The one candidate whose ratio the table has: another project's, else ours again, as built or in another backend."""
+    ranks = [*(peer for peer in Peer if peer != Peer.TWINS), AGAIN, "twins"]
+    names = [name for name in row["ratios"] if name.partition(" (")[0] in ranks]
+    return min(names, key=lambda name: (ranks.index(name.partition(" (")[0]), name), default=None)
+
+
+def rate_in_words(rate: float) -> str:
+    """Images a second, with three figures or all before the point."""
+    return f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"
+
+
+def in_words(ratio: dict[str, Any], processes: int) -> str:
+    """A ratio; of several processes with half the distance of their quartiles."""
+    spread = f" ±{(ratio['high'] - ratio['low']) / 2:.2f}" if processes > 1 else ""
+    return f"{ratio['median']:.2f}{spread}"
+
+
+def as_json(source: dict[str, Any], notes: Sequence[str], results: Sequence[Row]) -> str:
+    """The results as JSON, with where they come from: all that is measured, the ratios to all others among it."""
+    return json.dumps({**source, "notes": notes, "results": results}, indent=2) + "\n"
 
 
 def as_csv(results: Sequence[Row]) -> str:

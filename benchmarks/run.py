@@ -5,30 +5,31 @@ training step is forward pass, cross-entropy, backward pass and an SGD-momentum 
 """
 
 import itertools
-import json
-import platform
 import shutil
 import sys
 import time
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import candidates
 import report
 import script
+import suite
 import summary
 import typer
 from candidates import Case, Device, Dtype, Format, Mode, Peer, Settings
 from origin import origin
-from sittings import Say, Worker, compare
+from sittings import Measured, Say, compare
 from summary import Row
 
 from shared.files import check_writable, write_text
 from twins import plots
-from twins.backends import Backend
+from twins.backends import SEVERAL, Backend
 from twins.cli import output
 
 NETWORKS = ["resnet18"]
 DTYPES = [Dtype.FLOAT32]
+UNIT = 5.0  # seconds that a start or a turn takes, at a guess, until some have been measured
 
 
 def complete_peers(incomplete: str) -> list[str]:
@@ -37,42 +38,47 @@ def complete_peers(incomplete: str) -> list[str]:
     return [f"{before}{comma}{peer}" for peer in Peer if peer.startswith(last)]
 
 
-Against = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar=f"<list[{'|'.join(Peer)}]>",
-        autocompletion=complete_peers,
-        help="Whose networks to compare with; twins shows the noise. Separated by commas; may be repeated.",
-    ),
-]
+def choice(name: str, values: type[StrEnum], text: str, **options: Any) -> Any:
+    """An option that takes one of several values. Its text lists them: a column of the help would break them."""
+    return typer.Option(f"--{name}", metavar=name.upper(), help=f"{text} {', '.join(values)}.", **options)
+
+
+BACKEND = choice("backend", Backend, "What to run in; both: torch and tf; all: torch, tf and jax. May be repeated. One of")
+MODE = choice("mode", Mode, "What to measure: inference, training, or both. One of")
+DTYPE = choice("dtype", Dtype, "Precision, mixed in training; tf32 needs a GPU. May be repeated. One of")
+FORMAT = choice("format", Format, "Memory format. Default: the framework's. One of")
+DEVICE = choice("device", Device, "Default: gpu if nvidia-smi is installed. One of")
+PEERS = "Whose networks to compare with; twins shows the noise. Separated by commas, or repeated. Of"
+AGAINST = choice("against", Peer, PEERS, autocompletion=complete_peers)
 
 
 def main(
-    backend: Annotated[list[Backend], typer.Option(help="What to run in; both means torch and tf. May be repeated.")],
+    backend: Annotated[list[Backend], BACKEND],
     network: Annotated[list[str], typer.Option(help="A name, or the path of a .json spec; may be repeated.")] = NETWORKS,
-    mode: Annotated[Mode, typer.Option(help="What to measure: inference, training, or both.")] = Mode.BOTH,
+    mode: Annotated[Mode, MODE] = Mode.BOTH,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 16,
     size: Annotated[
         int | None, typer.Option(min=1, help="Height and width of the images, in pixels. Default: the spec's.")
     ] = None,
-    dtype: Annotated[
-        list[Dtype], typer.Option(help="Precision, mixed in training; tf32 needs a GPU. May be repeated.")
-    ] = DTYPES,
-    layout: Annotated[Format | None, typer.Option("--format", help="Memory format. Default: the framework's.")] = None,
+    dtype: Annotated[list[Dtype], DTYPE] = DTYPES,
+    layout: Annotated[Format | None, FORMAT] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile, with torch.compile or XLA.")] = False,
     cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Compile into CUDA graphs, in PyTorch on a GPU.")] = False,
     recommended: Annotated[
         bool, typer.Option("--recommended", help="Also in the fastest form: channels last; folded in inference.")
     ] = False,
-    device: Annotated[Device | None, typer.Option(help="Default: gpu if nvidia-smi is installed.")] = None,
-    against: Against = None,
+    device: Annotated[Device | None, DEVICE] = None,
+    against: Annotated[list[str] | None, AGAINST] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that measure each candidate, one after the other.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each process takes.")] = 2,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
     plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
 ) -> None:
-    """Measure images a second of networks, beside other projects' and beside what the machine can do."""
+    """Measure images a second of networks, beside other projects' and beside what the machine can do.
+
+    With --suite cpu or --suite gpu, take the whole table of a device: see --suite gpu --help.
+    """
     settings = Settings(
         backends=distinct_backends(backend),
         dtypes=list(dict.fromkeys(dtype)),
@@ -89,12 +95,12 @@ def main(
     modes = (Mode.INFER, Mode.TRAIN) if mode == Mode.BOTH else (mode,)
     comparisons = [candidates.cases(name, one, settings) for name in network for one in modes]
     check_files(json_file, csv_file, plot_file)
-    source = {**origin(), "python": platform.python_version(), "platform": platform.platform()}
+    source = origin()
     measured, failures = measure(comparisons, processes, rounds)
     ceilings = summary.ceilings(itertools.chain(*measured))
     results = [row for comparison in measured for row in summary.rows(comparison, ceilings)]
     notes = [*failures, *summary.notes(results, processes)]
-    text = json.dumps({**source, "notes": notes, "results": results}, indent=2) + "\n"
+    text = report.as_json(source, notes, results)
     if json_file == "-":
         sys.stdout.write(text)
     else:
@@ -104,9 +110,8 @@ def main(
 
 
 def distinct_backends(backends: list[Backend]) -> list[Backend]:
-    """The backends without repetition, PyTorch and TensorFlow in place of "both"."""
-    pairs = ((Backend.TORCH, Backend.TF) if backend == Backend.BOTH else (backend,) for backend in backends)
-    return list(dict.fromkeys(itertools.chain(*pairs)))
+    """The backends without repetition, those that they stand for in place of "both" and "all"."""
+    return list(dict.fromkeys(itertools.chain(*(SEVERAL.get(backend, (backend,)) for backend in backends))))
 
 
 def check_files(json_file: str | None, csv_file: str | None, plot_file: str | None) -> None:
@@ -118,7 +123,7 @@ def check_files(json_file: str | None, csv_file: str | None, plot_file: str | No
         plots.check_figure(plot_file)
 
 
-def measure(comparisons: list[list[Case]], processes: int, rounds: int) -> tuple[list[list[list[Worker]]], list[str]]:
+def measure(comparisons: list[list[Case]], processes: int, rounds: int) -> tuple[list[list[list[Measured]]], list[str]]:
     """(the workers of each comparison, by candidate; notes on what failed, each once)."""
     measured, notes = [], []
     units = sum(map(len, comparisons)) * processes * (1 + rounds)
@@ -137,10 +142,9 @@ def with_time_left(say: Say, units: int) -> Say:
 
     def tell(text: str) -> None:
         done = next(calls)
-        if done:
-            left = (time.monotonic() - started) / done * max(units - done, 1)
-            text += f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
-        say(text)
+        each = (time.monotonic() - started) / done if done else UNIT
+        left = each * max(units - done, 1)
+        say(f"{text}, {left / 60:.0f} min left" if left > 90 else f"{text}, {left:.0f} s left")
 
     return tell
 
@@ -156,4 +160,4 @@ def write(text: str, results: list[Row], json_file: str | None, csv_file: str | 
 
 
 if __name__ == "__main__":
-    script.start(main)
+    script.start(suite.main if any(word.partition("=")[0] == "--suite" for word in sys.argv) else main)

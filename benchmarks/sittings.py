@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,20 @@ class Failed(Exception):  # noqa: N818
     """A candidate cannot be measured; the message says why."""
 
 
-class Worker:
+@dataclass(eq=False)
+class Measured:
+    """What one process has measured of one candidate."""
+
+    case: Case
+    about: dict[str, Any]  # the answer to the case
+    turns: list[dict[str, Any]]  # the answers to the turns
+
+
+class Worker(Measured):
     """A process that measures one candidate when asked."""
 
     def __init__(self, case: Case) -> None:
-        self.case = case
-        self.about: dict[str, Any] = {}  # the answer to the case
-        self.turns: list[dict[str, Any]] = []  # the answers to the turns
+        super().__init__(case, {}, [])
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = os.environ | {
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -95,14 +103,14 @@ def oom_kills() -> int:
     return int(counters.get("oom_kill", 0))
 
 
-def compare(cases: Sequence[Case], processes: int, rounds: int, say: Say) -> tuple[list[list[Worker]], list[str]]:
+def compare(cases: Sequence[Case], processes: int, rounds: int, say: Say) -> tuple[list[list[Measured]], list[str]]:
     """(workers of each candidate, one a sitting; notes on what failed). The batch halves until there is memory for all.
 
     A candidate that fails is left out of the sittings that follow.
     """
     cases = [dict(case) for case in cases]
     order = list(cases)
-    sittings: list[list[Worker]] = []
+    sittings: list[list[Measured]] = []
     notes: list[str] = []
 
     def say_which(text: str) -> None:
@@ -124,7 +132,7 @@ def compare(cases: Sequence[Case], processes: int, rounds: int, say: Say) -> tup
     return [workers for workers in candidates if workers], notes
 
 
-def sit(cases: list[Case], rounds: int, notes: list[str], say: Say) -> list[Worker]:
+def sit(cases: list[Case], rounds: int, notes: list[str], say: Say) -> list[Measured]:
     """Workers that have taken their turns, one a case. What fails is noted in `notes` and removed from `cases`.
 
     Raises `MemoryError` if there is not enough for all of them at once.
@@ -151,7 +159,7 @@ def sit(cases: list[Case], rounds: int, notes: list[str], say: Say) -> list[Work
                     worker.close()
                     cases.remove(worker.case)
                     notes.append(f"{title(worker.case)}: {error}")
-        return workers
+        return list(workers)
     except MemoryError:
         raise MemoryError(f"{len(workers)} processes at once") from None
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from candidates import CEILING, OURS, Case, Dtype, Mode
-from sittings import Worker
+from sittings import Measured
 
 from shared import shapes
 
@@ -23,7 +23,7 @@ Ceiling = dict[str, float]  # "flops" and "bytes" a second
 Ceilings = Mapping[tuple[str, str], Ceiling]  # by backend and dtype
 
 
-def ceilings(candidates: Iterable[Sequence[Worker]]) -> dict[tuple[str, str], Ceiling]:
+def ceilings(candidates: Iterable[Sequence[Measured]]) -> dict[tuple[str, str], Ceiling]:
     """{(backend, dtype): {"flops", "bytes"}}: the most that the machine has done in a second, in any turn."""
     best: dict[tuple[str, str], Ceiling] = {}
     for worker in itertools.chain(*candidates):
@@ -34,13 +34,13 @@ def ceilings(candidates: Iterable[Sequence[Worker]]) -> dict[tuple[str, str], Ce
     return best
 
 
-def rows(candidates: Sequence[Sequence[Worker]], ceilings: Ceilings) -> list[Row]:
+def rows(candidates: Sequence[Sequence[Measured]], ceilings: Ceilings) -> list[Row]:
     """What is measured and known of the candidates of one comparison, a row each."""
     measured = [workers for workers in candidates if workers[0].case["implementation"] != CEILING]
     return [row(workers, ceilings) | {"ratios": ratios(workers, measured)} for workers in measured]
 
 
-def row(workers: Sequence[Worker], ceilings: Ceilings) -> Row:
+def row(workers: Sequence[Measured], ceilings: Ceilings) -> Row:
     """What is measured and known of one candidate, without its ratios to others."""
     case, about = workers[0].case, workers[0].about
     ceiling = ceilings.get((case["backend"], case["dtype"]))
@@ -73,7 +73,7 @@ def row(workers: Sequence[Worker], ceilings: Ceilings) -> Row:
     }
 
 
-def ratios(workers: Sequence[Worker], measured: Sequence[Sequence[Worker]]) -> dict[str, dict[str, Any]]:
+def ratios(workers: Sequence[Measured], measured: Sequence[Sequence[Measured]]) -> dict[str, dict[str, Any]]:
     """{other candidate: `ratio`} of one of ours to the others of its backend, and to itself in other backends."""
     case = workers[0].case
     others = measured if case["implementation"] in OURS else ()
@@ -95,7 +95,7 @@ def name_beside(other: Case, case: Case) -> str:
     return other["implementation"] + (f" ({', '.join(differs)})" if differs else "")
 
 
-def ratio(ours: Sequence[Worker], theirs: Sequence[Worker]) -> dict[str, Any]:
+def ratio(ours: Sequence[Measured], theirs: Sequence[Measured]) -> dict[str, Any]:
     """How many times as fast ours is: in "each" sitting, and the "median" of these with their quartiles, "low" and "high"."""
     sittings = [  # a candidate that has failed has had fewer of them
         [np.median(their["times"]) / np.median(our["times"]) for our, their in zip(one.turns, other.turns, strict=True)]

@@ -10,7 +10,7 @@ import typer
 
 from shared import recipes
 from shared.checks import Error
-from twins import ladder, plots, training
+from twins import ladder, plots, runlog, training
 from twins.backends import ENGINES
 from twins.training import Checkpoint
 
@@ -18,10 +18,10 @@ from twins.training import Checkpoint
 def main(
     out: Annotated[Path, typer.Argument(help="Output folder for both runs and their figure, switch.png.")],
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
-    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 8,
     every: Annotated[int, typer.Option(min=1, help="Epochs between two changes of framework.")] = 2,
 ) -> None:
-    """Train twice in float64, in PyTorch alone and in PyTorch and Keras in turn, and compare the runs.
+    """Train twice in float64, in PyTorch alone and in PyTorch, TensorFlow and JAX in turn, and compare the runs.
 
     Exit status 1 if a bound of rung 5 is exceeded.
     """
@@ -32,9 +32,9 @@ def main(
     train(recipe, *options, "--epochs", epochs, "--out", whole)
     for number, until in enumerate(range(every, epochs + 1, every)):
         folder = ("--resume", switched) if number else ("--out", switched)
-        train(recipe, *options, *folder, "--epochs", until, "--backend", ENGINES[number % 2])
+        train(recipe, *options, *folder, "--epochs", until, "--backend", ENGINES[number % len(ENGINES)])
     one, other = training.read_checkpoint(whole), training.read_checkpoint(switched)
-    runs = {"PyTorch": one.history, "PyTorch and Keras in turn": other.history}
+    runs = {"PyTorch": one.history, f"{runlog.frameworks(other.history)} in turn": other.history}
     within_bounds = report(
         one, other, f"{recipe}, float64, {one.step} steps, {epochs} epochs, another framework after every {every}"
     )

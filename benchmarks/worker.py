@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ BYTES = 2**29  # of each of the two arrays whose copy is timed: more than any ca
 SGD = {"learning_rate": 0.01, "momentum": 0.9}
 PEER_PACKAGES = {Peer.TORCHVISION: "torchvision", Peer.TIMM: "timm", Peer.KERAS_HUB: "keras_hub"}  # beside the frameworks
 
-Ceiling = tuple[Any, Any, Callable[[Any], object], Callable[[], object]]  # as `Side.ceiling` gives it
+Ceiling = tuple[Any, Any, Sequence[Callable[[Any], object]], Callable[[], object]]  # as `Side.ceiling` gives it
 
 
 class Side(abc.ABC):
@@ -64,7 +64,7 @@ class Side(abc.ABC):
 
     @abc.abstractmethod
     def ceiling(self) -> Ceiling:
-        """A matrix in float32; the same in the case's precision; what multiplies one by itself; what copies memory."""
+        """A matrix in float32; the same in the case's precision; ways to multiply one by itself; what copies memory."""
 
 
 class Torch(Side):
@@ -139,7 +139,7 @@ class Torch(Side):
 
     def timm(self, spec: Spec) -> Any:
         """timm's network. Raises `Error` if it has none."""
-        import timm  # type: ignore[import-not-found, unused-ignore]
+        import timm  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         name = self.published(spec, "timm")
         if name not in timm.list_models():
@@ -181,11 +181,16 @@ class Torch(Side):
             a @ a
             self.wait()
 
+        def convolution(a: Any) -> None:
+            # The same product by another library, oneDNN: on AMD's processors MKL is the slower of the two
+            torch.conv2d(a.view(1, side, 1, side).permute(0, 3, 1, 2), a.view(side, side, 1, 1))
+            self.wait()
+
         def copy() -> None:
             target.copy_(source)
             self.wait()
 
-        return matrix, matrix.to(self.dtype), product, copy
+        return matrix, matrix.to(self.dtype), (product, convolution), copy
 
 
 class Keras(Side):
@@ -263,7 +268,7 @@ class Keras(Side):
 
     def hub(self, spec: Spec) -> Any:
         """keras_hub's network. Raises `Error` if it has none."""
-        import keras_hub  # type: ignore[import-not-found, unused-ignore]
+        import keras_hub  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         blocks = [layer for layer in spec["layers"] if layer["type"] in ("basic", "bottleneck")]
         if spec["name"] not in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
@@ -299,6 +304,7 @@ class TensorFlow(Keras):
     backend = Backend.TF
 
     def __init__(self, case: Case) -> None:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as the commands do; other projects gain by it too
         import tensorflow as tf
 
         self.tf = tf
@@ -343,7 +349,7 @@ class TensorFlow(Keras):
         source = tf.random.uniform((BYTES // 4,))
         # A mere copy would be left out
         product, copy = tf.function(lambda a: tf.matmul(a, a)[0, 0]), tf.function(lambda a: (a + 1)[0])
-        return matrix, cast, lambda a: product(a).numpy(), lambda: copy(source).numpy()
+        return matrix, cast, [lambda a: product(a).numpy()], lambda: copy(source).numpy()
 
 
 class Jax(Keras):
@@ -412,7 +418,7 @@ class Jax(Keras):
         cast = matrix.astype(self.keras.config.dtype_policy().compute_dtype)
         source = jax.random.uniform(jax.random.key(1), (BYTES // 4,))
         product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)  # a mere copy would be left out
-        return matrix, cast, lambda a: product(a).block_until_ready(), lambda: copy(source).block_until_ready()
+        return matrix, cast, [lambda a: product(a).block_until_ready()], lambda: copy(source).block_until_ready()
 
 
 class KerasTorch(Keras):
@@ -549,10 +555,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def serve_ceiling(side: Side, case: Case, requests: Iterable[str], answer: Callable[..., None]) -> None:
     """Measure what the machine can do, turn by turn."""
-    matrix, cast, multiply, copy = side.ceiling()
+    matrix, cast, ways, copy = side.ceiling()
     # In float32, too, which a network may fall back on
     matrices = [matrix] if cast.dtype == matrix.dtype else [matrix, cast]
-    products = [functools.partial(multiply, each) for each in matrices]
+    products = [functools.partial(multiply, each) for multiply in ways for each in matrices]
     for product in products:
         product()
     copy()

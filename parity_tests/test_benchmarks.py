@@ -1,6 +1,7 @@
 """The benchmarks: run.py as a user runs it, and its parts on workers that are not real."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ import run
 import script
 import sittings
 import startup
+import suite
 import summary
 import switch
 from candidates import Dtype, Mode, Peer, Settings
@@ -148,6 +150,171 @@ def good(case, line, start=1):
     return {"parameters": 11689512, "first_call": start**2, "device": "a machine", "versions": {}, "threads": 1}
 
 
+def shown(results, capsys):
+    """The lines of the table of such results, and of what is said below it."""
+    report.show(results, [], {})
+    return capsys.readouterr().out.splitlines()
+
+
+def results_of(settings, monkeypatch, network="resnet50_keras"):
+    """Rows of workers that are not real."""
+    monkeypatch.setattr(sittings, "Worker", fake(lambda *case: good(*case) | {"parameters": None}))
+    monkeypatch.setattr(sittings, "check_same", lambda case, parameters: None)
+    measured, _ = sittings.compare(candidates.cases(network, Mode.TRAIN, settings), 3, 2, lambda text: None)
+    return summary.rows(measured, summary.ceilings(measured))
+
+
+def test_the_table_reads_at_a_glance(monkeypatch, capsys):
+    peers = [Peer.KERAS_APPLICATIONS, Peer.TWINS]
+    rows = results_of(Settings([Backend.TF], [Dtype.FLOAT32, Dtype.BFLOAT16], peers), monkeypatch)
+    heading, titles, *lines = shown(rows, capsys)
+    assert all(len(line) <= 80 for line in (heading, titles, *lines))
+    assert titles.split() == ["network", "mode", "candidate", "type", "images/s", "ceiling", "the", "peer"]
+    names = [f"{name} {dtype}" for dtype in ("float32", "bfloat16") for name in ("twins", "keras.applications", "twins again")]
+    for line, name in zip(lines, names, strict=False):
+        assert " ".join(line.split()).startswith(f"resnet50_keras train tf {name} ")
+    ratio = rows[0]["ratios"]["keras.applications"]
+    assert lines[0].endswith(f"{ratio['median']:.2f} ±{(ratio['high'] - ratio['low']) / 2:.2f} ")
+    assert "The peer: keras.applications for tf" in lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "peer"),
+    [
+        (Settings([Backend.TORCH], peers=[Peer.TWINS, Peer.TIMM]), "timm"),
+        (Settings([Backend.TORCH], peers=[Peer.TWINS]), "twins again"),
+        (Settings([Backend.TORCH], recommended=True), None),
+        (Settings([Backend.TORCH, Backend.TF]), "twins (tf)"),
+        (Settings([Backend.TORCH], [Dtype.FLOAT32, Dtype.BFLOAT16], [Peer.TORCHVISION]), "torchvision"),
+    ],
+)
+def test_the_one_ratio_of_the_table(settings, peer, monkeypatch):
+    first, *_ = results_of(settings, monkeypatch, "resnet18")
+    assert report.beside(first) == peer
+
+
+def test_forms_are_told_where_they_differ(monkeypatch, capsys):
+    rows = results_of(Settings([Backend.TORCH], recommended=True, compiled=True), monkeypatch, "resnet18")
+    assert [report.form(row) for row in rows] == ["nchw compiled 16", "nhwc compiled 16"]
+    assert "form" in shown(rows, capsys)[1].split()
+    assert "form" not in shown(rows[:1], capsys)[1].split()
+
+
+@pytest.fixture
+def a_suite(monkeypatch, tmp_path):
+    """(what takes a suite into a folder, the fake workers)."""
+    worker = fake(lambda *case: good(*case) | {"parameters": 11689512})
+    monkeypatch.setattr(sittings, "Worker", worker)
+    seconds = itertools.count()
+    monkeypatch.setattr(suite, "origin", lambda: origin.origin() | {"date": f"second {next(seconds)}"})  # as real calls differ
+
+    def take(minutes=10, name=suite.Suite.CPU, network="resnet18"):
+        with pytest.raises(SystemExit) as ended:
+            suite.main(name, tmp_path / "out", [network], 32, minutes, 1)
+        return ended.value.code
+
+    return take, worker
+
+
+def test_a_suite_goes_on_where_it_ended(a_suite, tmp_path, capsys):
+    take, worker = a_suite
+    assert take(minutes=0) == 0
+    assert "1 of 16 comparisons are done; the same command goes on" in capsys.readouterr().err
+    first = (tmp_path / "out/measured.jsonl").read_text()
+    started = len(worker.started)
+    assert take() == 0
+    out, err = capsys.readouterr()
+    kept = (tmp_path / "out/measured.jsonl").read_text()
+    assert kept.startswith(first) and kept.count("\n") == 16 and "goes on" not in err
+    assert max(map(len, out.splitlines())) <= 80
+    now = worker.started[started:]
+    # The first comparison is not measured again, but its ceiling is: a ceiling is of one call, once for each precision
+    assert now.count("torchvision") == 5 and now.count("ceiling") == 6 and worker.started.count("torchvision") == 6
+    results = json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert {(row["mode"], row["dtype"], row["backend"]) for row in results} == {
+        (mode, dtype, backend)
+        for mode in ("infer", "train")
+        for dtype in ("float32", "bfloat16")
+        for backend in ("torch", "tf", "jax")
+    }
+    assert all(row["ceiling_fraction"] for row in results)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "measured.jsonl", "results.json", "results.csv", "results.png",
+    }  # fmt: skip
+    count = len(worker.started)
+    assert take() == 0 and len(worker.started) == count  # nothing is left to measure
+
+
+def test_a_suite_keeps_the_fastest_forms_for_the_screen():
+    def row(rate, mode="infer", **others):
+        return {"network": "n", "mode": mode, "backend": "torch", "implementation": "twins", "dtype": "float32"} | others | {
+            f"{mode}_samples_per_sec": rate
+        }  # fmt: skip
+
+    rows = [row(3, "train"), row(1), row(2, form="b"), row(7, dtype="bfloat16"), row(1, form="c")]
+    assert suite.fastest(rows) == [row(2, form="b"), row(7, dtype="bfloat16"), row(3, "train")]
+
+
+def test_a_suite_of_another_device(a_suite, tmp_path, capsys, monkeypatch):
+    take, _ = a_suite
+    take(minutes=0)
+    kept = (tmp_path / "out/measured.jsonl").read_text()
+    elsewhere = fake(lambda *case: good(*case) | {"parameters": 11689512, "device": "another machine"})
+    monkeypatch.setattr(sittings, "Worker", elsewhere)
+    with pytest.raises(shared.Error, match="out: measured on a machine, and this is another machine: name another folder"):
+        suite.main(suite.Suite.CPU, tmp_path / "out", ["resnet18"], 32, 10, 1)
+    assert (tmp_path / "out/measured.jsonl").read_text() == kept
+    (tmp_path / "out/measured.jsonl").write_text("[]\n")
+    with pytest.raises(shared.Error, match="measured.jsonl: not what a suite has measured"):
+        suite.main(suite.Suite.CPU, tmp_path / "out", ["resnet18"], 32, 10, 1)
+
+
+def test_what_is_not_installed_is_tried_again(a_suite, tmp_path, monkeypatch, capsys):
+    take, _ = a_suite
+    monkeypatch.setattr(sittings, "Worker", fake(lambda *case: sittings.Failed("jax is not installed: pip install jax")))
+    assert take() == 1
+    assert "jax is not installed: pip install jax" in capsys.readouterr().out
+    assert not (tmp_path / "out/measured.jsonl").exists()
+
+
+def test_the_table_of_a_gpu():
+    planned = suite.comparisons(suite.Suite.GPU, suite.NETWORKS[suite.Suite.GPU], None)
+    assert {comparison.network for comparison in planned} == {"resnet18", "resnet50", "drn_c_26", "drn_d_54"}
+    assert len({comparison.key for comparison in planned}) == len(planned)
+    for comparison in planned:
+        comparison.settings.check()
+        assert candidates.cases(*comparison)
+    forms = {
+        (str(one.backends[0]), str(one.dtypes[0]), str(one.layout), one.batch, one.compiled, one.cuda_graphs)
+        for one in (comparison.settings for comparison in planned)
+    }
+    assert {("torch", dtype, "nhwc", 64, False, False) for dtype in ("float32", "tf32", "bfloat16")} <= forms
+    assert {
+        ("torch", "bfloat16", "nhwc", batch, False, graphs) for batch in (1, 16, 64, 256) for graphs in (False, True)
+    } <= forms
+    assert {("torch", "bfloat16", "nchw", 64, False, False), ("torch", "bfloat16", "nhwc", 64, True, False)} <= forms
+    assert {(backend, "bfloat16", "nhwc", 64, False, False) for backend in ("jax", "tf")} <= forms
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine has a GPU")
+def test_a_suite_without_a_gpu(monkeypatch, capsys, tmp_path):
+    options = ("--suite", "gpu", "--out", tmp_path)
+    status, out, err = scripted(suite.main, *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert (status, out) == (2, "") and err.startswith("script.py: --suite gpu: nvidia-smi is not installed")
+
+
+@pytest.mark.long
+def test_a_suite_on_a_processor(tmp_path):
+    command = [sys.executable, "benchmarks/run.py", "--suite", "cpu", "--network", "resnet18", "--size", "32"]
+    command += ["--minutes", "0", "--out", str(tmp_path)]
+    for done in (1, 2):
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert ended.returncode == 0 and f"{done} of 16 comparisons are done" in ended.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {row["mode"] for row in rows} == {"infer", "train"}
+    assert all(0 < row["ceiling_fraction"] <= summary.SLACK for row in rows)
+
+
 def test_every_sitting_has_processes_of_its_own(monkeypatch):
     worker = fake(good)
     monkeypatch.setattr(sittings, "Worker", worker)
@@ -246,7 +413,7 @@ def test_the_time_left(monkeypatch):
     for step in (100, 10, 10, 10):
         tell("turn")
         now[0] += step
-    assert said == ["turn", "turn, 5 min left", "turn, 2 min left", "turn, 40 s left"]
+    assert said == ["turn, 20 s left", "turn, 5 min left", "turn, 2 min left", "turn, 40 s left"]
 
 
 @pytest.mark.long
@@ -496,12 +663,13 @@ def test_a_value_that_an_option_does_not_take(function, options, words, monkeypa
     assert (status, out) == (2, "") and all(word in err for word in words)
 
 
-def test_help_names_the_values_of_options(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "300")
+def test_help_names_the_values_of_options_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = scripted(run.main, "--help", monkeypatch=monkeypatch, capsys=capsys)
-    assert status == 0
+    assert status == 0 and max(map(len, out.splitlines())) <= 80
+    words = out.replace(",", " ").replace(".\u0020", " ").split()
     for values in (Backend, Mode, Dtype, candidates.Format, candidates.Device, Peer):
-        assert "|".join(values) in out
+        assert {word.rstrip(".") for word in words} >= set(values)
 
 
 def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
@@ -509,7 +677,7 @@ def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
     assert (status, out, err) == (
         2,
         "",
-        "script.py: --backend both: a run is killed and resumed in one framework; expected torch or tf\n",
+        "script.py: --backend both: a run is killed and resumed in one framework; expected torch, tf or jax\n",
     )
 
 
@@ -558,7 +726,12 @@ def pages():
 
 def test_the_ratios_in_the_documentation_are_in_the_results():
     rows = [line for line in pages().splitlines() if line.startswith("| ")]
-    stated = re.findall(r"\d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\)", "\n".join(rows))
+    number = r"\d+\.\d+"
+    with_bounds = rf"{number} \({number}–{number}\)"
+    stated = re.findall(with_bounds, "\n".join(rows))
     files = [json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")]
     ratios = [ratio for results in files for row in results.get("results", []) for ratio in row["ratios"].values()]
-    assert len(stated) > 10 and set(stated) <= set(map(report.in_words, ratios))
+    measured = {f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})" for ratio in ratios}
+    printed = [path.read_text() for path in (ROOT / "benchmarks/results").glob("*.txt")]
+    measured.update(re.findall(with_bounds, "".join(printed)))
+    assert len(stated) > 10 and set(stated) <= measured
