@@ -45,8 +45,10 @@ def pytest_configure(config):
 
 def scope(nodeid):
     """The tests that share a process: a file's; in `test_networks.py` a network's, which is built once for all of them; in
-    `test_docs.py` a page's, whose blocks run in order."""
+    `test_docs.py` a page's, whose blocks run in order; in `test_jax.py` each test, which starts a process of its own."""
     file, _, test = nodeid.partition("::")
+    if file.endswith("test_jax.py"):
+        return nodeid
     if file.endswith("test_docs.py") and "[docs/" in test:
         return test.partition("[")[2].partition(":")[0]
     return test.partition("[")[2] if file.endswith("test_networks.py") and "[" in test else file

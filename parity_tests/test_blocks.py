@@ -221,7 +221,7 @@ def test_names_and_shapes_of_weights(pair):
 def test_shapes(pair, activations):
     for size, differences in zip(SIZES, activations, strict=True):
         expected = [(row.name, row.shape, (*row.shape[1:], row.shape[0])) for row in shapes.layers(pair.spec, size)]
-        assert [(name, ours, theirs) for name, (ours, theirs), _ in differences] == expected
+        assert [(difference.name, *difference.shapes) for difference in differences] == expected
 
 
 def test_activations(activations):

@@ -198,10 +198,10 @@ def test_a_choice_that_is_none_gets_the_choices(arguments, choices, twins):
 
 
 REFUSED = {
-    "predict": (["lenet"], {"jax", "keras-torch"}),
-    "locate": (["resnet20"], {"jax", "keras-torch"}),
-    "activations": (["resnet20", "p.png", "--layer", "layer1", "--out", "o.png"], {"jax", "keras-torch", "both"}),
-    "train": ([], {"jax", "keras-torch", "both"}),
+    "predict": (["lenet"], {"keras-torch"}),
+    "locate": (["resnet20"], {"keras-torch"}),
+    "activations": (["resnet20", "p.png", "--layer", "layer1", "--out", "o.png"], {"keras-torch", "both"}),
+    "train": ([], {"keras-torch", "both"}),
 }
 
 
@@ -236,7 +236,7 @@ def test_completion_knows_the_choices():
     words = {"_TWINS_COMPLETE": "complete_bash", "COMP_WORDS": "twins predict --backend ", "COMP_CWORD": "3"}
     command = Path(sys.executable).with_name("twins")
     done = subprocess.run([command], capture_output=True, text=True, env=os.environ | words, timeout=60)
-    assert done.stdout.split() == ["torch", "tf", "jax", "keras-torch", "both"]
+    assert done.stdout.split() == ["torch", "tf", "jax", "keras-torch", "both", "all"]
 
 
 def test_curves_without_a_common_epoch_have_no_difference(tmp_path, twins):
@@ -257,3 +257,13 @@ def test_curves_without_a_common_epoch_have_no_difference(tmp_path, twins):
         ("early.jsonl", 2, None), ("late.jsonl", 1, None), ("both.jsonl", 2, 0.5),
     ]  # fmt: skip
     assert (rows[1]["best_epoch"], rows[1]["test_accuracy"]) == (3, 0.5)
+
+
+def test_curves_of_pixels_have_the_miou(tmp_path, twins):
+    row = {"epoch": 1, "loss": 1.0, "test_loss": 2.0, "test_accuracy": 0.9, "framework": "PyTorch"}
+    for name, more in (("pixels", {"test_miou": 0.25}), ("images", {})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row | more) + "\n")
+    _, alone, _ = twins("curves", "pixels.jsonl", "--out", "c.png", folder=tmp_path)
+    assert "best test mIoU" in alone and "25.00%" in alone
+    _, mixed, _ = twins("curves", "pixels.jsonl", "images.jsonl", "--out", "c.png", folder=tmp_path)
+    assert "best test accuracy" in mixed and mixed.count("90.00%") == 2

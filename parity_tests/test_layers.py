@@ -3,9 +3,15 @@
 Images are (batch, channels, height, width), odd-sized, not square, with values of both signs; everything is in float64.
 """
 
+import collections
 import functools
 import itertools
+import json
 import math
+import os
+import platform
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -367,6 +373,109 @@ def test_where_batch_norm_is_fused(dtype, compiled, fused):
     function = tensorflow.function(lambda x: layer(x, training=True), jit_compile=compiled)
     graph = function.get_concrete_function(tensorflow.TensorSpec((2, 4, 4, 3), dtype)).graph
     assert ("FusedBatchNormV3" in {node.type for node in graph.get_operations()}) == (dtype == "float32" and not compiled)
+
+
+ON_X86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="TensorFlow has oneDNN's kernels on x86")
+
+
+def by_onednn():
+    """Whether this process computes with oneDNN's kernels."""
+    return keras_impl.layers.fused.by_onednn(tensorflow.constant(0.0))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding"),
+    [
+        *((3, 1, dilation, padding) for dilation in (2, 3) for padding in (0, 2, "same")),  # one operation
+        *((1, stride, 1, padding) for stride in (2, 3) for padding in (0, "same")),  # oneDNN's own corrupts memory
+    ],
+)
+def test_a_convolution_in_float32(kernel, stride, dilation, padding):
+    """TensorFlow's own kernels, or oneDNN's, and their gradients, by PyTorch's in float64."""
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((2, 5, 11, 14)).astype("float32")
+    arrays = {"weight": generator.standard_normal((6, 5, kernel, kernel)), "bias": generator.standard_normal(6)}
+    pixels = dilation * (kernel // 2) if padding == "same" else padding
+    ours = torch.nn.Conv2d(5, 6, kernel, stride, pixels, dilation, dtype=torch.float64)
+    ours.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    theirs = keras_impl.layers.Conv(5, 6, kernel, stride, padding, dilation)
+    theirs.weight.assign(arrays["weight"].transpose(2, 3, 1, 0))
+    theirs.bias.assign(arrays["bias"])
+
+    @tensorflow.function
+    def step(y):
+        with tensorflow.GradientTape() as tape:
+            tape.watch(y)
+            found = theirs(y)
+            loss = tensorflow.reduce_sum(found**3)
+        return found, *tape.gradient(loss, [y, theirs.weight.value])
+
+    x, y = torch.from_numpy(images).double().requires_grad_(), tensorflow.constant(channels_last(images))
+    expected = ours(x)
+    (expected**3).sum().backward()
+    found, gradient, of_kernel = (array.numpy() for array in step(y))
+    operations = {node.type for node in step.get_concrete_function(y).graph.get_operations()}
+    assert ("SpaceToBatchND" in operations) == (dilation > 1 and not by_onednn())
+    assert ("StridedSlice" in operations) == (stride > 1 and by_onednn())
+    bound = ladder.BOUNDS["float32"]["logits"]
+    assert ladder.relative(expected.detach().numpy(), channels_first(found)) <= bound
+    assert ladder.relative(x.grad.numpy(), channels_first(gradient)) <= bound
+    assert ladder.relative(ours.weight.grad.numpy(), of_kernel.transpose(3, 2, 0, 1)) <= bound
+
+
+@ON_X86
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_both_sets_of_kernels(value):
+    """A process has one of them, chosen before TensorFlow is imported; the processor says which without the variable."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", f"{__file__}::test_a_convolution_in_float32"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"TF_ENABLE_ONEDNN_OPTS": value})
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+# In a process of its own, with the kernels that the commands choose before TensorFlow is imported
+COUNTING = """
+import collections, json, sys
+from twins import backends
+
+(keras_impl,) = backends.start(backends.Backend.TF)
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+def operations(net, training):
+    images = tf.zeros((1, 64, 64, 3))
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(net(images, training=training))
+        return tape.gradient(total, [variable.value for variable in net.trainable_variables]) if training else total
+
+    context.context().enable_run_metadata()
+    step()
+    graphs = [graph for each in context.context().export_run_metadata().function_graphs for graph in each.partition_graphs]
+    return collections.Counter(node.op.removeprefix("_Mkl").removeprefix("Native") for graph in graphs for node in graph.node)
+
+net = keras_impl.build(sys.argv[1])
+print(json.dumps([operations(net, True), operations(keras_impl.folded(net), False)]))
+"""
+
+
+@ON_X86
+@pytest.mark.parametrize(
+    ("network", "before_relu", "others", "convolutions"), [("resnet18", 9, 11, 20), ("drn_c_26", 15, 15, 31)]
+)
+def test_what_tensorflow_fuses(network, before_relu, others, convolutions):
+    """In training, each batch norm and the ReLU after it; folded, each convolution with its bias, sum and ReLU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, network], capture_output=True, text=True, check=True, env=environment
+    )
+    training, folded = map(collections.Counter, json.loads(done.stdout))
+    assert (training["FusedBatchNormEx"], training["FusedBatchNormV3"]) == (before_relu, others)
+    assert folded["FusedConv2D"] + folded["PadWithFusedConv2D"] == convolutions
+    assert not folded.keys() & {"Conv2D", "BiasAdd", "AddV2", "Relu", "FusedBatchNormV3"}
+    assert not (training | folded).keys() & {"SpaceToBatchND", "BatchToSpaceND"}  # a dilated convolution is one operation
 
 
 PADDED = [case for case in CASES if case.layer["type"] == "max_pool" and {"padding", "ceil"} & case.layer.keys()]

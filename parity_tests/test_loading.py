@@ -56,6 +56,12 @@ def same(one, other):
     return all(np.array_equal(a, b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
 
 
+def test_a_signal_to_the_group_does_not_reach_the_readers():
+    with Loader(1) as loader:
+        (group,) = loader.map(os.getpgrp, [()])
+    assert group != os.getpgrp()
+
+
 CHANGES = [{}, {"pad": 2, "flip": True}, {"crop": 0.1, "flip": True, "jitter": 0.4}]
 
 

@@ -15,6 +15,7 @@ import shared
 import torch_impl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import experiment  # noqa: E402
 import localisation  # noqa: E402
 
 from shared import images, networks, reading, recipes, weights
@@ -464,7 +465,7 @@ MISTAKES = {
         "--threshold is 1.0, expected at least 0 and below 1",
     ),
     "no threshold": ("small.json a.png --threshold nan --weights w.safetensors", "--threshold is nan, expected at least 0"),
-    "backend": ("small.json a.png --backend jax --weights w.safetensors", "--backend jax: networks run there"),
+    "backend": ("small.json a.png --backend keras-torch --weights w.safetensors", "--backend keras-torch: networks run there"),
     "no class maps": ("vgg16 a.png --weights w.safetensors", "vgg16 has no class maps"),
     "no such picture": ("small.json b.png --weights w.safetensors", "b.png: there is no such file"),
     "no such folder": (
@@ -518,14 +519,14 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
     recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=1"]))
     other = recipes.load(recipes.changed(recipe, ["seed=1"]))
     spec = recipes.network(recipe)
-    assert localisation.complete(tmp_path, recipe) is False
+    assert experiment.complete(tmp_path, recipe) is False
     for step in (0, 1):
         engine = torch_impl.trainer(spec, recipe)
         about = {"recipe": recipe, "spec": spec, "step": step, "sums": [0.0, 0, 0, 0.0], "history": [ROW] * step}
         weights.save_state(tmp_path / "last.safetensors", engine.state(), about)
-        assert localisation.complete(tmp_path, recipe) is bool(step)
+        assert experiment.complete(tmp_path, recipe) is bool(step)
     with pytest.raises(shared.Error, match="has a run of another recipe or network; choose another folder"):
-        localisation.complete(tmp_path, other)
+        experiment.complete(tmp_path, other)
 
 
 def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
@@ -540,7 +541,7 @@ def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
     history = [ROW]
     about = {"recipe": recipe, "spec": spec, "step": 1, "sums": [0.0, 0, 0, 0.0], "history": history}
     weights.save_state(tmp_path / "resnet10_small-0" / "last.safetensors", torch_impl.trainer(spec, recipe).state(), about)
-    monkeypatch.setattr(localisation, "train", lambda *arguments: pytest.fail("it was trained again"))
+    monkeypatch.setattr(experiment, "train", lambda *arguments: pytest.fail("it was trained again"))
     localisation.main(tmp_path, ["resnet10_small"], 1, 2, ["steps=1", "data=scattered_digits"])
     out = capsys.readouterr().out
     assert out == (tmp_path / "localisation.txt").read_text() and "resnet10_small" in out and "the whole canvas" in out

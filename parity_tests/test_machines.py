@@ -1,5 +1,6 @@
 """Runs on several machines: here processes on the loopback address, PyTorch's by torchrun, TensorFlow's by TF_CONFIG."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_runs import BOUNDS, ONE_THREAD, PACKAGES, RECIPE, SPEC, Run, without_speed
+from test_runs import BOUNDS, NO_JAX, ONE_THREAD, PACKAGES, RECIPE, SPEC, Run, without_speed
 
 import shared
 import torch_impl
@@ -175,6 +176,9 @@ def start_two(backend, folder, *options):
             addresses = [f"127.0.0.1:{port}" for port in ports]
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
             environment, command = environment | {"TF_CONFIG": json.dumps(config)}, [*command, "--backend", "tf"]
+        elif backend == "jax":
+            joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{ports[0]}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": f"{rank}"}
+            environment, command = environment | joined, [*command, "--backend", "jax"]
         else:
             nodes = ["--nnodes", "2", "--node-rank", f"{rank}", "--master-addr", "127.0.0.1", "--master-port", f"{ports[0]}"]
             command[1:2] = ["-m", "torch.distributed.run", *nodes, "--nproc-per-node", "1", "-m"]
@@ -201,13 +205,15 @@ def trained_by_two(backend, spec, folder):
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
     """The checkpoint of a run with batch norm in two processes, for each backend."""
-    return {backend: trained_by_two(backend, SPEC, tmp_path_factory.mktemp(backend)) for backend in PACKAGES}
+    backends = [*PACKAGES, *(["jax"] if importlib.util.find_spec("jax") else [])]
+    return {backend: trained_by_two(backend, SPEC, tmp_path_factory.mktemp(backend)) for backend in backends}
 
 
 @pytest.mark.long
-def test_two_workers_do_what_one_device_does(tmp_path):
+@pytest.mark.parametrize("backend", ["tf", pytest.param("jax", marks=NO_JAX)])
+def test_two_workers_do_what_one_device_does(backend, tmp_path):
     """Without batch norm; PyTorch's processes are in `test_runs.py`."""
-    one, found = Run(tmp_path / "one", network=PLAIN).until(), trained_by_two("tf", PLAIN, tmp_path)
+    one, found = Run(tmp_path / "one", network=PLAIN).until(), trained_by_two(backend, PLAIN, tmp_path)
     for mine, other in zip(without_speed(one.history), without_speed(found.history), strict=True):
         for key in mine:
             assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
@@ -216,9 +222,10 @@ def test_two_workers_do_what_one_device_does(tmp_path):
 
 
 @pytest.mark.long
-def test_both_frameworks_make_the_same_run_in_two_processes(by_two):
-    worst = ladder.largest(ladder.between(by_two["torch"].arrays, by_two["tf"].arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+def test_all_frameworks_make_the_same_run_in_two_processes(by_two):
+    for backend, found in by_two.items():
+        worst = ladder.largest(ladder.between(by_two["torch"].arrays, found.arrays))
+        assert worst.value <= BOUNDS["weights"], (backend, worst)
 
 
 @pytest.mark.long

@@ -172,7 +172,7 @@ def assert_within(differences, bound):
 def test_shapes(pair, activations):
     rows = shapes.layers(pair.spec, pair.size)
     expected = [(row.name, row.shape, (*row.shape[1:], row.shape[0])) for row in rows]
-    assert [(name, ours, theirs) for name, (ours, theirs), _ in activations] == expected
+    assert [(difference.name, *difference.shapes) for difference in activations] == expected
 
 
 def test_parameters(pair):

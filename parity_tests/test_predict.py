@@ -402,9 +402,9 @@ MISTAKES = {
         "pass either pictures or --data",
     ),
     "another backend": (
-        "small.json a.png --weights w.safetensors --backend jax",
-        "--backend jax: networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet; "
-        "expected torch, tf or both",
+        "small.json a.png --weights w.safetensors --backend keras-torch",
+        "--backend keras-torch: networks run there (benchmarks/run.py measures them), but they neither train nor predict there "
+        "yet; expected torch, tf, jax, both or all",
     ),
     "no such picture": (
         "small.json a.png no.png none.png --weights w.safetensors",

@@ -1,6 +1,8 @@
 """The ladder bites: what a port by hand gets wrong is put back, trap by trap, and the ladder says where it was."""
 
+import contextlib
 import functools
+import importlib.util
 import json
 from pathlib import Path
 
@@ -65,6 +67,19 @@ MUTATIONS = {
     "bias-before-batch-norm": ("gradients", "conv1.bias"),
     "dropout-masks": ("gradients", "input"),
     "averaged-weights": ("weights", "ema.bn1.running_mean"),
+    "half-precision-number": ("bfloat16 activations", "tanh"),
+    "half-precision-sums": ("bfloat16 activations", "avgpool"),
+}
+ON_JAX = {  # alone
+    "jax-x64": ("losses", "step 1"),
+    "jax-float32-functions": ("losses", "step 1"),
+    "jax-matmul-precision": ("float32 logits", "fc"),
+    "jax-resize": ("class maps", "upsampled"),
+    "jax-reduce-window": ("activations", "maxpool"),
+    "jax-transposed-kernel": ("activations", "up"),
+    "jax-running-statistics": ("statistics", "bn1.running_mean"),
+    "jax-learning-rate": ("weights", "conv1.weight"),
+    "jax-unused-weights": ("weights", "layer1.downsample.0.weight"),
 }
 UNMUTATED = {"parameter-count": "a way of counting, which no network's behaviour depends on: both counts are measured below"}
 
@@ -77,7 +92,8 @@ def measured(trap):
 def test_every_trap_is_put_back_or_it_says_why_not():
     forced = {*torch_impl.naive.FORCED, *keras_impl.naive.FORCED, *traps.FORCED}
     assert forced == {*MUTATIONS}
-    assert {*MUTATIONS, *UNMUTATED} == {*texts.load()} and len(texts.load()) >= 24
+    assert {*MUTATIONS, *ON_JAX, *UNMUTATED} == {*texts.load()} and len(texts.load()) >= 24
+    assert {name for name, trap in texts.load().items() if trap.only == "jax"} == {*ON_JAX}
     assert {*traps.CASES, *traps.PROBES} <= {*texts.load()}
 
 
@@ -87,6 +103,28 @@ def test_a_naive_port_breaks_a_bound_that_this_one_keeps(trap):
     assert (found.rung, found.where) == MUTATIONS[trap]
     assert found.naive >= traps.LEAST and bool(found.failure) == (trap == "grouped-convolution")
     assert found.ours <= found.bound
+
+
+def test_numbers_are_rounded_where_pytorch_rounds_them():
+    assert measured("half-precision-number").ours == 0  # the bound of the ladder is far wider than the trap
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="JAX is not installed: pip install jax")
+def test_naive_ports_on_jax():
+    """All but the traps of TensorFlow alone, by a process of its own."""
+    expected = {name: place for name, place in (MUTATIONS | ON_JAX).items() if texts.find(name).only != "tf"}
+    with traps.on_jax([*expected]) as received:
+        found = {one.name: one for one in received}
+    assert {name: (one.rung, one.where) for name, one in found.items()} == expected
+    assert all(one.naive >= traps.LEAST and one.ours <= one.bound and not one.failure for one in found.values()), found
+    assert found["half-precision-number"].ours == 0
+
+
+def test_a_process_of_jax_that_fails_says_why(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nowhere")
+    with pytest.raises(Error, match="JAX finds no device of JAX_PLATFORMS=nowhere"), traps.on_jax(["same-padding"]) as received:
+        next(received)
 
 
 def test_two_ways_to_count_parameters():
@@ -201,10 +239,14 @@ def test_tf32_has_ten_bits():
 @pytest.mark.parametrize("trap", texts.load().values(), ids=lambda trap: trap.name)
 def test_texts(trap):
     texts.place(trap.where)  # raises
-    found = [source for source in trap.source if ".py:" in source]
-    assert found and all(texts.place(source, INSTALLED) for source in found)
+    assert any(".py:" in source for source in trap.source)
+    for source in trap.source:
+        if ".py:" in source and (INSTALLED / source.partition("/")[0]).exists():  # JAX may be missing
+            texts.place(source, INSTALLED)
     assert trap.lesson in LESSONS
-    assert all(text and text == text.strip() for text in (trap.title, trap.pytorch, trap.keras, trap.naive, trap.ours))
+    assert trap.only in ("", "tf", "jax") and trap.jax.startswith("No trap: ") == (trap.only == "tf")
+    words = (trap.title, trap.pytorch, trap.keras, trap.jax, trap.naive, trap.ours)
+    assert all(text and text == text.strip() for text in words)
 
 
 def test_a_place_that_has_gone():
@@ -217,16 +259,30 @@ def test_a_place_that_has_gone():
     assert texts.place("shared/traps.py:find:raise Error")[2].startswith("raise Error(")
 
 
+def fake(name):
+    """A measurement that takes no time, of the widest cells that there are."""
+    rung, where = ("bfloat16 activations", "avgpool") if name == "half-precision-sums" else ("weights", "ema.bn1.running_mean")
+    return traps.Measurement(name, rung, where, 1, 1e-14, 1e-12)
+
+
 @pytest.fixture
-def narrow(monkeypatch):
-    """A terminal of 80 columns, and measurements that take no time."""
+def instant(monkeypatch):
+    """Measurements that take no time, and a terminal of 80 columns; yields what was asked of JAX."""
+    asked = []
+
+    @contextlib.contextmanager
+    def on_jax(names):
+        asked.extend(names)
+        yield map(fake, names)
+
     monkeypatch.setattr(output, "width", lambda: 80)
-    monkeypatch.setattr(
-        traps, "measure", lambda _, trap: traps.Measurement(trap, "float32 logits", "ema.bn1.running_var", 1, 1e-14, 1e-12)
-    )
+    monkeypatch.setattr(backends, "start", lambda backend: [])
+    monkeypatch.setattr(traps, "measure", lambda _, trap: fake(trap))
+    monkeypatch.setattr(traps, "on_jax", on_jax)
+    return asked
 
 
-def test_every_screen_fits_a_terminal(twins, narrow):
+def test_every_screen_fits_a_terminal(twins, instant):
     for trap in texts.load():
         done = twins("traps", trap)
         lines = done.stdout.splitlines()
@@ -235,34 +291,74 @@ def test_every_screen_fits_a_terminal(twins, narrow):
     assert max(map(cell_len, table)) <= 80 and len(table) == len(texts.load()) + 4 and "…" not in "".join(table)
 
 
+def test_backends_have_a_column_each(twins, instant):
+    lines = twins("traps").stdout.splitlines()
+    assert lines[0].split()[-3:] == ["TensorFlow", "JAX", "ours"]
+    rows = {line.split()[0]: line.split()[-3:] for line in lines[1:] if line}
+    assert rows["same-padding"] == ["1.0e+00", "1.0e+00", "1.0e-14"]
+    assert rows["lrn-alpha"] == ["1.0e+00", "–", "1.0e-14"] and rows["jax-x64"] == ["–", "1.0e+00", "1.0e-14"]
+    text = " ".join(twins("traps bn-momentum").stdout.split())
+    assert "JAX: 1.0e+00 from PyTorch (weights, first at ema.bn1.running_mean)" in text and "TensorFlow: 1.0e+00" in text
+    assert "Flax's is the share of the old statistics too." in text
+
+
+def test_what_a_trap_is_not_measured_on_is_not_started(twins, instant, monkeypatch):
+    row = json.loads(twins("traps bn-epsilon --json --backend tf").stdout)
+    assert instant == [] and row["measured"]["jax"] is None and row["measured"]["tf"]["naive"] == 1
+    assert json.loads(twins("traps lrn-alpha --json").stdout)["measured"]["jax"] is None and instant == []
+    monkeypatch.setattr(backends, "start", lambda backend: pytest.fail(f"{backend} was started"))
+    row = json.loads(twins("traps jax-x64 --json").stdout)
+    assert instant == ["jax-x64"] and row["measured"]["tf"] is None and row["measured"]["jax"]["ours"] == 1e-14
+    assert twins("traps bn-epsilon --backend jax").returncode == 0 and instant == ["jax-x64", "bn-epsilon"]
+    done = twins("traps --backend torch")
+    assert done.returncode == 2 and "the traps are differences of Keras from PyTorch; expected tf or jax" in done.stderr
+
+
 def test_command(twins):
-    done = twins("traps same-padding")
+    done = twins("traps same-padding --backend tf")
     text = " ".join(done.stdout.split())
     assert done.returncode == 0 and done.stdout.startswith("Padding of a strided convolution\n")
     assert "(activations, first at conv1)" in text and "keras_impl/layers.py, line " in text
     assert "x = pad(x, self.pixels)" in text and "docs/lessons/residual_block.md" in text
-    row = json.loads(twins("traps bn-epsilon --json").stdout)
-    assert row["measured"]["where"] == "bn1" and row["code"].startswith("def __init__(") and row["lesson"] == "residual_block"
+    row = json.loads(twins("traps bn-epsilon --json --backend tf").stdout)
+    assert (
+        row["measured"]["tf"]["where"] == "bn1"
+        and row["code"].startswith("def __init__(")
+        and row["lesson"] == "residual_block"
+    )
 
 
 def test_command_with_a_typo(twins):
     done = twins("traps same-pading")
     assert done.returncode == 2
-    assert done.stderr == "twins: no trap is called 'same-pading', did you mean 'same-padding'?; `twins traps` lists them all\n"
+    assert done.stderr == "twins: no trap is called 'same-pading', did you mean 'same-padding'?\n"
 
 
-def test_command_without_a_framework(twins, monkeypatch):
-    def fail(backend):
+def test_command_without_a_framework(twins, instant, monkeypatch):
+    def fail(*_):
         raise Error("PyTorch is not installed")
 
     monkeypatch.setattr(backends, "start", fail)
+    monkeypatch.setattr(traps, "on_jax", fail)
     done = twins("traps tf32")
-    assert (done.returncode, done.stderr) == (0, "not measured: PyTorch is not installed\n") and "TensorFlow" in done.stdout
+    missing = "not measured on JAX: PyTorch is not installed\nnot measured on TensorFlow: PyTorch is not installed\n"
+    assert (done.returncode, done.stderr) == (0, missing) and "TensorFlow" in done.stdout
     rows = json.loads(twins("traps --json").stdout)
-    assert len(rows) == len(texts.load()) and rows[0]["measured"] is None
+    assert len(rows) == len(texts.load()) and rows[0]["measured"] == {"tf": None, "jax": None}
     assert "same-padding" in twins("traps").stdout
 
 
-def test_status_if_a_bound_breaks(twins, monkeypatch):
+def test_without_jax_the_rest_is_measured(twins, monkeypatch):
+    monkeypatch.setattr(backends, "start", lambda backend: [])
+    monkeypatch.setattr(traps, "measure", lambda _, trap: fake(trap))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "jax" else find(name))
+    done = twins("traps tf32")
+    assert done.stderr == "not measured on JAX: JAX is not installed: pip install 'resnet-twins[jax]'\n"
+    assert done.returncode == 0 and "TensorFlow: 1.0e+00 from PyTorch" in done.stdout
+
+
+def test_status_if_a_bound_breaks(twins, instant, monkeypatch):
     monkeypatch.setattr(traps, "measure", lambda _, trap: traps.Measurement(trap, "activations", "conv1", 1, np.nan, 1e-12))
     assert twins("traps tf32").returncode == 1
+    assert twins("traps tf32 --backend jax").returncode == 0

@@ -141,6 +141,11 @@ def check_unpacked(packed: int, unpacked: int) -> None:
     check_memory(unpacked, "its contents")
 
 
+def in_words(names: Sequence[str], last: str = "and") -> str:
+    """The names as a list in a sentence: "one, two and three"."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
 def first_few(names: Sequence[str]) -> str:
     """The names, or the first three of them and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -23,17 +23,24 @@ def isolate_triton(other: str) -> None:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Hide what TensorFlow logs while it starts: it writes to the file descriptor of stderr, whatever its settings say."""
+def silence(stdout: bool = False) -> Iterator[None]:
+    """Hide what a framework logs while it starts: it writes to the file descriptor of stderr, whatever its settings say.
+
+    With `stdout`, also what it writes there.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
+    streams = {2: sys.stderr, **({1: sys.stdout} if stdout else {})}
+    for stream in streams.values():
+        stream.flush()
+    before = {number: os.dup(number) for number in streams}
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)
+    for number in streams:
+        os.dup2(devnull, number)
     try:
         yield
     finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        for number, stream in streams.items():
+            stream.flush()
+            os.dup2(before[number], number)
+            os.close(before[number])
         os.close(devnull)

@@ -34,7 +34,8 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
     """The arrays under other names, and those that `names` says to ignore.
 
     `rules` are "OLD=NEW", OLD a regular expression, applied in order wherever they match; then `names`, {name: ours, or None to
-    ignore the array}. An array of Keras's keeps its layout under any name.
+    ignore the array}, where dots may stand for the slashes of a name of Keras's, as in the maps of `twins diff`. An array of
+    Keras's keeps its layout under any name.
     Raises `Error` for a rule that is none, changes nothing, or gives two arrays one name.
     """
     state, ignored = dict(arrays), {}
@@ -50,7 +51,9 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
         if [name for name, _ in pairs] == list(state):
             raise Error(f"--rename {rule}: no name has {old!r} in it; the first is {next(iter(state), 'none')}")
         state = dict(pairs)
-    for theirs, ours in names.items():
+    dotted = {name.replace("/", "."): name for name in state}
+    for name, ours in names.items():
+        theirs = name if name in state else dotted.get(name, name)
         if theirs not in state:
             raise Error(f"--map: no array is called {theirs!r}{nearest(theirs, state)}")
         array = state.pop(theirs)

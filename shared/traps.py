@@ -28,6 +28,8 @@ class Trap(NamedTuple):
     where: str  # the line of code that does it, as `place` reads it
     source: tuple[str, ...]
     lesson: str  # that treats it
+    jax: str = "As on TensorFlow."  # what Keras does on JAX
+    only: str = ""  # "tf" or "jax", if it is a trap on one of Keras's backends alone
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def find(name: str) -> Trap:
     """The trap of a name. Raises `Error`, with the nearest name, if there is none."""
     traps = load()
     if name not in traps:
-        raise Error(f"no trap is called {name!r}{nearest(name, traps) or ''}; `twins traps` lists them all")
+        raise Error(f"no trap is called {name!r}{nearest(name, traps) or '; `twins traps` lists them all'}")
     return traps[name]
 
 

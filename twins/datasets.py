@@ -53,7 +53,8 @@ def load_masked(
         return data.load_masked(name, holdout, ignore, names)
     made = load_scattered(str(name))
     train, test = made.masks
-    return made.data._replace(y_train=train, y_test=test, coding=masks.Coding(ignore, None))
+    whole = made.data._replace(y_train=train, y_test=test, coding=masks.Coding(ignore, None))
+    return data.hold_out(whole, holdout)
 
 
 def load_masked_test(name: str | Path, ignore: int = masks.VOID, names: Sequence[str] | None = None) -> Labelled:

@@ -75,7 +75,7 @@ class Loader:
             try:
                 # Spawned, not forked: a copy of a process in which a framework runs would be of no use.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.workers, context, _prepare_worker)
+                self._pool = ProcessPoolExecutor(self.workers, context, prepare_worker)
             except OSError as error:
                 raise Error(
                     f"the processes that read pictures cannot be started: {error.strerror}; --workers 0 reads in this one"
@@ -97,9 +97,11 @@ def default_workers() -> int:
     return min(cores, 8)
 
 
-def _prepare_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it."""
+def prepare_worker() -> None:
+    """Leave the signals of a terminal or a scheduler to the process that started this one, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # what is sent to the whole group, as by `timeout`, would kill this one before its batch is used
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -18,7 +18,7 @@ from shared.spec import Spec
 from . import boxes, datasets, predict
 from .backends import Engine
 from .boxes import Localisation
-from .ladder import relative
+from .ladder import farthest
 
 Entry = dict[str, Any]  # a picture: "image", its path, and where they are known "boxes" and "class"
 
@@ -130,8 +130,8 @@ def locate_pictures(
     - "image": the path; "size": its width and height in pixels;
     - "class", "name", "probability": the class that was looked for: `target`, or the entry's "class", or the likeliest;
     - "box", "peak", "response": its box, or None; where the response that the box is of is largest, or None; that response;
-    - of two engines, "same_box": whether both have the same class, box and peak; "difference": how far apart their class maps
-      are, ||a - b|| / ||a||;
+    - of several engines, "same_box": whether all have the same class, box and peak; "difference": how far class maps are from
+      the first's at most, ||a - b|| / ||a||;
 
     or of "image" and "error", with no picture and no localisation, for a file that cannot be read. All but "same_box" and
     "difference" is the first engine's. `alone` is that of `boxes.localise`. Raises `Error` for logits that are not finite.
@@ -151,8 +151,9 @@ def locate_pictures(
         result["size"] = [picture.shape[1], picture.shape[0]]
         result |= described[0] | {"probability": float(predict.softmax(maps[0].mean((1, 2)))[each[0].target])}
         if len(engines) > 1:
-            result["same_box"] = all(described[0][key] == described[1][key] for key in ("class", "box", "peak"))
-            result["difference"] = relative(*maps)
+            first, *others = ([of_engine[key] for key in ("class", "box", "peak")] for of_engine in described)
+            result["same_box"] = all(other == first for other in others)
+            result["difference"] = farthest(maps[0], maps[1:])[0]
         yield result, picture, each[0]
 
 
@@ -172,9 +173,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The `boxes.scores` of what was located at the threshold, with those at every threshold of `boxes.SWEEP` as "sweep".
 
-    Besides, "whole_picture" has the scores of a box that is always the whole picture, and, of two engines, "same_boxes" counts
-    the pictures with the same class, box and peak in both. `known` says that the class looked for is that of each picture.
-    An empty dictionary if no picture could be read.
+    Besides, "whole_picture" has the scores of a box that is always the whole picture, and, of several engines, "same_boxes"
+    counts the pictures with the same class, box and peak in all. `known` says that the class looked for is that of each
+    picture. An empty dictionary if no picture could be read.
     """
     read = [(result, local, entry) for (result, local), entry in zip(located, entries, strict=True) if local is not None]
     if not read:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from . import compare
 
 FORMATS = (".png", ".pdf", ".svg")
+STYLES = (("--", "black"), (":", "tab:orange"))  # of the frameworks beside the first
+FRAMEWORKS = {"PyTorch": "tab:red", "Keras": "gold", "JAX": "tab:green"}  # colours of epochs, by what trained them
 SMALLEST = 1e-17  # where exact agreement is drawn on a logarithmic axis
 
 
@@ -63,6 +65,7 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
             losses.plot(epochs, [row["loss"] for row in rows], label=f"{label}, training", **look)
             losses.plot(epochs, [row["test_loss"] for row in rows], label=f"{label}, test", linestyle=":", **look)
             accuracies.plot(epochs, [100 * row[measure(row)] for row in rows], label=label, **look)
+            _mark_frameworks(losses, rows)
         losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
         measures = sorted({measure(row).removeprefix("test_") for rows in runs.values() for row in rows})
         accuracies.set(xlabel="epoch", ylabel=f"test {' and '.join(measures).replace('miou', 'mIoU')}, %")
@@ -74,16 +77,30 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], path: str | Path, title: str 
         canvas.suptitle(printable(title), parse_math=False)
 
 
+def _mark_frameworks(axes: Any, rows: Sequence[Row]) -> None:
+    """Mark the training losses of a run that has changed its framework by what each epoch was trained in."""
+    names = list(dict.fromkeys(row["framework"] for row in rows))
+    for name in names if len(names) > 1 else ():
+        points = [(row["epoch"], row["loss"]) for row in rows if row["framework"] == name]
+        colour = FRAMEWORKS.get(name, "grey")
+        look: dict[str, Any] = {"s": 60, "color": colour, "edgecolors": "black", "zorder": 3}
+        axes.scatter(*zip(*points, strict=True), label=f"trained in {printable(name)}", **look)
+
+
 def draw_comparison(report: "compare.Report", path: str | Path) -> None:
     """Draw the loss curves of a comparison's training, and their difference. Raises `Error` if the file cannot be written."""
     numbers = range(1, len(report.steps) + 1)
-    one, two = report.frameworks
+    one, *others = report.frameworks
+    words = {1: "two", 2: "three"}[len(others)]
     with figure(path, 2, 1, (7, 6), 150, sharex=True, height_ratios=(3, 2)) as (_, (losses, differences)):
         losses.plot(numbers, [step.losses[0] for step in report.steps], label=one, linewidth=5, alpha=0.35)
-        losses.plot(numbers, [step.losses[1] for step in report.steps], label=two, linewidth=1.5, linestyle="--", color="black")
-        losses.set(ylabel="training loss", title=f"{report.network}, {report.dtype}: one run in two frameworks")
+        for place, (other, (style, colour)) in enumerate(zip(others, STYLES, strict=False), start=1):
+            line = [step.losses[place] for step in report.steps]
+            losses.plot(numbers, line, label=other, linewidth=1.5, linestyle=style, color=colour)
+        losses.set(ylabel="training loss", title=f"{report.network}, {report.dtype}: one run in {words} frameworks")
         between = [max(step.difference, SMALLEST) for step in report.steps]
-        differences.semilogy(numbers, between, "o-", color="black", label=f"{one} and {two}")
+        label = f"{one} and {others[0]}" if len(others) == 1 else f"{one} and the farther of {' and '.join(others)}"
+        differences.semilogy(numbers, between, "o-", color="black", label=label)
         control = [max(step.control, SMALLEST) for step in report.steps]
         differences.semilogy(numbers, control, "x:", color="grey", label=f"{one}, one rounding apart")
         differences.set(xlabel="step", ylabel="relative difference", ylim=(SMALLEST / 2, None))
@@ -198,22 +215,24 @@ def draw_sweep(sweep: Mapping[float, Mapping[str, float]], path: str | Path, tit
 
 
 def draw_segmentations(
-    rows: Sequence[tuple[str, Sequence[np.ndarray]]], classes: Mapping[str, Sequence[int]], path: str | Path
+    rows: Sequence[Mapping[str, np.ndarray]], classes: Mapping[str, Sequence[int]], path: str | Path
 ) -> None:
-    """Draw rows of a title and a picture, its mask and what is predicted, with the colours of the classes below.
+    """Draw rows of pictures, each under its title, with the colours of the classes below.
 
     Raises `Error` if the file cannot be written.
     """
     from matplotlib.patches import Patch
 
-    shape = rows[0][1][0].shape
-    height = 3.3 * shape[0] / shape[1] + 0.35
+    columns, shape = len(rows[0]), next(iter(rows[0].values())).shape
+    width = max(10 / columns, 1.7)
+    height = width * shape[0] / shape[1] + 0.35
     lines = -(-len(classes) // 6)
-    with figure(path, len(rows), 3, (10, height * len(rows) + 0.3 * lines), squeeze=False) as (canvas, axes):
-        for places, (above, pictures) in zip(axes, rows, strict=True):
-            for place, pixels, what in zip(places, pictures, ("", "mask", "prediction"), strict=True):
+    size = width * columns, height * len(rows) + 0.3 * lines
+    with figure(path, len(rows), columns, size, squeeze=False) as (canvas, axes):
+        for places, row in zip(axes, rows, strict=True):
+            for place, (title, pixels) in zip(places, row.items(), strict=True):
                 place.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-                place.set_title(_cut(what or above, 44), fontsize="small", parse_math=False)
+                place.set_title(_cut(title, 44), fontsize="small", parse_math=False)
                 place.set_axis_off()
         patches = [Patch(color=f"#{bytes(colour).hex()}", label=_cut(name)) for name, colour in classes.items()]
         legend = canvas.legend(handles=patches, loc="outside lower center", ncols=6, fontsize="small", frameon=False)

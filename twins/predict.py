@@ -1,6 +1,6 @@
 """What networks with trained weights predict: the classes of pictures, and their accuracy on a data set.
 
-Functions take engines that hold the same network, one or two of them; where they return a list, it has one entry an engine.
+Functions take engines that hold the same network, one or more; where they return a list, it has one entry an engine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from shared.spec import Spec
 from . import datasets
 from .backends import Engine
 from .batches import check_fits, check_one_size, mapped, read_plain
-from .ladder import relative
+from .ladder import farthest
 from .loading import Loader
 
 TOP = 5  # classes of a picture that are shown
@@ -105,12 +105,13 @@ class Evaluation(NamedTuple):
 
         - "tested": their count;
         - "top1", "top5": by framework, the fraction whose label is the likeliest class, or among the five likeliest;
-        - of two engines, "same_predictions": how many images have the same likeliest class in both.
+        - of several engines, "same_predictions": how many images have the same likeliest class in all.
         """
         result: dict[str, Any] = {"tested": len(self.labels)}
         result |= {f"top{n}": dict(zip(frameworks, self.correct(n), strict=True)) for n in (1, TOP)}
         if len(self.top) > 1:
-            result["same_predictions"] = int((self.top[0][:, 0] == self.top[1][:, 0]).sum())
+            first, *others = (top[:, 0] for top in self.top)
+            result["same_predictions"] = int(np.all([first == other for other in others], axis=0).sum())
         return result
 
 
@@ -148,9 +149,9 @@ def classify_pictures(
     """The likeliest classes of image files: for each path, in order, a dictionary of
 
     - "image": the path;
-    - "top": the five likeliest classes of either engine, each with its number as "class", "name" and "probabilities";
-    - of two engines, "same_top": whether they have the same five in the same order;
-    - of two engines, "difference": how far apart their logits are, ||a - b|| / ||a||;
+    - "top": the five likeliest classes of any engine, each with its number as "class", "name" and "probabilities";
+    - of several engines, "same_top": whether they have the same five in the same order;
+    - of several engines, "difference": how far logits are from the first's at most, ||a - b|| / ||a||;
 
     or of "image" and "error" for a file that cannot be read. Raises `Error` for logits that are not finite.
     """
@@ -203,7 +204,8 @@ def _classify(
             for number in dict.fromkeys(sum(orders, []))
         ]
         if len(engines) > 1:
-            result |= {"same_top": orders[0] == orders[1], "difference": relative(*scores)}
+            same = all(order == orders[0] for order in orders)
+            result |= {"same_top": same, "difference": farthest(scores[0], scores[1:])[0]}
     advance(len(batch))
 
 

@@ -5,8 +5,11 @@ bound breaks. Where no rung shows a trap, a probe of its own measures what it ch
 """
 
 import contextlib
+import functools
+import logging
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,8 +19,8 @@ from PIL import Image
 from shared import images, recipes, shapes, traps, weights
 from shared.spec import Spec
 
-from . import ladder
-from .backends import Engine, Package
+from . import backends, ladder, remote
+from .backends import Backend, Engine, Package
 from .ladder import BOUNDS, Difference
 
 Layers = list[dict[str, Any]]
@@ -36,7 +39,7 @@ class Measurement(NamedTuple):
     failure: str = ""  # the first sentence of the framework's refusal
 
 
-@dataclass
+@dataclass(eq=False)
 class Case:
     """A small network and the training run that a trap is measured on."""
 
@@ -46,6 +49,8 @@ class Case:
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9})
     rates: tuple[float, ...] = (0.1, 0.1, 0.01)  # the learning rate of each step
     options: dict[str, Any] = field(default_factory=dict)  # other keys of a recipe
+    judged_from: str = "activations"  # the first rung that is judged: those below it see too little
+    drawn: tuple[str, ...] = ()  # weights that are drawn at random, where the initial ones are alike in all directions
 
     @property
     def spec(self) -> Spec:
@@ -70,6 +75,7 @@ _STEM = [_conv("conv1", 3, 8, stride=2, padding=1, bias=False), {"name": "bn1", 
 _POOL = [*_STEM, _layer("maxpool", "max_pool", kernel=3, stride=2, padding=1), *_end(200)]
 _MAPS = [*_STEM, _layer("avgpool", "global_avg_pool"), *_end(8)]
 _LONG: dict[str, Any] = {"layers": _POOL, "batch": 32, "rates": (0.3,) * 20}  # at which differences grow, but not too much
+_TANH = _layer("tanh", "scaled_tanh")
 
 
 def _sgd(**options: Any) -> dict[str, Any]:
@@ -104,6 +110,20 @@ CASES = {
     "label-smoothing": Case(_POOL, options={"label_smoothing": 0.1}),
     "class-weights": Case(_POOL, options={"class_weights": [1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0]}),
     "averaged-weights": Case(_POOL, options={"ema": 0.9}),
+    "half-precision-number": Case([_TANH, *_end(1200)]),
+    "jax-x64": Case(**_LONG, judged_from="losses"),
+    "jax-float32-functions": Case(**_LONG | {"layers": [*_STEM, _TANH, *_POOL[2:]]}, judged_from="losses"),
+    "half-precision-sums": Case([*_STEM, _layer("relu", "relu"), _layer("avgpool", "avg_pool", kernel=32), *_end(8)], side=64),
+    "jax-resize": Case(
+        [_conv("conv1", 3, 8), _layer("up", "upsample", scale=4), _layer("avgpool", "global_avg_pool"), *_end(8)]
+    ),
+    "jax-transposed-kernel": Case(
+        [*_STEM, _layer("up", "upsample_transposed", **{"in": 8, "scale": 2}), *_MAPS[-3:]], drawn=("up.weight",)
+    ),
+    "jax-unused-weights": Case(
+        [*_STEM, _layer("layer1", "basic", **{"in": 8, "out": 16, "stride": 2, "shortcut": "unused"}), *_end(400)],
+        optimizer=_sgd(weight_decay=0.01),
+    ),
 }
 
 
@@ -138,6 +158,7 @@ def climb(packages: list[Package], case: Case, trap: str | None = None) -> Itera
     with put_back(packages, trap):
         engines = [package.trainer(case.spec, recipe) for package in packages]
         state = weights.randomised(weights.initial(case.spec))
+        state |= {name: np.random.default_rng(0).standard_normal(state[name].shape) for name in case.drawn}
         for engine in engines:
             engine.load(state)
         yield "activations", ladder.activations(engines, batch)
@@ -155,9 +176,12 @@ def climb(packages: list[Package], case: Case, trap: str | None = None) -> Itera
 def _climbed(packages: list[Package], trap: str) -> Measurement:
     """A trap of the ladder: the first rung that breaks its bound."""
     case, bounds = CASES.get(trap, USUAL), BOUNDS["float64"]
+    order = list(bounds)
     reached, first, naive, failure = "", None, np.inf, ""
     try:
         for rung, differences in climb(packages, case, trap):
+            if order.index(rung) < order.index(case.judged_from):
+                continue
             reached, first = rung, ladder.first_beyond(differences, bounds[rung])
             if first:
                 naive = ladder.largest(differences).value
@@ -165,11 +189,25 @@ def _climbed(packages: list[Package], trap: str) -> Measurement:
         else:
             naive = 0.0
     except Exception as error:  # a framework's refusal, of no common class
-        order = list(bounds)
         reached = order[order.index(reached) + 1] if reached else order[0]
         failure = _first_sentence(error)
-    ours = next(ladder.largest(d).value for rung, d in climb(packages, case) if rung == reached)
+    ours = _ours(tuple(packages), case, reached)
     return Measurement(trap, reached, first.name if first else "", naive, ours, bounds[reached], failure)
+
+
+@functools.cache
+def _own_climb(packages: tuple[Package, ...], case: Case) -> tuple[Iterator[tuple[str, list[Difference]]], dict[str, float]]:
+    """The ladder without a trap, to be climbed as far as needed, and the largest differences of the rungs that were."""
+    return climb([*packages], case), {}
+
+
+def _ours(packages: tuple[Package, ...], case: Case, rung: str) -> float:
+    """The largest difference at a rung without a trap; many traps share a case, which is climbed once."""
+    climbing, known = _own_climb(packages, case)
+    while rung not in known:
+        reached, differences = next(climbing)
+        known[reached] = ladder.largest(differences).value
+    return known[rung]
 
 
 def _first_sentence(error: Exception) -> str:
@@ -215,22 +253,26 @@ def _initialisers(packages: list[Package], trap: str) -> Measurement:
     return Measurement(trap, "initial weights", naive.name, naive.value, ours.value, 0.0)
 
 
-def _tf32(packages: list[Package], trap: str) -> Measurement:
-    batch = np.random.default_rng(0).standard_normal((3, 3, USUAL.side, USUAL.side)).astype("float32")
+def _output(dtype: str, name: str, packages: list[Package], trap: str) -> Measurement:
+    """What a layer gives in a lower precision, or the network, of which "fc" is the last."""
+    case = CASES.get(trap, USUAL)
+    batch = np.random.default_rng(0).standard_normal((3, 3, case.side, case.side)).astype("float32")
 
     def measure(forced: str | None) -> Difference:
-        ours, theirs = (engine.predict(batch) for engine in _started(packages, USUAL.spec, "float32", forced))
-        return Difference("fc", ((), ()), ladder.relative(ours, theirs))
+        engines = _started(packages, case.spec, dtype, forced)
+        ours, theirs = (engine.channels_first(engine.activations(batch)[name]) for engine in engines)
+        return Difference(name, ((), ()), ladder.relative(ours, theirs))
 
     naive, ours = _both(packages, trap, measure)
-    return Measurement(trap, "float32 logits", naive.name, naive.value, ours.value, BOUNDS["float32"]["logits"])
+    rung = f"{dtype} {'logits' if name == 'fc' else 'activations'}"
+    return Measurement(trap, rung, name, naive.value, ours.value, BOUNDS[dtype]["logits"])
 
 
 def _upsampled(packages: list[Package], trap: str) -> Measurement:
     batch = np.random.default_rng(0).standard_normal((2, 3, 20, 20))
 
     def measure(forced: str | None) -> Difference:
-        spec = Case(_MAPS).spec
+        spec = CASES.get(trap, Case(_MAPS)).spec
         ours, theirs = (engine.dense_class_maps(batch) for engine in _started(packages, spec, "float64", forced))
         return Difference("upsampled", ((), ()), ladder.relative(ours, theirs))
 
@@ -276,7 +318,11 @@ def _resized(packages: list[Package], trap: str) -> Measurement:
 
 PROBES: dict[str, Callable[[list[Package], str], Measurement]] = {
     "initialisers": _initialisers,
-    "tf32": _tf32,
+    "tf32": functools.partial(_output, "float32", "fc"),
+    "jax-matmul-precision": functools.partial(_output, "float32", "fc"),
+    "half-precision-number": functools.partial(_output, "bfloat16", "tanh"),
+    "half-precision-sums": functools.partial(_output, "bfloat16", "avgpool"),
+    "jax-resize": _upsampled,
     "upsample-corners": _upsampled,
     "parameter-count": _parameters,
     "bgr-input": _bgr,
@@ -285,5 +331,36 @@ PROBES: dict[str, Callable[[list[Package], str], Measurement]] = {
 
 
 def measure(packages: list[Package], trap: str) -> Measurement:
-    """How far a naive port and ours are from PyTorch, measured now. `packages` are `torch_impl` and `keras_impl`."""
+    """How far a naive port and ours are from PyTorch, measured now. `packages` are `torch_impl` and `keras_impl`.
+
+    The traps of one backend of Keras's are measured there alone.
+    """
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of functions made in a loop, as ours are
     return PROBES.get(trap, _climbed)(packages, trap)
+
+
+@contextlib.contextmanager
+def on_jax(names: Sequence[str]) -> Iterator[Iterator[Measurement]]:
+    """The traps measured in a process of its own, which this context starts, since Keras has one backend a process.
+
+    Raises `Error` if JAX or PyTorch is missing, and the iterator does if the process fails.
+    """
+    backends.check_installed(*dict.fromkeys([*backends.needed(Backend.TORCH), *backends.needed(Backend.JAX)]))
+    # Each function runs once or twice: most of the time, XLA would compile.
+    quick = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    environment = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "XLA_FLAGS": quick}
+    process = remote.Process("JAX", _start_with_jax, environment)
+    try:
+        for name in names:
+            process.send(_measure_there, name)
+        yield (process.result() for _ in names)
+    finally:
+        process.kill()
+
+
+def _start_with_jax() -> list[Package]:
+    return [*backends.start(Backend.TORCH), *backends.start(Backend.JAX)]
+
+
+def _measure_there(name: str) -> Measurement:
+    return measure(remote.started(), name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from shared import traps
 
 PAGE = "lessons/traps"
+ON_JAX = {"jax": "there alone", "tf": "no trap"}  # in the table
 LESSONS = Path(__file__).parents[1] / "lessons"
 
 
@@ -38,6 +39,7 @@ def _section(trap):
     rows = {
         "PyTorch": _prose(trap.pytorch),
         "Keras": _prose(trap.keras),
+        "Keras on JAX": _prose(trap.jax),
         "Formula": _code(trap.formula),
         "A port by hand": f"{_prose(trap.naive)}. `twins traps {trap.name}` measures it.",
         "Here": f"{_prose(trap.ours)} In {_code(file)}, line {line}: {_code(code)}",
@@ -51,9 +53,9 @@ def _section(trap):
 def sections():
     found = traps.load().values()
     table = [
-        "| trap | what differs |",
-        "| --- | --- |",
-        *(f"| [`{trap.name}`](#{trap.name}) | {trap.title} |" for trap in found),
+        "| trap | what differs | on JAX |",
+        "| --- | --- | --- |",
+        *(f"| [`{trap.name}`](#{trap.name}) | {trap.title} | {ON_JAX.get(trap.only, _prose(trap.jax))} |" for trap in found),
         "",
     ]
     return "\n".join([*table, *(row for trap in found for row in _section(trap))])
