@@ -1,6 +1,7 @@
 """`--backend all`: three frameworks side by side. The third here is Keras again, a little off; `test_jax.py` has JAX itself."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -154,6 +155,13 @@ def test_a_backend_of_keras_in_the_environment_is_overridden_with_a_note(twins, 
         done = twins(f"predict small.json 0.png --weights w.safetensors --backend {backend}")
         expected = f"KERAS_BACKEND is 'jax', but --backend {backend} counts: Keras runs on {note}.\n" if note else ""
         assert (done.returncode, done.stderr) == (0, expected)
+
+
+def test_keras_is_started_without_a_trace_in_the_environment(monkeypatch):
+    for before in (None, "torch"):
+        monkeypatch.setenv("KERAS_BACKEND", before) if before else monkeypatch.delenv("KERAS_BACKEND", raising=False)
+        backends.keras()
+        assert os.environ.get("KERAS_BACKEND") == before
 
 
 def test_the_farthest_of_several_counts():

@@ -283,7 +283,8 @@ def test_all_three_in_one_command(tmp_path):
 
 
 @pytest.mark.long
-def test_compare_and_train_on_jax(tmp_path):
+def test_compare_and_train_on_jax(tmp_path, monkeypatch):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)  # of which commands say that it does not count
     for command in (
         "compare mnist_residual --steps 3 --backend all",
         "compare mnist_residual --steps 3 --backend jax",

@@ -1,6 +1,8 @@
-"""Which of several processes this one is, as the environment says it."""
+"""Which of several processes this one is, as the environment says it; and another environment for a while."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from .checks import Error
 
@@ -31,3 +33,18 @@ def _mistake(name: str, expected: str) -> Error:
     found = f"is {_variable(name)!r}" if _variable(name) else "is not set"
     others = "JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS go together"
     return Error(f"the environment variable JAX_{name} {found}, expected {expected}; {others}")
+
+
+@contextmanager
+def environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with changes, for what reads it only once: an import, or a process that starts."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

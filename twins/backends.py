@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shared import processes
 from shared.checks import Error, in_words
 from shared.coexist import silence
 
@@ -165,11 +166,10 @@ def keras(needed_for: str = "", backend: Backend = Backend.TF) -> Any:
     name = KERAS_BACKENDS[backend]
     check_installed(*needed(backend), needed_for=needed_for)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["KERAS_BACKEND"] = name
     if backend == Backend.JAX:
         os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it once; without it, float64 becomes float32 in silence
-    try:
-        with silence():
+    try:  # the variable is not left changed: a user's own processes would have it too
+        with silence(), processes.environment({"KERAS_BACKEND": name}):
             package = importlib.import_module("keras_impl")
     except ValueError as error:  # JAX reads its variables: JAX_ENABLE_X64=maybe
         raise Error(f"Keras on {name} does not start: {error}") from None

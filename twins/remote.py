@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shared import processes
 from shared.checks import Error, RunError
 
 from .loading import prepare_worker
@@ -36,7 +37,7 @@ class Process:
         context = multiprocessing.get_context("spawn")  # a fork would have the backend of this process
         self._connection, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, title, starter), daemon=True)
-        with _environment(environment):
+        with processes.environment(environment):  # it may import Keras before any function of ours runs there
             self._process.start()
         there.close()
         self._is_ready = False
@@ -139,21 +140,6 @@ class KerasPackage:
     def state(self, net: Network) -> Any:
         """`keras_impl.state`."""
         return self._process.ask(_call, STARTED, "state", (net,), {})
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """The environment with changes, for a process that starts: it may import Keras before any function of ours runs there."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def started() -> Any:
