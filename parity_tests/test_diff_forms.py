@@ -5,8 +5,8 @@ import pytest
 from torch import nn
 from torch.nn import functional
 
-import keras_impl  # noqa: F401
-import torch_impl  # noqa: F401  before Keras
+import keras_impl
+import torch_impl
 import twins
 from shared.checks import Error
 from twins.differences import whole_numbers
@@ -159,6 +159,11 @@ def test_a_frozen_embedding_is_named():
     report = compared("words", train=1, trainable=False)
     assert [(f.operations, f.attribute) for f in report.training] == [(("words", "words"), "trainable")]
     assert report.trained.parting.quantity == "gradients" and report.same
+
+
+def test_networks_that_take_other_inputs():
+    with pytest.raises(Error, match="A takes 1x32x32, B 1x28x28: give an input that both take"):
+        twins.diff(torch_impl.build("lenet5"), keras_impl.build("lenet"))
 
 
 def test_a_network_that_takes_another_number_of_inputs_is_one_message():

@@ -233,7 +233,7 @@ def test_misuse_of_the_command_has_one_message(twins, words, message):
 RUNS = {  # a function body: (exit status, what is printed)
     "return weight.transpose(2, 3, 1, 0)": (0, "Right: it agrees with the reference on every rung."),
     "return weight.transpose(2, 3, 0, 1)": (1, "In and out are swapped"),
-    "while True: pass": (1, "It did not end within 2 s: is there a loop without an end?\n"),
+    "while True: pass": (1, "It did not end within 2 s: does it contain an endless loop?\n"),
     "import os; os._exit(0)": (1, "Its process ended with status 0, before the judge did"),
     "input()": (1, "EOFError"),
     "raise SystemExit": (1, "\nnumpy.py, line 2, in to_keras: SystemExit"),

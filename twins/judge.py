@@ -64,7 +64,7 @@ def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            message = f"it did not end within {limit:g} s: is there a loop without an end?"
+            message = f"it did not end within {limit:g} s: does it contain an endless loop?"
             return Verdict(name, str(path), rung=0, message=message)
         finally:
             with contextlib.suppress(OSError, AttributeError):  # what the file has started too; Windows has no such groups
@@ -72,7 +72,7 @@ def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
             process.kill()
             process.wait()
         if not answer.exists():
-            message = f"its process ended with status {process.returncode}, before the judge did: does the file exit?"
+            message = f"its process ended with status {process.returncode}, before there was a verdict: does the file call exit()?"
             return Verdict(name, str(path), rung=0, message=message)
         content = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in content:
@@ -200,8 +200,8 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
         return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"
     far = f"your {quantity} differs by {difference:.1e} for {case}"
     if difference is not None and difference < FLOAT32:
-        return f"{far}. So near, it was rounded to float32 on the way: leave it in float64"
-    far += ", and no mistake that this exercise knows gives that"
+        return f"{far}. A difference this small is a rounding to float32 on the way: stay in float64"
+    far += ", and it is none of the mistakes that this exercise knows"
     ratio = _numbers(ours, theirs).get("ratio", np.nan)
     spread = np.asarray(theirs, float) - ratio * np.asarray(ours, float)
     if np.isfinite(ratio) and np.linalg.norm(spread) <= 1e-6 * np.linalg.norm(theirs):

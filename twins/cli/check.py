@@ -27,7 +27,7 @@ def check(
     limit: Annotated[float, typer.Option(min=1, help="Seconds after which the file is stopped.")] = 120,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Judge your solution of an exercise: where it first parts from the reference, how far, and which mistake that is.
+    """Judge your solution of an exercise: where it first diverges from the reference, how far, and which mistake that is.
 
     Runs FILE, as Python would, in a process of its own. Exit status 0 if it is right, 1 if it is wrong or raises an exception.
     Without FILE, print the exercise.

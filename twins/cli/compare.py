@@ -36,7 +36,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     backend: options.BackendOption = Backend.BOTH,
-    plot: Annotated[Path | None, typer.Option(help="Draw the two loss curves and their difference into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the loss curves and their differences into this file.")] = None,
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 

@@ -14,7 +14,7 @@ from . import output
 
 def list_networks(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="A part of the names, as drn; or, with * and ?, the whole of them.")
+        str | None, typer.Argument(metavar="PATTERN", help="Part of a name, such as drn; with * or ?, a pattern for the whole name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

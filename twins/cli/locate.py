@@ -33,7 +33,7 @@ def locate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Output folder for the pictures with heat map and box.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with pictures and a boxes.json to score; or one of classes.")
+        Path | None, typer.Option(help="A folder with pictures and a boxes.json to score; or folders of classes, or a CSV.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
     backend: options.BackendOption = Backend.TORCH,

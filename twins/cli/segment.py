@@ -28,7 +28,7 @@ def segment(
     data: Annotated[
         str | None, typer.Option(help="Pictures with masks to measure on: a folder with images and masks, or a name.")
     ] = None,
-    ignore: Annotated[int, typer.Option(min=0, max=VOID, help="Number of the pixels of masks that do not count.")] = VOID,
+    ignore: Annotated[int, typer.Option(min=0, max=VOID, help="Value of masks whose pixels do not count.")] = VOID,
     scales: Annotated[str, typer.Option(help="Average over the picture at these sizes: 0.5,0.75,1,1.25,1.5,1.75.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
     backend: options.BackendOption = Backend.TORCH,

@@ -43,7 +43,7 @@ def train(
     ] = None,
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue a run of either backend: its folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of a run to continue, whatever backend trained it.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     data: Annotated[str | None, typer.Option(help="Images to train on: a folder, a CSV, a name or an .npz file.")] = None,

@@ -28,7 +28,7 @@ KERAS = {Backend.TF: "TensorFlow", Backend.JAX: "JAX"}  # what it is measured on
 
 def traps(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A trap, as same-padding. Default: a table of all.")
+        str | None, typer.Argument(metavar="NAME", help="A trap, such as same-padding. Default: a table of all.")
     ] = None,
     backend: Annotated[
         Backend | None, typer.Option(help="Measure Keras on one backend alone, tf or jax. Default: on both, if installed.")

@@ -95,7 +95,7 @@ def diff(
         raise Error(f"train is {train}, expected a number of steps from 0 to {MOST_STEPS}")
     frameworks = [_framework(net, name) for name, net in zip(names, (a, b), strict=True)]
     chosen = _optimizers(optimizers, frameworks, train)
-    given = _given(input, (a, b))
+    given = _given(input, (a, b), names)
     laid = [_laid(net, given) for net in (a, b)]
     aligned = _aligned((a, b), names, laid, say)
     recordings = aligned.a.recording, aligned.b.recording
@@ -210,12 +210,16 @@ def _recorded(net: Any, arrays: Sequence[np.ndarray], name: str, **mode: bool) -
     return recording
 
 
-def _given(input: Any, nets: Sequence[Any]) -> list[np.ndarray]:
+def _given(input: Any, nets: Sequence[Any], names: Sequence[str]) -> list[np.ndarray]:
     """Batches, channels first, an array an input."""
     if input is None:
-        input = next((shapes for net in nets if (shapes := _declared(net))), None)
-    if input is None:
-        raise Error("the shape of the input is not known: give it, channels first, as 3x224x224")
+        declared = [shapes for net in nets if (shapes := _declared(net))]
+        if not declared:
+            raise Error("the shape of the input is not known: give it, channels first, as 3x224x224")
+        if declared[-1] != declared[0]:
+            one, two = (" and ".join("x".join(map(str, shape)) for shape in shapes) for shapes in declared)
+            raise Error(f"{names[0]} takes {one}, {names[1]} {two}: give an input that both take, channels first, as 3x224x224")
+        input = declared[0]
     several = isinstance(input, (tuple, list)) and not all(isinstance(each, (int, float)) for each in input)
     random = np.random.default_rng(0)
     return [_array(each, random) for each in (input if several else [input])]

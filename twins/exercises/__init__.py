@@ -19,7 +19,7 @@ LESSONS = {  # in their order, with their exercises
     "training_run": ("sgd", "adam", "loss"),
     "weights": ("conv", "flatten", "fold"),
     "dilation": ("conv", "dilate", "class_map"),
-    "gridding": ("degridding", "drn_b", "upsample"),
+    "gridding": ("drn_b", "degridding", "upsample"),
     "preactivation": ("basic", "final", "bottleneck"),
 }
 

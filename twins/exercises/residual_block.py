@@ -38,7 +38,7 @@ MOMENTUM = Suspect(
 
 STATISTICS = Suspect(
     "constant-statistics",
-    "the output agrees, but your gradient takes the mean and variance of the batch for constants. They depend on the input, "
+    "the output agrees, but your gradient treats the mean and variance of the batch as constants. They depend on the input, "
     "so the gradient passes through them: no_grad(), detach() and stop_gradient are for the update of the running statistics",
 )
 SHORTCUT = Suspect(
@@ -210,12 +210,12 @@ BATCH_NORM = Layer(
         STATISTICS,
         Suspect(
             "constant-mean",
-            "the output agrees, but your gradient takes the mean of the batch for a constant. It depends on the input, so the "
+            "the output agrees, but your gradient treats the mean of the batch as a constant. It depends on the input, so the "
             "gradient passes through it: no detach(), no_grad() or stop_gradient there",
         ),
         Suspect(
             "constant-variance",
-            "the output agrees, but your gradient takes the variance of the batch for a constant. It depends on the input, so "
+            "the output agrees, but your gradient treats the variance of the batch as a constant. It depends on the input, so "
             "the gradient passes through it: no detach(), no_grad() or stop_gradient there",
         ),
         Suspect("standard-deviation", "your running variance follows the standard deviation; it is the variance"),

@@ -139,7 +139,7 @@ BOTTLENECK = Network(
             "resnet-version",
             "all shapes and parameters are right, but the stride is at the first 1x1 convolution (stride_at "
             "conv1), as in the paper "
-            'and Keras\'s ResNets ("version 1"); asked for is version 1.5, with the stride at the 3x3 convolution',
+            'and Keras\'s ResNets ("version 1"); the exercise asks for version 1.5, with the stride at the 3x3 convolution',
             "resnet-version",
             lambda spec: changed(spec, "layer2", stride_at="conv1"),
         ),
@@ -152,7 +152,7 @@ BOTTLENECK = Network(
         ),
         Suspect(
             "option-a",
-            "your shortcuts pad channels with zeros where the shape changes (option A); asked for are projections",
+            "your shortcuts pad channels with zeros where the shape changes (option A); the exercise asks for projections",
             None,
             lambda spec: changed(spec, "layer1 layer2", shortcut="pad"),
         ),
