@@ -4,18 +4,20 @@ import itertools
 import json
 import re
 import shutil
+import struct
+import zlib
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from shared import folders, images, masks, networks, recipes, shapes
 from shared.checks import Error
 from shared.data import Data, load_masked
 from shared.masks import VOID, Coding
 from shared.spec import CLASSES
-from twins import augmentation, datasets, pairs, training
+from twins import augmentation, datasets, pairs, segmentation, training
 from twins.loading import Loader
 from twins.scattered import Scattered
 
@@ -110,6 +112,51 @@ def test_scattered_digits_are_held_out_too(monkeypatch):
     data = datasets.load_masked("scattered_digits", holdout=0.4)
     assert (data.tested_on, len(data.x_train), len(data.x_test), len(data.unseen.x)) == ("train", 4, 2, 4)
     assert np.array_equal(data.y_test, data.x_test[..., 0]) and np.array_equal(data.unseen.y, arrays[6:])
+
+
+def test_a_class_of_scattered_digits_is_ignored(monkeypatch):
+    arrays = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 3), np.uint8)
+    made = Scattered(Data(arrays[..., None], np.zeros(10, int), arrays[..., None], np.zeros(10, int)), [], (arrays, arrays))
+    monkeypatch.setattr(datasets, "load_scattered", lambda name: made)
+    data, test = datasets.load_masked("scattered_digits", ignore=9), datasets.load_masked_test("scattered_digits", ignore=9)
+    for labels in (data.y_train, data.y_test, test.y):
+        assert set(np.unique(labels)) == {*range(9), VOID}
+    with pytest.raises(Error, match="scattered_digits: its masks have the class 9, dense has 3: 0 to 2"):
+        segmentation.load_test("scattered_digits", NETWORK | {"input": [1, 8, 8]})
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_fewer_bits(bits, tmp_path):
+    """Pillow reads them, but writes none: a PNG file by hand."""
+    numbers = np.array([[0, 1, 1, 0], [1, 0, 1, 0]], np.uint8) * (1 if bits == 1 else 3)
+    rows = [b"\0" + int("".join(f"{number:0{bits}b}" for number in row), 2).to_bytes(-(-4 * bits // 8)) for row in numbers]
+    if bits == 1:  # four pixels are half a byte, the upper one
+        rows = [bytes([0, row[1] << 4]) for row in rows]
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0), b"IDAT" + zlib.compress(b"".join(rows)), b"IEND")
+    framed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    assert np.array_equal(masks.read_mask(tmp_path / "mask.png", CODING, 4, (4, 2)), numbers)
+
+
+def test_a_size_is_read_without_the_pixels(tiles, monkeypatch):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("the pixels are read"))
+    assert images.picture_size(tiles / "val" / "images" / "town" / "05.png") == (10, 8)
+
+
+def test_a_test_part_without_labels_is_no_division(tiles):
+    (tiles / "test").mkdir()
+    for kind in ("images", "masks"):
+        (tiles / "val" / kind).rename(tiles / kind)
+    shutil.rmtree(tiles / "train")
+    (tiles / "val").rmdir()
+    (tiles / "images" / "town" / "05.png").rename(tiles / "test" / "05.png")
+    (tiles / "masks" / "town" / "05.png").unlink()
+    assert [*masks.read(tiles).parts] == [""] and len(datasets.load_masked_test("tiles").x) == 1
+    for kind in ("images", "masks"):
+        shutil.rmtree(tiles / kind)
+    for read, message in ((masks.read, "images: there is no such folder"), (folders.read, "test has no folders of classes")):
+        with pytest.raises(Error, match=message):
+            read(tiles)
 
 
 def test_colours_numbers_and_palettes_are_the_same_mask(tmp_path):
@@ -239,6 +286,42 @@ def test_when_a_mask_of_another_size_is_seen(part, tiles):
     recipe = recipes.load(RECIPE)
     with pytest.raises(Error, match="is a mask of 4x8, but its picture has 10x8 pixels") if part == "val" else nullcontext():
         training.prepare(recipe)
+
+
+@pytest.mark.parametrize("changes", [{}, {"augmentation": {}}])
+@pytest.mark.parametrize("part, name", [("train", "00"), ("val", "05")])
+def test_pictures_that_cannot_be_read_are_skipped_or_told(part, name, changes, tiles):
+    (tiles / part / "images" / "town" / f"{name}.png").write_bytes(b"")
+    recipe = recipes.load(RECIPE | {"class_weights": "balanced"} | changes)
+    with pytest.raises(Error, match=f"{name}.png: ") if part == "val" or not changes.get("augmentation", 1) else nullcontext():
+        training.prepare(recipe)
+    spec, data = training.prepare(recipe, skip=True)
+    weights = pairs.balanced(recipe, data, spec, skip=True)["class_weights"]
+    counts = sum(np.bincount(mask_of(number).ravel(), minlength=10)[:3] for number in range(part == "train", 5))
+    assert np.allclose(weights, counts.sum() / (3 * counts), rtol=1e-15)
+    if part == "train":
+        with pytest.raises(Error, match=f"{name}.png: "):
+            pairs.balanced(recipe, data, spec)
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ({"conv1": {"in": 4}}, "dense takes 4 channels, pictures have 1 or 3"),
+        ({"up": {"scale": 1}}, "dense ends in a map of stride 2, expected 1: one logit per pixel and class"),
+        ({"seg": {"out": 256}}, "dense has 256 classes, but masks of bytes at most 255"),
+    ],
+)
+def test_networks_that_segment_no_pictures(layers, message):
+    chain = [layer | layers.get(layer["name"], {}) for layer in NETWORK["layers"]]
+    with pytest.raises(Error, match=message):
+        pairs.check_network(networks.load(NETWORK | {"input": [chain[0]["in"], 8, 8], "layers": chain}))
+
+
+def test_the_stride_is_that_of_the_smallest_map():
+    twice = [*NETWORK["layers"][:-1], {"name": "half", "type": "conv", "in": 3, "out": 3, "kernel": 2, "stride": 2}]
+    ups = [{"name": name, "type": "upsample", "scale": 2} for name in ("up1", "up2")]
+    assert pairs.stride(NETWORK | {"layers": [*twice, *ups]}) == 4
 
 
 def test_masks_for_a_network_that_classifies_images(tiles):

@@ -16,6 +16,7 @@ import torch_impl
 # isort: split
 import keras_impl
 from shared import interpolation, masks, networks, recipes, weights
+from shared.checks import RunError
 from shared.masks import IGNORED, VOID, Coding
 from twins import datasets, ladder, pairs, runlog, scattered, segmentation, training
 
@@ -396,6 +397,42 @@ def test_segment_a_folder(place, run, twins):
 def test_segment_says_what_is_wrong(words, message, place, run, twins):
     status, _, error = twins(*SEGMENT, *words, folder=place)
     assert status == 2 and message in error and error.count("\n") == 1
+
+
+def test_segment_what_a_training_has_held_out(place, run, twins, monkeypatch):
+    save_tiles(place / "whole", range(4))
+    status, out, error = twins(*SEGMENT, "--data", "whole", "--holdout", "0.5", "--json", folder=place)
+    assert (status, error) == (0, "") and json.loads(out)["pictures"] == 2
+
+
+def test_segment_goes_on_without_what_cannot_be_read(place, run, twins):
+    save_tiles(place / "few", range(2))
+    broken = place / "few" / "images" / "0.png"
+    broken.write_bytes(b"")
+    words = (*SEGMENT, "--data", "few")
+    status, out, error = twins(*words, folder=place)
+    assert (status, out) == (2, "") and "0.png: " in error and error.count("\n") == 1
+    status, out, error = twins(*words, "--skip-unreadable", "--json", folder=place)
+    assert status == 0 and json.loads(out)["pictures"] == 1 and error.startswith("twins: skipped: few/images/0.png: ")
+    (place / "few" / "images" / "1.png").write_bytes(b"")
+    status, out, error = twins(*words, "--skip-unreadable", folder=place)
+    assert (status, out) == (2, "") and "none of the pictures can be read" in error
+
+
+def test_segment_ends_where_no_picture_is_at_fault(place, run, twins, monkeypatch):
+    def lost(*arguments):
+        raise RunError("JAX: its process has ended")
+
+    monkeypatch.setattr(segmentation, "segment", lost)
+    pictures = [str(place / "tiles" / "val" / "images" / f"{number}.png") for number in (6, 7)]
+    status, _, error = twins(*SEGMENT, *pictures, "--out", "lost", folder=place)
+    assert (status, error) == (1, "twins: JAX: its process has ended\n")
+
+
+def test_a_run_that_diverges_says_so(place, twins):
+    words = ("--set", "optimizer.learning_rate=1e300", "--set", "batch=6", "--epochs", "2")
+    status, _, error = twins(*TRAIN, *words, "--out", "diverged", folder=place)
+    assert status == 1 and "the loss on the test images after epoch 1 is nan" in error and error.count("\n") == 1
 
 
 def test_segment_needs_a_network_of_pixels(place, twins):

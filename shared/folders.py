@@ -92,6 +92,8 @@ def read(path: str | Path) -> Folder:
             continue  # without labels, as ImageNet's is published
         found[part], more = _classes(path / name, path)
         skipped += more
+    if not found:
+        raise Error(f"{path}: has no labels: {divided['test']} has no folders of classes, and there is no train or val")
     return _folder(path, found, skipped)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from .checks import Error, check_unpacked
 from .files import check_readable
@@ -143,8 +143,9 @@ def open_picture(path: str | Path) -> Image.Image:
 
     16 bits become 8, CMYK becomes RGB by Pillow's formula; animations: the first frame. Raises `Error` if it is no image.
     """
-    with opened(path) as image:
-        image.load()
+    with opened(path) as file:
+        file.load()
+        image: Image.Image = file
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F"):
@@ -163,12 +164,13 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         width, height = file.size
         if isinstance(file, TiffImagePlugin.TiffImageFile):  # which has turned them already, depending on Pillow's version
             width, height = (int(file.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
-        on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        # PngImageFile's own would read all pixels first, for EXIF data behind them.
+        on_its_side = Image.Image.getexif(file).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (height, width) if on_its_side else (width, height)
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[ImageFile.ImageFile]:
     """An image file while it is open, its pixels not read yet. An `Error` in the block gets its path."""
     size = check_readable(path)
     try:

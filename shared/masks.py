@@ -23,6 +23,7 @@ VOID = 255  # in a mask in memory
 IGNORED = -100  # in labels: what PyTorch's cross-entropy leaves out by default
 TABLE = "classes.csv"  # in a folder: names and colours of the classes
 COLUMNS = ("name", "colour")
+SPREAD = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey values of 2 and 4 bits
 NUMBERED, COLOURED = ("L", "P", "1"), ("RGB", "RGBA")  # Pillow's modes: of masks of class numbers, and of colours
 
 Colour = tuple[int, int, int]  # red, green, blue
@@ -61,11 +62,9 @@ def read(path: str | Path) -> Folder:
     """
     path = Path(path)
     names, colours = read_table(path / TABLE) if (path / TABLE).exists() else (None, None)
-    divided = divisions(path)
-    if not divided:
-        return Folder({"": _part(path, path)}, names, colours)
-    parts = {part: _part(path / name, path) for part, name in divided.items() if part != "test" or has_masks(path / name)}
-    return Folder(parts, names, colours)
+    divided = {part: name for part, name in divisions(path).items() if part != "test" or has_masks(path / name)}
+    parts = {part: _part(path / name, path) for part, name in divided.items()}
+    return Folder(parts or {"": _part(path, path)}, names, colours)
 
 
 def _part(folder: Path, root: Path) -> Part:
@@ -163,9 +162,10 @@ def read_mask(path: str | Path, coding: Coding, classes: int, size: tuple[int, i
     with images.opened(path) as image:
         _check_form(image)
         _check_size(image.size, size)
+        spread = SPREAD.get(str(image.tile[0].args), 1)
         image.load()
         if image.mode in NUMBERED:
-            numbers = np.asarray(image).astype(np.uint8)
+            numbers = np.asarray(image).astype(np.uint8) // spread
         else:
             numbers = _of_colours(np.asarray(image.convert("RGB")), coding)
         wrong = (numbers >= classes) & (numbers != coding.ignore)

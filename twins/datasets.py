@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 from filelock import FileLock
 
@@ -53,16 +54,22 @@ def load_masked(
         return data.load_masked(name, holdout, ignore, names)
     made = load_scattered(str(name))
     train, test = made.masks
+    train, test = (np.where(each == ignore, masks.VOID, each) for each in (train, test))
     whole = made.data._replace(y_train=train, y_test=test, coding=masks.Coding(ignore, None))
     return data.hold_out(whole, holdout)
 
 
-def load_masked_test(name: str | Path, ignore: int = masks.VOID, names: Sequence[str] | None = None) -> Labelled:
-    """Images and masks to test trained networks on, as `shared.data.load_masked_test`, and those of the `SCATTERED`."""
-    if name not in SCATTERED:
+def load_masked_test(
+    name: str | Path, holdout: float | None = None, ignore: int = masks.VOID, names: Sequence[str] | None = None
+) -> Labelled:
+    """Images and masks to test trained networks on, as `shared.data.load_masked_test`, and those of the `SCATTERED`.
+
+    With `holdout`, those that `load_masked` leaves out of the training.
+    """
+    if holdout is None and name not in SCATTERED:
         return data.load_masked_test(name, ignore, names)
-    whole = load_masked(name)
-    return Labelled(whole.x_test, whole.y_test, None, whole.coding)
+    whole = load_masked(name, holdout, ignore, names)
+    return Labelled(whole.x_test, whole.y_test, whole.classes, whole.coding)
 
 
 def load_scattered(name: str) -> scattered.Scattered:

@@ -72,7 +72,7 @@ def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
             process.kill()
             process.wait()
         if not answer.exists():
-            message = f"its process ended with status {process.returncode}, before there was a verdict: does the file call exit()?"
+            message = f"its process ended with status {process.returncode}, without a verdict: does the file call exit()?"
             return Verdict(name, str(path), rung=0, message=message)
         content = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in content:

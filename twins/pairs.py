@@ -4,7 +4,7 @@ Pictures keep their own size: neither the input of a spec nor "resize" and "crop
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,24 +58,33 @@ def load(recipe: Recipe) -> Data:
 
 def stride(spec: Spec) -> int:
     """What the sides of a picture have to be multiples of."""
-    return int(spec["layers"][-1]["scale"])
+    return max(int(row.stride) for row in shapes.layers(spec))
 
 
-def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
+def check_network(spec: Spec) -> None:
+    """Raise `Error` unless a network takes pictures, and gives each of their pixels one of the classes that a mask can have."""
+    channels, last = spec["input"][0], shapes.layers(spec)[-1]
+    if channels not in images.MODES:
+        raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
+    if last.stride != 1:
+        raise Error(f"{spec['name']} ends in a map of stride {last.stride:g}, expected 1: one logit per pixel and class")
+    if last.shape[0] > masks.VOID:
+        raise Error(f"{spec['name']} has {last.shape[0]} classes, but masks of bytes at most {masks.VOID}")
+
+
+def check_fits(recipe: Recipe, spec: Spec, data: Data, skip: bool = False) -> None:
     """Raise `Error` unless pictures and masks fit the network, the memory and a batch, as far as headers of files say.
 
     Of files, those to test on are opened, which an epoch would come to at its end only, and whose sizes vary; of those to train
-    on the pictures, if no 'window' makes them one size. The rest is checked when it is read.
+    on the pictures, if no 'window' makes them one size. The rest is checked when it is read, and so is what `skip` leaves out.
     """
-    channels = spec["input"][0]
-    if channels not in images.MODES:
-        raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
+    check_network(spec)
     if isinstance(data.x_train, np.ndarray):
         batches.check_fits(data.x_train, data.y_train[data.y_train != masks.VOID], spec)
     elif WINDOW not in recipe["augmentation"]:
         if "scale" in recipe["augmentation"]:
             raise Error(NO_BATCH.format("they are scaled"))
-        _check_one_size(data.x_train.paths())
+        _check_one_size(data.x_train.paths(), skip)
     height, width = training_size(recipe, data)
     step = stride(spec)
     if height % step or width % step:
@@ -83,29 +92,53 @@ def check_fits(recipe: Recipe, spec: Spec, data: Data) -> None:
         what = f"'{WINDOW}' is" if WINDOW in recipe["augmentation"] else "without a 'window', pictures are"
         expected = f"multiples of {step}, such as {near[0]} and {near[1]}"
         raise Error(f"{what} {height} pixels high and {width} wide; {spec['name']} takes {expected}")
-    tested = {padded_size(spec, *size) for size in _sizes(data.x_test, data.y_test)}
-    for size in {(height, width), *tested}:
+    check_memory(spec, {(height, width), *picture_sizes(data.x_test, data.y_test, skip)})
+
+
+def check_memory(spec: Spec, sizes: Iterable[tuple[int, int]]) -> None:
+    """Raise `Error` unless the network's maps for pictures of these sizes (height, width) fit into memory."""
+    for size in {padded_size(spec, *each) for each in sizes}:
         shapes.check_fits_memory(shapes.layers(spec, size), size)
 
 
-def _sizes(x: Images, y: np.ndarray) -> set[tuple[int, int]]:
-    """The sizes (height, width) of pictures, whose masks are checked."""
+def picture_sizes(x: Images, y: np.ndarray, skip: bool = False) -> set[tuple[int, int]]:
+    """The sizes (height, width) of pictures, by their headers. Raises `Error` for a mask of another size and what is none.
+
+    With `skip`, what cannot be read is left out.
+    """
     if isinstance(x, np.ndarray):
         return {(x.shape[1], x.shape[2])}
     found = set()
     for path, mask in zip(x.paths(), y.tolist(), strict=True):
-        width, height = images.picture_size(path)
-        masks.check_file(mask, (width, height))
-        found.add((height, width))
+        try:
+            width, height = images.picture_size(path)
+            masks.check_file(mask, (width, height))
+        except Error:
+            if not skip:
+                raise
+        else:
+            found.add((height, width))
     return found
 
 
-def _check_one_size(paths: list[str]) -> None:
-    width, height = images.picture_size(paths[0])
-    for path in paths[1:]:
-        across, down = images.picture_size(path)
-        if (across, down) != (width, height):
-            both = f"{paths[0]} has {width}x{height} pixels, {path} has {across}x{down} pixels"
+def _sized(paths: list[str], skip: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(path, (width, height)) of pictures; with `skip`, of those whose headers can be read."""
+    for path in paths:
+        try:
+            size = images.picture_size(path)
+        except Error:
+            if not skip:
+                raise
+        else:
+            yield path, size
+
+
+def _check_one_size(paths: list[str], skip: bool) -> None:
+    known: dict[tuple[int, int], str] = {}
+    for path, size in _sized(paths, skip):
+        known.setdefault(size, path)
+        if len(known) > 1:
+            both = ", ".join(f"{one} has {width}x{height} pixels" for (width, height), one in known.items())
             raise Error(NO_BATCH.format(both))
 
 
@@ -116,7 +149,8 @@ def training_size(recipe: Recipe, data: Data) -> tuple[int, int]:
         return window
     if isinstance(data.x_train, np.ndarray):
         return data.x_train.shape[1], data.x_train.shape[2]
-    width, height = images.picture_size(data.x_train.paths()[0])
+    paths = data.x_train.paths()
+    _, (width, height) = next(itertools.chain(_sized(paths, skip=True), _sized(paths, skip=False)))  # which says what is wrong
     return height, width
 
 
@@ -132,7 +166,7 @@ def padded_size(spec: Spec, height: int, width: int) -> tuple[int, int]:
 
 
 def pixel_counts(x: Images, y: np.ndarray, reader: Reader, loader: Loader | None = None) -> np.ndarray:
-    """The pixels of each class in all masks. Raises `Error` for one that cannot be read."""
+    """The pixels of each class in all masks. Raises `Error` for one that cannot be read, unless the loader skips it."""
     counts = np.zeros(256, np.int64)
     for read in plain(x, y, reader, loader or Loader()):
         for mask in read.masks:
@@ -140,15 +174,15 @@ def pixel_counts(x: Images, y: np.ndarray, reader: Reader, loader: Loader | None
     return counts[: networks.outputs(reader.spec)]
 
 
-def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:
+def balanced(recipe: Recipe, data: Data, spec: Spec, skip: bool = False) -> Recipe:
     """The recipe with numbers for class weights that are "balanced": pixels / (classes x pixels of the class).
 
-    Raises `Error` for a class without pixels to train on.
+    Raises `Error` for a class without pixels to train on, and for what cannot be read, unless `skip` leaves it out.
     """
     if recipe.get("class_weights") != recipes.BALANCED:
         return recipe
     assert data.coding
-    counts = pixel_counts(data.x_train, data.y_train, Reader(spec, data.coding))
+    counts = pixel_counts(data.x_train, data.y_train, Reader(spec, data.coding), Loader(skip=skip))
     if not counts.all():
         raise Error(f"'class_weights': {recipe['data']} has no pixels of class {counts.argmin()} to train on")
     return recipe | {"class_weights": (counts.sum() / (len(counts) * counts)).tolist()}

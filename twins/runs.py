@@ -57,12 +57,19 @@ class Start(NamedTuple):
 
 @contextlib.contextmanager
 def start(
-    name: str | None, resume: Path | None, out: Path | None, changes: list[str], epochs: int | None, backend: str, rank: int = 0
+    name: str | None,
+    resume: Path | None,
+    out: Path | None,
+    changes: list[str],
+    epochs: int | None,
+    backend: str,
+    rank: int = 0,
+    skip: bool = False,
 ) -> Iterator[Start]:
     """The start of a run by the recipe of a name or path, or of one resumed from its folder, with changes to the recipe.
 
     `out` is the folder, by default one under runs/, named after the recipe and the backend, or that of the resumed run. Where
-    another run is in it, this one goes to a new one, with a number after the name.
+    another run is in it, this one goes to a new one, with a number after the name. `skip` is as `training.prepare` has it.
     In the block, no other process trains in it; where nothing was written, it goes again.
     Raises `Error` if there is nothing to run, or nowhere to put it.
     """
@@ -71,9 +78,9 @@ def start(
     init = None
     if "init" in recipe and not resume:
         init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
-    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole)
+    spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole, skip)
     recipe |= {"classes": data.classes} if data.classes else {}
-    recipe = (pairs if data.coding else batches).balanced(recipe, data, spec)
+    recipe = pairs.balanced(recipe, data, spec, skip) if data.coding else batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if checkpoint:
         training.check_epochs(checkpoint, per_epoch)

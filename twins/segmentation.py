@@ -5,14 +5,14 @@ Pictures are resized or padded as `logits` says, never the masks. Sizes are (hei
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from shared import images, masks, networks, shapes
+from shared import images, masks, networks
 from shared.checks import Error
 from shared.data import Data, Images, Labelled
 from shared.files import atomic_path, write_text
@@ -93,7 +93,7 @@ def padded_logits(engine: Engine, spec: Spec, batch: np.ndarray) -> np.ndarray:
     height, width = batch.shape[2:]
     down, across = pairs.padded_size(spec, height, width)
     padded = np.pad(batch, ((0, 0), (0, 0), (0, down - height), (0, across - width)))
-    return check_finite(engine, engine.predict(padded))[:, :, :height, :width]
+    return engine.predict(padded)[:, :, :height, :width]
 
 
 def logits(
@@ -104,6 +104,7 @@ def logits(
     At each of the `scales`, the picture is resized, bicubically and to sides rounded down; the logits are resized to its own
     size by `resized`, and averaged. With `flip` those of the mirrored picture, mirrored back, count too. The average of
     logits has the same maximum as that of log-probabilities, which the DRN authors' test at several scales adds up.
+    Raises `Error` for logits that are not finite.
     """
     height, width = pixels.shape[:2]
     sums: list[Any] = [0.0] * len(engines)
@@ -114,7 +115,7 @@ def logits(
             if flip:
                 maps = maps + padded_logits(engine, spec, np.ascontiguousarray(batch[..., ::-1]))[0, ..., ::-1]
             sums[number] = sums[number] + resized(maps, height, width)
-    return [total / (len(scales) * (1 + flip)) for total in sums]
+    return [check_finite(engine, total / (len(scales) * (1 + flip))) for engine, total in zip(engines, sums, strict=True)]
 
 
 def _scaled(pixels: np.ndarray, scale: float) -> np.ndarray:
@@ -184,7 +185,7 @@ def measure(
     engines: Sequence[Engine], x: Images, y: np.ndarray, reader: Reader, scales: Sequence[float] = (1,), flip: bool = False,
     advance: Callable[[int], None] = lambda count: None, loader: Loader | None = None,
 ) -> Measured:  # fmt: skip
-    """What engines reach on pictures and masks, one by one, by the `logits`."""
+    """What engines reach on pictures and masks, one by one, by the `logits`. Raises `Error` if none can be read."""
     classes = networks.outputs(reader.spec) or 0
     empty, at_edges = ([np.zeros((classes, classes), np.int64) for _ in engines] for _ in range(2))
     found = Measured(empty, [], [], [], 0, at_edges)
@@ -203,6 +204,8 @@ def measure(
             same = agreement(predicted) & (mask != masks.VOID)
             found = found._replace(same=found.same + int(same.sum()))
         advance(1)
+    if not found.places:
+        raise Error("none of the pictures can be read")
     return found
 
 
@@ -229,22 +232,28 @@ def sizes(spec: Spec, of_pictures: Sequence[Sequence[int]], scales: Sequence[flo
     return lines
 
 
-def segment(
-    engines: Sequence[Engine], spec: Spec, path: str | Path, scales: Sequence[float] = (1,), flip: bool = False
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(picture, numbers of its pixels' classes by each engine) of an image file: bytes (height, width, 3) and (height, width).
-
-    Raises `Error` for a file that is no image, or too large for the network and the memory.
-    """
+def open_picture(spec: Spec, path: str | Path, scales: Sequence[float] = (1,)) -> Image.Image:
+    """The picture in an image file. Raises `Error` for what is none, or too large for the network and the memory."""
     picture = images.open_picture(path)
-    size = pairs.padded_size(spec, *(int(side * max(1, *scales)) for side in reversed(picture.size)))
     try:
-        shapes.check_fits_memory(shapes.layers(spec, size), size)
+        check_memory(spec, [(picture.height, picture.width)], scales)
     except Error as error:
         raise Error(f"{path}: {error}") from None
+    return picture
+
+
+def check_memory(spec: Spec, of_pictures: Iterable[tuple[int, int]], scales: Sequence[float]) -> None:
+    """Raise `Error` unless the network's maps for pictures of these (height, width), at all `scales`, fit into memory."""
+    largest = max(1, *scales)
+    pairs.check_memory(spec, {(int(height * largest), int(width * largest)) for height, width in of_pictures})
+
+
+def segment(
+    engines: Sequence[Engine], spec: Spec, picture: Image.Image, scales: Sequence[float] = (1,), flip: bool = False
+) -> list[np.ndarray]:
+    """The numbers of the classes of a picture's pixels by each engine: bytes (height, width)."""
     pixels = np.atleast_3d(np.asarray(images.in_mode(picture, images.MODES[spec["input"][0]])))
-    found = [maps.argmax(0).astype(np.uint8) for maps in logits(engines, spec, pixels, scales, flip)]
-    return np.asarray(picture), found
+    return [maps.argmax(0).astype(np.uint8) for maps in logits(engines, spec, pixels, scales, flip)]
 
 
 def shares(numbers: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -261,10 +270,10 @@ def coloured(numbers: np.ndarray, colours: Sequence[masks.Colour]) -> np.ndarray
     return table[numbers]
 
 
-def write_pictures(stem: Path, picture: np.ndarray, numbers: np.ndarray, colours: Sequence[masks.Colour]) -> list[Path]:
+def write_pictures(stem: Path, picture: Image.Image, numbers: np.ndarray, colours: Sequence[masks.Colour]) -> list[Path]:
     """Write STEM_overlay.png, STEM_colours.png and STEM_classes.png, a mask of numbers; returns their paths."""
     painted = coloured(numbers, colours)
-    overlay = ((picture.astype(np.uint16) + painted) // 2).astype(np.uint8)
+    overlay = ((np.asarray(picture, np.uint16) + painted) // 2).astype(np.uint8)
     paths = []
     for ending, pixels in zip(ENDINGS, (overlay, painted, numbers), strict=True):
         paths.append(stem.with_name(stem.name + ending))
@@ -301,16 +310,24 @@ def write_report(
     return paths
 
 
-def load_test(name: str, spec: Spec, ignore: int) -> Labelled:
-    """The pictures and masks of a data set to measure a network on. Raises `Error` if they do not fit it."""
-    test = datasets.load_masked_test(name, ignore, networks.class_names(spec))
+def load_test(
+    name: str, spec: Spec, holdout: float | None = None, ignore: int = masks.VOID, scales: Sequence[float] = (1,),
+    skip: bool = False,
+) -> Labelled:  # fmt: skip
+    """The pictures and masks of a data set to measure a network on. Raises `Error` if they do not fit it.
+
+    With `skip`, files that cannot be read are left for later.
+    """
+    test = datasets.load_masked_test(name, holdout, ignore, networks.class_names(spec))
     own = networks.outputs(spec)
     if test.classes and len(test.classes) != own:
         raise Error(f"{name}: has {len(test.classes)} classes, {spec['name']} has {own}")
     if isinstance(test.x, np.ndarray) and test.x.shape[3] != spec["input"][0]:
         raise Error(f"{name}: its images have {test.x.shape[3]} channels, {spec['name']} takes {spec['input'][0]}")
-    for path, mask in zip(test.x.paths(), test.y.tolist(), strict=True) if isinstance(test.x, Pictures) else ():
-        masks.check_file(mask, images.picture_size(path))
+    largest = test.y[test.y != masks.VOID].max(initial=0) if isinstance(test.x, np.ndarray) else 0
+    if own and largest >= own:
+        raise Error(f"{name}: its masks have the class {largest}, {spec['name']} has {own}: 0 to {own - 1}")
+    check_memory(spec, pairs.picture_sizes(test.x, test.y, skip), scales)
     return test
 
 

@@ -74,11 +74,11 @@ ABOUT = {
 }
 
 
-def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None) -> tuple[Spec, Data]:
+def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None, skip: bool = False) -> tuple[Spec, Data]:
     """(spec, data) of a recipe: the network, and images and labels that fit it. Raises `Error` if they do not fit.
 
     A resumed run passes its own spec: the file of that name may have changed. `start` is the spec of weights that the run
-    starts from, see `recipes.following`.
+    starts from, see `recipes.following`. With `skip`, the run will go on without pictures that cannot be read.
     """
     dense = networks.is_dense(spec or recipes.network(recipe))
     data = pairs.load(recipe) if dense else datasets.load_data(recipe["data"], recipe.get("holdout"))
@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None)
         raise Error(f"'batch' is {recipe['batch']:,}{times}, but {recipe['data']} has {len(data.x_train):,} images to train on")
     try:
         if dense:
-            pairs.check_fits(recipe, spec, data)
+            pairs.check_fits(recipe, spec, data, skip)
         unseen = [data.unseen[:2]] if data.unseen else []
         for x, y in () if dense else ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
             batches.check_fits(x, y, spec)

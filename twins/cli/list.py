@@ -14,7 +14,8 @@ from . import output
 
 def list_networks(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="Part of a name, such as drn; with * or ?, a pattern for the whole name.")
+        str | None,
+        typer.Argument(metavar="PATTERN", help="Part of a name, such as drn; with * or ?, a pattern for all of it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -26,7 +26,8 @@ Weights = Annotated[str | None, typer.Option(help="A file with the network's wei
 WeightsKey = Annotated[
     str | None,
     typer.Option(
-        metavar="KEY", help="Which weights to read, of several in the file: a key, its end, or a prefix of the names, such as ema."
+        metavar="KEY",
+        help="Which of several weights in the file to read: a key, its end, or a prefix of the names, such as ema.",
     ),
 ]
 Classes = Annotated[
@@ -36,16 +37,21 @@ Classes = Annotated[
 Channels = Annotated[
     int | None,
     typer.Option(
-        min=1, max=limits.WHOLE, help="Channels of the images, 1 for grey. Default: those of the weights, or else of the network."
+        min=1,
+        max=limits.WHOLE,
+        help="Channels of the images, 1 for grey. Default: as for --classes.",
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[
-    Backend, typer.Option(help="torch: PyTorch; tf, jax: Keras on TensorFlow or JAX; both: torch and tf; all: jax too. keras-torch does not run yet.")
+    Backend,
+    typer.Option(
+        help="torch: PyTorch; tf, jax: Keras on TensorFlow or JAX; both: torch and tf; all: jax too. keras-torch has no engine."
+    ),
 ]
 Holdout = Annotated[
     float | None,
-    typer.Option(help="Fraction of each class that is tested on and not trained on. Default: 0.2 of a folder without val and test, else 0."),
+    typer.Option(help="Fraction of each class that is held out of training, to test on."),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=0, max=256, help="Processes that read pictures; 0: none. Default: one a core, at most 8.")

@@ -21,7 +21,9 @@ def predict(
     weights_key: options.WeightsKey = None,
     classes: options.Classes = None,
     channels: options.Channels = None,
-    data: Annotated[str | None, typer.Option(help="Images to test on: a folder, a CSV, digits, mnist, cifar10, … or an .npz file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Images to test on: a folder, a CSV, digits, mnist, cifar10, … or an .npz file.")
+    ] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:

@@ -28,6 +28,7 @@ def segment(
     data: Annotated[
         str | None, typer.Option(help="Pictures with masks to measure on: a folder with images and masks, or a name.")
     ] = None,
+    holdout: options.Holdout = None,
     ignore: Annotated[int, typer.Option(min=0, max=VOID, help="Value of masks whose pixels do not count.")] = VOID,
     scales: Annotated[str, typer.Option(help="Average over the picture at these sizes: 0.5,0.75,1,1.25,1.5,1.75.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
@@ -38,12 +39,13 @@ def segment(
 ) -> None:
     """Classify every pixel of pictures with a trained network, or with --data measure how well: mIoU, IoU by class.
 
-    Of a folder, pictures of its part test are read, or else of val, or else all. With --backend both or all, files and
-    scores by class are PyTorch's. Exit status 2 if a picture cannot be read.
+    Of a folder, pictures of its part test are read, or else of val, or else all; with --holdout, those that the training with
+    the same option has left out. With --backend both or all, files and scores by class are PyTorch's. Exit status 2 if a
+    picture cannot be read.
     """
     from shared import reading
 
-    from .. import loading, segmentation
+    from .. import loading, pairs, segmentation
 
     spec = networks.load(network)
     backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
@@ -51,7 +53,8 @@ def segment(
     _check(spec, images, weights, out, data)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark, classes)
     options.check_pictures(images or [])
-    test = segmentation.load_test(data, spec, ignore) if data else None
+    pairs.check_network(spec)
+    test = segmentation.load_test(data, spec, holdout, ignore, factors, skip) if data else None
     with options.starting(backend):
         engines = backends.engines(backends.start(backend), spec, state)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
@@ -131,15 +134,17 @@ def _pictures(
             results["images"].append(row)
             advance(1)
             try:
-                picture, found = segmentation.segment(engines, spec, path, scales, flip)
+                picture = segmentation.open_picture(spec, path, scales)
             except Error as error:
                 row["error"] = str(error)
                 continue
-            sizes.append(picture.shape[:2])
-            row |= {"size": [*picture.shape[:2]], "classes": segmentation.shares(found[0], names)}
+            found = segmentation.segment(engines, spec, picture, scales, flip)
+            sizes.append((picture.height, picture.width))
+            row |= {"size": [*sizes[-1]], "classes": segmentation.shares(found[0], names)}
             if len(found) > 1:
                 row["same"] = float(segmentation.agreement(found).mean())
-            row["files"] = [str(file) for file in segmentation.write_pictures(out / path.stem, picture, found[0], colours)]
+            files = segmentation.write_pictures(out / path.stem, picture, found[0], colours)
+            row["files"] = [str(file) for file in files]
     results["sizes"] = segmentation.sizes(spec, sizes, scales, flip) if sizes else []
     if as_json:
         output.show_json(results)

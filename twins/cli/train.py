@@ -76,7 +76,7 @@ def train(
         "freeze": None if freeze is None else freeze.split(","),
     }
     changes = [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
-    with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank) as start:
+    with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank, skip) as start:
         others = ", and waiting for the other processes" * (cluster > 1)
         with options.starting(backend, wait=others):
             (package,) = backends.start(backend)

@@ -150,7 +150,9 @@ INITIALISE = Draw(
         Suspect("pytorch-default", "these are PyTorch's own initial weights: uniform, within 1 / sqrt(fan in)", "initialisers"),
         Suspect("glorot", "your variance is Glorot's, 2 / (fan in + fan out): {ratio:.3g} of our standard deviation"),
         Suspect("keras-default", "these are Keras's own initial weights: Glorot's, uniform", "initialisers"),
-        Suspect("no-factor", "your standard deviation is {ratio:.3g} of ours: the factor 2, which makes up for the ReLU, is missing"),
+        Suspect(
+            "no-factor", "your standard deviation is {ratio:.3g} of ours: the factor 2, which makes up for the ReLU, is missing"
+        ),
         Suspect("variance-for-deviation", "you use the variance as standard deviation: take its root"),
     ],
 )
