@@ -159,7 +159,7 @@ def test_what_cannot_be_judged_is_a_mistake_in_use(tmp_path, text):
 def test_what_is_near_and_not_equal_was_rounded_and_an_unknown_mistake_is_measured(tmp_path):
     path = tmp_path / "my.py"
     path.write_text("def to_keras(weight):\n    return weight.transpose(2, 3, 1, 0).astype('float32')")
-    assert "it was rounded to float32" in judge.judge("weights.conv", path).message
+    assert "the rounding to float32" in judge.judge("weights.conv", path).message
     path.write_text("def to_keras(weight):\n    return 3 * weight.transpose(2, 3, 1, 0)")
     verdict = judge.judge("weights.conv", path)
     assert (verdict.rung, verdict.suspect) == (2, None) and verdict.message.endswith("Yours is 3 times ours everywhere")
@@ -234,7 +234,7 @@ RUNS = {  # a function body: (exit status, what is printed)
     "return weight.transpose(2, 3, 1, 0)": (0, "Right: it agrees with the reference on every rung."),
     "return weight.transpose(2, 3, 0, 1)": (1, "In and out are swapped"),
     "while True: pass": (1, "It did not end within 2 s: does it contain an endless loop?\n"),
-    "import os; os._exit(0)": (1, "Its process ended with status 0, before the judge did"),
+    "import os; os._exit(0)": (1, "Its process ended with status 0, without a verdict"),
     "input()": (1, "EOFError"),
     "raise SystemExit": (1, "\nnumpy.py, line 2, in to_keras: SystemExit"),
 }

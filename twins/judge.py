@@ -200,7 +200,7 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
         return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"
     far = f"your {quantity} differs by {difference:.1e} for {case}"
     if difference is not None and difference < FLOAT32:
-        return f"{far}. A difference this small is a rounding to float32 on the way: stay in float64"
+        return f"{far}. So small a difference is the rounding to float32 on the way: stay in float64"
     far += ", and it is none of the mistakes that this exercise knows"
     ratio = _numbers(ours, theirs).get("ratio", np.nan)
     spread = np.asarray(theirs, float) - ratio * np.asarray(ours, float)
