@@ -97,9 +97,18 @@ def test_every_trap_is_put_back_or_it_says_why_not():
     assert {*traps.CASES, *traps.PROBES} <= {*texts.load()}
 
 
+def sums_in_half_precision():
+    """Whether TensorFlow's average pool adds up in bfloat16: the kernel that it has for AVX-512 does not."""
+    ones = ops.ones((1, 32, 32, 1), "bfloat16")
+    return float(ops.average_pool(ones, 32)[0, 0, 0, 0]) != 1
+
+
 @pytest.mark.parametrize("trap", MUTATIONS)
 def test_a_naive_port_breaks_a_bound_that_this_one_keeps(trap):
     found = measured(trap)
+    if trap == "half-precision-sums" and not sums_in_half_precision():
+        assert found.naive == found.ours == 0
+        pytest.skip("this processor's kernel adds up in float32")
     assert (found.rung, found.where) == MUTATIONS[trap]
     assert found.naive >= traps.LEAST and bool(found.failure) == (trap == "grouped-convolution")
     assert found.ours <= found.bound
