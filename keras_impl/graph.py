@@ -171,7 +171,10 @@ def _place(error: Exception) -> str:
 
 
 def call(model: keras.Layer, tensors: list[Any], training: bool) -> Any:
-    """The model on its inputs: one, a list of them, or one an argument, as its `call` takes them."""
+    """The model on its inputs: one, a list of them, one an argument, or by name, as its `call` takes them."""
+    named = getattr(model, "_inputs_struct", None)  # of a functional model
+    if isinstance(named, dict) and len(named) == len(tensors):
+        return model(dict(zip(named, tensors, strict=True)), training=training)
     if len(tensors) == 1:
         return model(tensors[0], training=training)
     parameters = inspect.signature(model.call).parameters.values()

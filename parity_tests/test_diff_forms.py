@@ -161,6 +161,30 @@ def test_a_frozen_embedding_is_named():
     assert report.trained.parting.quantity == "gradients" and report.same
 
 
+class KerasBlock(keras.Model):
+    """A part of `Block` that does not say what it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.wide = layers.LayerNormalization(epsilon=1e-5), layers.Dense(16, name="wide")
+
+    def call(self, x):
+        return self.wide(self.norm(x))
+
+
+@pytest.mark.parametrize("shape", [(7, 16), (16, 16)])
+def test_time_before_features_in_both(shape):
+    block = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16))
+    assert twins.diff(block, KerasBlock(), input=shape, same_axes=True).same
+    given = keras.Input(shape)
+    assert twins.diff(block, keras.Model(given, KerasBlock()(given)), same_axes=True).same
+
+
+def test_inputs_by_name_and_whole_numbers_by_default():
+    port = words()
+    assert twins.diff(Words(), keras.Model({"ids": port.inputs[0], "rest": port.inputs[1]}, port.outputs)).same
+
+
 def test_networks_that_take_other_inputs():
     with pytest.raises(Error, match="A takes 1x32x32, B 1x28x28: give an input that both take"):
         twins.diff(torch_impl.build("lenet5"), keras_impl.build("lenet"))

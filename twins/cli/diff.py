@@ -52,6 +52,9 @@ def diff(
     a_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments that build A: '{\"num_classes\": 10}'.")] = "{}",
     b_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments that build B.")] = "{}",
     input: Inputs = None,
+    same_axes: Annotated[
+        bool, typer.Option("--same-axes", help="Keras takes the axes in this order too: (time, features) in both, for example.")
+    ] = False,
     weights: Annotated[
         Weights, typer.Option(help="copy: judge B with A's weights; own: judge both with the weights they have.")
     ] = Weights.COPY,
@@ -89,7 +92,7 @@ def diff(
         for text, settings, option in zip((a, b), arguments, ("--a-args", "--b-args"), strict=True):
             say(f"building {text}")
             nets.append(opening.open_network(text, settings, option))
-        report = differences.diff(nets[0], nets[1], given, weights.value, (a, b), train, optimizers, say)
+        report = differences.diff(nets[0], nets[1], given, weights.value, (a, b), train, optimizers, same_axes, say)
     if map_file:
         write_text(map_file, json.dumps({move["from"]: move["to"] for move in report.map}, indent=1))
     if html:

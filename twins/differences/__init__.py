@@ -78,15 +78,17 @@ def diff(
     names: tuple[str, str] = ("A", "B"),
     train: int = 0,
     optimizers: tuple[Any, Any] | None = None,
+    same_axes: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Compare two networks, PyTorch modules or Keras models, operation by operation.
 
     `input` is an array, channels first, with its batch, or a shape without one, as (3, 224, 224): white noise then; a list of
-    these for networks that take several. Arrays of int32 and int64 stay whole numbers. By default it is what a Keras model says
-    that it takes. With `weights="copy"`, B is judged with A's weights, and has its own again afterwards; with "own", both as
-    they are. With `train`, both then take as many steps of the same optimiser: see `twins.differences.training`. `say` is
-    called with what is being done.
+    these for networks that take several, of a Keras model that takes them by name in the order of the alphabet. Arrays of int32
+    and int64 stay whole numbers. By default it is what a Keras model says that it takes. Keras models get the channels last,
+    unless `same_axes`: then both get them as they are. With `weights="copy"`, B is judged with A's weights, and has its own
+    again afterwards; with "own", both as they are. With `train`, both then take as many steps of the same optimiser: see
+    `twins.differences.training`. `say` is called with what is being done.
     Raises `shared.Error` for what is no network and for networks that do not run on the input.
     """
     if weights not in ("copy", "own"):
@@ -95,8 +97,8 @@ def diff(
         raise Error(f"train is {train}, expected a number of steps from 0 to {MOST_STEPS}")
     frameworks = [_framework(net, name) for name, net in zip(names, (a, b), strict=True)]
     chosen = _optimizers(optimizers, frameworks, train)
-    given = _given(input, (a, b), names)
-    laid = [_laid(net, given) for net in (a, b)]
+    given = _given(input, (a, b), names, same_axes)
+    laid = [_laid(net, given, same_axes) for net in (a, b)]
     aligned = _aligned((a, b), names, laid, say)
     recordings = aligned.a.recording, aligned.b.recording
     say("running every operation of B on A's inputs")
@@ -210,16 +212,17 @@ def _recorded(net: Any, arrays: Sequence[np.ndarray], name: str, **mode: bool) -
     return recording
 
 
-def _given(input: Any, nets: Sequence[Any], names: Sequence[str]) -> list[np.ndarray]:
+def _given(input: Any, nets: Sequence[Any], names: Sequence[str], same_axes: bool) -> list[np.ndarray]:
     """Batches, channels first, an array an input."""
     if input is None:
-        declared = [shapes for net in nets if (shapes := _declared(net))]
+        declared = [shapes for net in nets if (shapes := _declared(net, same_axes))]
         if not declared:
             raise Error("the shape of the input is not known: give it, channels first, as 3x224x224")
         if declared[-1] != declared[0]:
             one, two = (" and ".join("x".join(map(str, shape)) for shape in shapes) for shapes in declared)
             raise Error(f"{names[0]} takes {one}, {names[1]} {two}: give an input that both take, channels first, as 3x224x224")
-        input = declared[0]
+        whole = next(filter(None, map(_whole, nets)), [False] * len(declared[0]))
+        input = [whole_numbers(each, 0, 9) if is_whole else each for each, is_whole in zip(declared[0], whole, strict=True)]
     several = isinstance(input, (tuple, list)) and not all(isinstance(each, (int, float)) for each in input)
     random = np.random.default_rng(0)
     return [_array(each, random) for each in (input if several else [input])]
@@ -245,15 +248,25 @@ def _check_size(shape: Sequence[int]) -> None:
         raise Error(f"the shape of the input is {'x'.join(map(str, shape))}, expected sizes above 0, of at most 1e8 numbers")
 
 
-def _declared(net: Any) -> list[tuple[int, ...]] | None:
-    """The shapes that a network says it takes, channels first, without the batch."""
+def _declared(net: Any, same_axes: bool) -> list[tuple[int, ...]] | None:
+    """The shapes that a network says it takes, channels first unless `same_axes`, without the batch."""
     spec = getattr(net, "spec", None)
     if isinstance(spec, dict) and "input" in spec:
         return [tuple(spec["input"])]
     shapes = _keras_shapes(net)
     if shapes and not any(None in shape for shape in shapes):
-        return [(shape[-1], *shape[:-1]) if len(shape) > 1 else shape for shape in shapes]
+        return [(shape[-1], *shape[:-1]) if len(shape) > 1 and not same_axes else shape for shape in shapes]
     return None
+
+
+def _whole(net: Any) -> list[bool]:
+    """Which inputs of a Keras model are whole numbers, in the order of `_keras_shapes`; nothing if it does not say."""
+    if _framework(net, "") != "keras":
+        return []
+    given = getattr(net, "_inputs_struct", None)  # of a functional model
+    given = getattr(net, "inputs", None) if given is None else given
+    given = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
+    return ["int" in str(getattr(each, "dtype", "")) for each in given]
 
 
 def _keras_shapes(net: Any) -> list[tuple[Any, ...]]:
@@ -268,8 +281,10 @@ def _keras_shapes(net: Any) -> list[tuple[Any, ...]]:
     return [tuple(shape[1:]) for shape in shapes] if all(isinstance(shape, tuple) and shape for shape in shapes) else []
 
 
-def _laid(net: Any, given: Sequence[np.ndarray]) -> _Laid:
+def _laid(net: Any, given: Sequence[np.ndarray], same_axes: bool) -> _Laid:
     """The inputs as a network takes them."""
+    if same_axes:
+        return _Laid(list(given), [tuple(range(each.ndim)) for each in given])
     shapes: Sequence[tuple[Any, ...] | None] = _keras_shapes(net)
     if len(shapes) != len(given):
         shapes = [None] * len(given)
