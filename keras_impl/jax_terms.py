@@ -8,10 +8,11 @@ import numpy as np
 from jax import numpy as jnp
 
 from shared.interpolation import interpolation_matrix
+from shared.operations import GRID
 
 from . import terms
 from .jax_graph import BROADCAST, Node
-from .terms import GRID, Binding, Change, Described, Piece, slice_attributes
+from .terms import Binding, Change, Described, Piece, slice_attributes
 
 BINARY = {
     "add": "add", "add_any": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "max": "maximum",

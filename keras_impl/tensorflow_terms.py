@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from shared.operations import GRID
+
 from . import terms
 from .tensorflow_graph import SHAPES, Node
 from .terms import (
-    GRID,
     Change,
     Described,
     Piece,

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from shared.operations import GRID, known_function
+
 from . import layers
 from .graph import Call, Graph, Node
 
@@ -29,7 +31,6 @@ OPERATORS = {
     "minimum",
     "power",
 }  # kinds with an operand that may be a constant
-GRID = np.linspace(-8, 8, 161)  # where an elementwise function is compared with known ones
 
 
 @dataclass(frozen=True)
@@ -349,38 +350,6 @@ def slice_attributes(ranges: Sequence[tuple[int, int, int]], shrunk: bool = Fals
     starts, stops, steps = zip(*ranges, strict=True)
     attributes = {"starts": starts, "stops": stops, "steps": steps}
     return {**attributes, "shrunk": True, "kept": tuple(len(range(*r)) for r in ranges)} if shrunk else attributes
-
-
-def known_function(values: np.ndarray) -> dict[str, Any] | None:
-    """The function that has these values on `GRID`, or None."""
-    x = GRID
-    sigmoid, softplus = 1 / (1 + np.exp(-x)), np.log1p(np.exp(x))
-    normal = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
-    table = {
-        "gelu": x * normal,
-        "gelu_tanh": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-        "silu": x * sigmoid,
-        "sigmoid": sigmoid,
-        "hard_sigmoid": np.clip(x / 6 + 0.5, 0, 1),
-        "hard_swish": x * np.clip(x / 6 + 0.5, 0, 1),
-        "mish": x * np.tanh(softplus),
-        "softplus": softplus,
-        "tanh": np.tanh(x),
-        "relu": np.maximum(x, 0),
-        "relu6": np.clip(x, 0, 6),
-        "tanhshrink": x - np.tanh(x),
-        "softsign": x / (1 + np.abs(x)),
-        "log_sigmoid": -np.log1p(np.exp(-x)),
-        "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
-        "elu": np.where(x > 0, x, np.expm1(x)),
-    }
-    for name, expected in table.items():
-        if np.allclose(values, expected, rtol=1e-6, atol=1e-7):
-            return {"function": name, "slope": 1.0} if name == "elu" else {"function": name}
-    slope = values[0] / x[0]
-    if 0 < abs(slope) < 1 and np.allclose(values, np.where(x > 0, x, slope * x), rtol=1e-6, atol=1e-7):
-        return {"function": "leaky_relu", "slope": float(np.round(slope, 7))}
-    return None
 
 
 # Layers that are one operation: {class: (layer, terms, inputs) -> (kind, attributes, {role: variable}), or None}

@@ -1,6 +1,7 @@
 """`twins.diff` of other forms than a classifier of images: a block of a transformer, a U-Net, a network over time, one of words
 and numbers."""
 
+import numpy as np
 import pytest
 from torch import nn
 from torch.nn import functional
@@ -9,6 +10,7 @@ import keras_impl
 import torch_impl
 import twins
 from shared.checks import Error
+from twins import backends
 from twins.differences import whole_numbers
 
 import keras  # isort: skip
@@ -193,3 +195,35 @@ def test_networks_that_take_other_inputs():
 def test_a_network_that_takes_another_number_of_inputs_is_one_message():
     with pytest.raises(Error, match="cannot be recorded on inputs of 2x12"):
         twins.diff(Words(), words(), input=whole_numbers((12,), 0, 49))
+
+
+class Written(nn.Module):
+    """Functions that the code writes out, in operators; some in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.out = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = x * torch.sigmoid(x)
+        x = self.wide(x)
+        x = x * functional.relu6(x + 3, inplace=True) / 6
+        x = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+        return self.out(0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))))
+
+
+def test_functions_that_are_written_out():
+    given = keras.Input((16,))
+    x = layers.Dense(16)(layers.Activation("silu")(given))
+    x = ops.gelu(ops.gelu(ops.hard_silu(x), approximate=False), approximate=True)
+    report = twins.diff(Written(), keras.Model(given, layers.Dense(3)(x)))
+    assert report.same and report.only == ([], [])
+    functions = [
+        operation.attributes.get("function")
+        for operation in backends.recorder("torch").record(Written(), [np.ones((2, 16))]).operations
+    ]
+    assert functions == ["silu", None, "hard_swish", "gelu", "gelu_tanh", None]
+    other = twins.diff(
+        Written(), keras.Model(given, layers.Dense(3)(ops.gelu(layers.Dense(16)(layers.Activation("silu")(given)))))
+    )
+    assert not other.same

@@ -5,11 +5,14 @@ input, in the order in which it ran. Values keep their framework's axes: an oper
 says which. Weights come in one layout, whatever the framework's.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+GRID = np.linspace(-8, 8, 161)  # where an elementwise function is compared with known ones
 
 # {kind: {attribute: what it is}}. Sizes, strides, dilations and paddings are tuples with an entry a spatial axis, in the order
 # of the axes; a padding is a pair (before, after), in pixels, as it was for this input: `same` is worked out.
@@ -166,3 +169,35 @@ class Recording(Protocol):
     def statistics(self, inputs: Sequence[np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
         """{(operation, "mean" or "variance"): running statistics after the network has run on `inputs`}."""
         ...
+
+
+def known_function(values: np.ndarray) -> dict[str, Any] | None:
+    """The function that has these values on `GRID`, or None."""
+    x = GRID
+    sigmoid, softplus = 1 / (1 + np.exp(-x)), np.log1p(np.exp(x))
+    normal = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+    table = {
+        "gelu": x * normal,
+        "gelu_tanh": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "silu": x * sigmoid,
+        "sigmoid": sigmoid,
+        "hard_sigmoid": np.clip(x / 6 + 0.5, 0, 1),
+        "hard_swish": x * np.clip(x / 6 + 0.5, 0, 1),
+        "mish": x * np.tanh(softplus),
+        "softplus": softplus,
+        "tanh": np.tanh(x),
+        "relu": np.maximum(x, 0),
+        "relu6": np.clip(x, 0, 6),
+        "tanhshrink": x - np.tanh(x),
+        "softsign": x / (1 + np.abs(x)),
+        "log_sigmoid": -np.log1p(np.exp(-x)),
+        "selu": 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
+        "elu": np.where(x > 0, x, np.expm1(x)),
+    }
+    for name, expected in table.items():
+        if np.allclose(values, expected, rtol=1e-6, atol=1e-7):
+            return {"function": name, "slope": 1.0} if name == "elu" else {"function": name}
+    slope = values[0] / x[0]
+    if 0 < abs(slope) < 1 and np.allclose(values, np.where(x > 0, x, slope * x), rtol=1e-6, atol=1e-7):
+        return {"function": "leaky_relu", "slope": float(np.round(slope, 7))}
+    return None

@@ -24,6 +24,7 @@ from shared.checks import Error
 from shared.operations import Operation
 
 from . import terms
+from .composites import Composite, composites
 
 FUNCTIONS_OF_PYTORCH = Path(torch.__file__).parent
 
@@ -162,7 +163,9 @@ class Recording:
         self.operations: list[Operation] = []
         self._parts: dict[str, Part] = {}
         self._of_node: dict[Node, str] = {node: node.name for node in self._inputs}  # where a node's value is
-        self._read_nodes()
+        kept = {*signature.inputs_to_parameters, *signature.inputs_to_buffers}
+        weights = self._computed | {node for node in self._static if node.name in kept}
+        self._read_nodes({each.nodes[-1]: each for each in composites(self._nodes, self._static, weights, _call)})
         written = [self._of_node.get(node, node.name) for node in self._nodes if terms.writes_on_view(node)]
         self.notes = [f"what {', '.join(written)} write in place on a part of a value, no operation alone replays"] * bool(
             written
@@ -194,8 +197,9 @@ class Recording:
     def _is_static(self, operand: Any) -> bool:
         return operand in self._static if isinstance(operand, Node) else isinstance(operand, int | float)
 
-    def _read_nodes(self) -> None:
-        """Bring the nodes to common terms, in order."""
+    def _read_nodes(self, functions: Mapping[Node, Composite]) -> None:
+        """Bring the nodes to common terms, in order; `functions` are those in several operators, by their last."""
+        within = {node for each in functions.values() for node in each.nodes[:-1]}
         at = 0
         while at < len(self._nodes):
             node = self._nodes[at]
@@ -204,8 +208,11 @@ class Recording:
             if several:
                 self._add(*several)
                 at += len(several[0]) - 1
-            elif node in self._static or isinstance(node.meta["val"], tuple | list):
+            elif node in self._static or node in within or isinstance(node.meta["val"], tuple | list):
                 continue  # what a getitem takes out is the operation
+            elif node in functions:
+                nodes, root, attributes = functions[node]
+                self._add(nodes, terms.Term("activation", attributes, [root], {}))
             elif terms.base(node) in terms.SAME:
                 self._of_node[node] = self._of_node[node.all_input_nodes[0]]
             elif node.target is operator.getitem:
