@@ -20,6 +20,7 @@ import shared
 import torch_impl
 from shared import checks
 from shared.data import Data
+from shared.folders import Pictures
 from twins import ladder, training
 from twins.loading import Loader
 
@@ -79,14 +80,38 @@ CHANGED = {
 }
 
 
+def said_of(what):
+    """What two processes say that do not have the same; nothing if it is None."""
+    return [what and f"process {rank} of 2: not all processes have the same {what}" for rank in range(2)]
+
+
 @pytest.mark.parametrize("what", CHANGED)
 def test_processes_that_are_not_of_one_run(what):
-    for rank, error in enumerate(in_two(training._check_alike, *CHANGED[what])):
-        assert f"{error}" == (
-            "None"
-            if what in ("nothing", "where things lie")
-            else f"process {rank} of 2: not all processes have the same {what}"
-        )
+    errors = in_two(training._check_alike, *CHANGED[what])
+    alike = what in ("nothing", "where things lie")
+    assert [error and f"{error}" for error in errors] == said_of(None if alike else what)
+
+
+def masked(place, *names):
+    """Pictures and masks in a folder that lies in a place; the last is to test on."""
+    pictures = Pictures(place, [f"images/{name}.jpg" for name in names])
+    paths = np.array([f"{place}/masks/{name}.png" for name in names])
+    return Data(pictures[:-1], paths[:-1], pictures[-1:], paths[-1:])
+
+
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        (("/mnt/tiles", "a", "ä\udcff", "c"), None),
+        (("tiles", "a", "ä\udcff", "d"), "data set"),
+        (("tiles", "a", "c"), "data set"),
+        (("tiles", "ä\udcff", "a", "c"), "data set"),
+    ],
+)
+def test_folders_of_masks_that_are_not_the_same(other, what):
+    both = masked("tiles", "a", "ä\udcff", "c"), masked(*other)
+    errors = in_two(training._check_alike, (STATE, STATE), (RECIPE, RECIPE), both)
+    assert [error and f"{error}" for error in errors] == said_of(what)
 
 
 @pytest.mark.parametrize(
