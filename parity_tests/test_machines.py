@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_pixels import NETWORK, save_tiles
+from test_pixels import RECIPE as PIXELS
 from test_runs import BOUNDS, NO_JAX, ONE_THREAD, PACKAGES, RECIPE, SPEC, Run, without_speed
 
 import shared
@@ -21,7 +23,7 @@ import torch_impl
 from shared import checks
 from shared.data import Data
 from shared.folders import Pictures
-from twins import ladder, training
+from twins import ladder, runs, training
 from twins.loading import Loader
 
 PLAIN = {  # without batch norm, so that two processes do what one does
@@ -214,7 +216,11 @@ def start_two(backend, folder, *options):
 
 def end(processes):
     """[(status, output, errors)] of processes that are to end by themselves."""
-    outputs = [process.communicate(timeout=200) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
 
 
@@ -251,6 +257,27 @@ def test_all_frameworks_make_the_same_run_in_two_processes(by_two):
     for backend, found in by_two.items():
         worst = ladder.largest(ladder.between(by_two["torch"].arrays, found.arrays))
         assert worst.value <= BOUNDS["weights"], (backend, worst)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "backend, data",
+    [("torch", "tiles"), ("tf", "tiles"), *(pytest.param("jax", name, marks=NO_JAX) for name in ("tiles", "digits"))],
+)
+def test_one_of_two_processes_tests_on_what_the_run_has_not_used(backend, data, tmp_path, monkeypatch):
+    """All of it, and as PyTorch does in one process. The tiles are a folder of masks."""
+    monkeypatch.chdir(tmp_path)
+    for part, numbers in {"train": range(6), "val": range(6, 9), "test": range(9, 12)}.items():
+        save_tiles(tmp_path / "tiles" / part, numbers)
+    recipe = PIXELS | {"network": NETWORK, "batch": 2} if data == "tiles" else RECIPE | {"holdout": 0.2}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"epochs": 1}))
+    (status, out, error), other = end(start_two(backend, tmp_path, "recipe.json", "--out", "run", "--workers", "0", "--json"))
+    assert status == 0, error
+    assert other[:2] == (0, ""), other
+    with runs.start(None, tmp_path / "run", tmp_path / "on", [], 2, "torch") as start:
+        alone = runs.scores_on_unseen(torch_impl, start._replace(folder=tmp_path / "run"), Loader())
+    for key, value in alone._asdict().items():
+        assert json.loads(out)["test"][key] == (value and pytest.approx(value, rel=BOUNDS["losses"])), key
 
 
 @pytest.mark.long
