@@ -1,7 +1,9 @@
 """What the engine leaves to JAX: functions of all variables' values, compiled, their gradients, and a mesh of devices."""
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -188,9 +190,11 @@ class JaxEngine(Engine):
     def _together(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
-            if self.processes == 1 or "RESOURCE_EXHAUSTED" in f"{error}":
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            is_own = isinstance(error, ValueError) and "Gloo" not in f"{error}"  # Gloo joins processors
+            if self.processes == 1 or is_own or "RESOURCE_EXHAUSTED" in f"{error}":
                 raise
+            atexit.register(_leave)
             raise LostProcessError(
                 f"process {self.rank} of {self.processes}: the connection to another process is lost"
             ) from None
@@ -221,6 +225,14 @@ class JaxEngine(Engine):
 
     def _input_gradients(self, function: Function, images: Tensor) -> dict[str, Tensor]:
         return self._inference(jax.jacrev(function))(images)
+
+
+def _leave() -> None:
+    """End this process with exit status 1: JAX, at its own end, would wait for the process that is gone, and then abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def devices(count: int | None) -> contextlib.AbstractContextManager[Any]:

@@ -281,7 +281,7 @@ def test_one_of_two_processes_tests_on_what_the_run_has_not_used(backend, data, 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend, victim", [("torch", 1), ("tf", 0)])
+@pytest.mark.parametrize("backend, victim", [("torch", 1), ("tf", 0), pytest.param("jax", 1, marks=NO_JAX)])
 def test_a_killed_process(backend, victim, by_two, tmp_path):
     """The other one ends with one message, and the run goes on to the same bits."""
     # Epochs enough to be killed in, as the one epoch that the resumed run has.
