@@ -1,7 +1,9 @@
 """What the engine leaves to JAX: functions of all variables' values, compiled, their gradients, and a mesh of devices."""
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from shared.processes import jax_process
 
 from .engine import Engine, Function
 from .layers import Tensor
+from .network import Network
 from .weights import variables as variables_of
 
 BATCH = "batch"  # the axis of the devices
@@ -48,23 +51,27 @@ class JaxEngine(Engine):
 
     With `devices`, a step runs on that many, each of which has a share of the batch and normalises by that alone: gradients
     are summed over all, running statistics averaged. Raises `shared.Error` if there are fewer. After
-    `jax.distributed.initialize`, they are all devices of all processes.
+    `jax.distributed.initialize`, they are all devices of all processes; an engine without an optimiser is of its own process.
     """
 
     framework = "JAX"
 
-    def __init__(self, *arguments: Any, devices: int | None = None, **options: Any) -> None:
-        here = jax.devices()  # of all processes
-        if jax.process_count() > 1:
+    def __init__(
+        self, net: Network, optimizer: dict[str, Any] | None = None, *arguments: Any, devices: int | None = None, **options: Any
+    ) -> None:
+        here = jax.devices() if optimizer else jax.local_devices()
+        if optimizer and jax.process_count() > 1:
             devices = len(here)
         if len(here) < (devices or 1):
             raise shared.Error(f"--devices is {devices}, but there are {len(here)} of JAX's kind {here[0].platform}")
         self.mesh = jax.sharding.Mesh(here[: devices or 1], (BATCH,))
         self.together = False  # in a function that runs on all devices at once
-        super().__init__(*arguments, **options)
+        super().__init__(net, optimizer, *arguments, **options)
 
     def _find_devices(self) -> None:
-        self.shares, self.rank, self.processes = self.mesh.size, jax.process_index(), jax.process_count()
+        self.shares = self.mesh.size
+        if self.mesh.is_multi_process:
+            self.rank, self.processes = jax.process_index(), jax.process_count()
 
     def _variables(self) -> list[keras.Variable]:
         """All that a step may change: the network's, the optimiser's and the average."""
@@ -183,9 +190,11 @@ class JaxEngine(Engine):
     def _together(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
-            if self.processes == 1 or "RESOURCE_EXHAUSTED" in f"{error}":
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            is_own = isinstance(error, ValueError) and "Gloo" not in f"{error}"  # Gloo joins processors
+            if self.processes == 1 or is_own or "RESOURCE_EXHAUSTED" in f"{error}":
                 raise
+            atexit.register(_leave)
             raise LostProcessError(
                 f"process {self.rank} of {self.processes}: the connection to another process is lost"
             ) from None
@@ -216,6 +225,14 @@ class JaxEngine(Engine):
 
     def _input_gradients(self, function: Function, images: Tensor) -> dict[str, Tensor]:
         return self._inference(jax.jacrev(function))(images)
+
+
+def _leave() -> None:
+    """End this process with exit status 1: JAX, at its own end, would wait for the process that is gone, and then abort."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def devices(count: int | None) -> contextlib.AbstractContextManager[Any]:

@@ -14,13 +14,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_pixels import NETWORK, save_tiles
+from test_pixels import RECIPE as PIXELS
 from test_runs import BOUNDS, NO_JAX, ONE_THREAD, PACKAGES, RECIPE, SPEC, Run, without_speed
 
 import shared
 import torch_impl
 from shared import checks
 from shared.data import Data
-from twins import ladder, training
+from shared.folders import Pictures
+from twins import ladder, runs, training
 from twins.loading import Loader
 
 PLAIN = {  # without batch norm, so that two processes do what one does
@@ -79,14 +82,38 @@ CHANGED = {
 }
 
 
+def said_of(what):
+    """What two processes say that do not have the same; nothing if it is None."""
+    return [what and f"process {rank} of 2: not all processes have the same {what}" for rank in range(2)]
+
+
 @pytest.mark.parametrize("what", CHANGED)
 def test_processes_that_are_not_of_one_run(what):
-    for rank, error in enumerate(in_two(training._check_alike, *CHANGED[what])):
-        assert f"{error}" == (
-            "None"
-            if what in ("nothing", "where things lie")
-            else f"process {rank} of 2: not all processes have the same {what}"
-        )
+    errors = in_two(training._check_alike, *CHANGED[what])
+    alike = what in ("nothing", "where things lie")
+    assert [error and f"{error}" for error in errors] == said_of(None if alike else what)
+
+
+def masked(place, *names):
+    """Pictures and masks in a folder that lies in a place; the last is to test on."""
+    pictures = Pictures(place, [f"images/{name}.jpg" for name in names])
+    paths = np.array([f"{place}/masks/{name}.png" for name in names])
+    return Data(pictures[:-1], paths[:-1], pictures[-1:], paths[-1:])
+
+
+@pytest.mark.parametrize(
+    "other, what",
+    [
+        (("/mnt/tiles", "a", "ä\udcff", "c"), None),
+        (("tiles", "a", "ä\udcff", "d"), "data set"),
+        (("tiles", "a", "c"), "data set"),
+        (("tiles", "ä\udcff", "a", "c"), "data set"),
+    ],
+)
+def test_folders_of_masks_that_are_not_the_same(other, what):
+    both = masked("tiles", "a", "ä\udcff", "c"), masked(*other)
+    errors = in_two(training._check_alike, (STATE, STATE), (RECIPE, RECIPE), both)
+    assert [error and f"{error}" for error in errors] == said_of(what)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +216,11 @@ def start_two(backend, folder, *options):
 
 def end(processes):
     """[(status, output, errors)] of processes that are to end by themselves."""
-    outputs = [process.communicate(timeout=200) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, outputs, strict=True)]
 
 
@@ -229,7 +260,28 @@ def test_all_frameworks_make_the_same_run_in_two_processes(by_two):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend, victim", [("torch", 1), ("tf", 0)])
+@pytest.mark.parametrize(
+    "backend, data",
+    [("torch", "tiles"), ("tf", "tiles"), *(pytest.param("jax", name, marks=NO_JAX) for name in ("tiles", "digits"))],
+)
+def test_one_of_two_processes_tests_on_what_the_run_has_not_used(backend, data, tmp_path, monkeypatch):
+    """All of it, and as PyTorch does in one process. The tiles are a folder of masks."""
+    monkeypatch.chdir(tmp_path)
+    for part, numbers in {"train": range(6), "val": range(6, 9), "test": range(9, 12)}.items():
+        save_tiles(tmp_path / "tiles" / part, numbers)
+    recipe = PIXELS | {"network": NETWORK, "batch": 2} if data == "tiles" else RECIPE | {"holdout": 0.2}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"epochs": 1}))
+    (status, out, error), other = end(start_two(backend, tmp_path, "recipe.json", "--out", "run", "--workers", "0", "--json"))
+    assert status == 0, error
+    assert other[:2] == (0, ""), other
+    with runs.start(None, tmp_path / "run", tmp_path / "on", [], 2, "torch") as start:
+        alone = runs.scores_on_unseen(torch_impl, start._replace(folder=tmp_path / "run"), Loader())
+    for key, value in alone._asdict().items():
+        assert json.loads(out)["test"][key] == (value and pytest.approx(value, rel=BOUNDS["losses"])), key
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend, victim", [("torch", 1), ("tf", 0), pytest.param("jax", 1, marks=NO_JAX)])
 def test_a_killed_process(backend, victim, by_two, tmp_path):
     """The other one ends with one message, and the run goes on to the same bits."""
     # Epochs enough to be killed in, as the one epoch that the resumed run has.

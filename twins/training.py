@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from shared import files, images, networks, recipes, shapes, weights
 from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
-from shared.data import Data
+from shared.data import Data, Images
 from shared.folders import Pictures
 from shared.masks import IGNORED
 from shared.recipes import Recipe
@@ -178,13 +178,20 @@ def _check_alike(engine: Engine, recipe: Recipe, data: Data) -> None:
     rules = {key: value for key, value in recipe.items() if key not in ("data", "init")}
     parts = {
         "recipe": [json.dumps(rules, sort_keys=True).encode()],
-        "data set": [labels.astype(np.int64).tobytes() for labels in (data.y_train, data.y_test)],
+        "data set": [_labels(data.x_train, data.y_train), _labels(data.x_test, data.y_test)],
         "checkpoint or initial weights": [array.tobytes() for _, array in sorted(engine.state().items())],
     }
     own = [functools.reduce(lambda sum_, more: zlib.crc32(more, sum_), part, 0) for part in parts.values()]
     for part, sums in zip(parts, np.transpose(_of_all(engine, np.array(own))), strict=True):
         if len({*sums}) > 1:
             raise Error(f"process {engine.rank} of {engine.processes}: not all processes have the same {part}")
+
+
+def _labels(x: Images, y: np.ndarray) -> bytes:
+    """What tells labels from others. Of masks that are files these are their names, which pictures in their folder have too."""
+    if isinstance(x, Pictures) and y.dtype.kind == "U":
+        return json.dumps(x.names).encode()
+    return y.astype(np.int64).tobytes()
 
 
 def _of_all(engine: Engine, numbers: np.ndarray) -> np.ndarray:
