@@ -169,3 +169,19 @@ def test_networks_that_take_other_inputs():
 def test_a_network_that_takes_another_number_of_inputs_is_one_message():
     with pytest.raises(Error, match="cannot be recorded on inputs of 2x12"):
         twins.diff(Words(), words(), input=whole_numbers((12,), 0, 49))
+
+
+class Means(nn.Module):
+    """An operation that has the name of a role: `mean` before a batch norm."""
+
+    def __init__(self, epsilon=1e-5):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, eps=epsilon)
+
+    def forward(self, x):
+        return self.norm(x.mean((2, 3)))
+
+
+def test_an_operation_with_the_name_of_a_role():
+    findings = twins.diff(Means().eval(), Means(1e-3).eval(), input=(3, 4, 4)).findings
+    assert [(finding.operations, finding.attribute) for finding in findings] == [(("norm", "norm"), "epsilon")]
