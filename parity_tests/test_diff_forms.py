@@ -185,3 +185,18 @@ class Means(nn.Module):
 def test_an_operation_with_the_name_of_a_role():
     findings = twins.diff(Means().eval(), Means(1e-3).eval(), input=(3, 4, 4)).findings
     assert [(finding.operations, finding.attribute) for finding in findings] == [(("norm", "norm"), "epsilon")]
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("b_only", [False, True])
+def test_words_beyond_an_embedding_are_one_message(framework, b_only):
+    if framework == "torch":
+        net, large = nn.Embedding(50, 8), nn.Embedding(1000, 8)
+    else:
+        given = keras.Input((12,), dtype="int32")
+        net, large = (keras.Model(given, layers.Embedding(words, 8)(given)) for words in (50, 1000))
+    nets = (large, net) if b_only else (net, large)
+    message = f"{'right' if b_only else 'left'}: does not run on inputs of 2x12, from .* to 9.*: [A-Z]"
+    message = message.replace("right", "B").replace("left", "A")
+    with pytest.raises(Error, match=f"^{message}"):
+        twins.diff(*nets, input=whole_numbers((12,), 0, 999), weights="own")
