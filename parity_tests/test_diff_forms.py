@@ -1,6 +1,7 @@
 """`twins.diff` of other forms than a classifier of images: a block of a transformer, a U-Net, a network over time, one of words
 and numbers."""
 
+import numpy as np
 import pytest
 from torch import nn
 from torch.nn import functional
@@ -9,7 +10,7 @@ import keras_impl
 import torch_impl
 import twins
 from shared.checks import Error
-from twins.differences import whole_numbers
+from twins.differences import opening, whole_numbers
 
 import keras  # isort: skip
 import torch  # isort: skip
@@ -200,3 +201,24 @@ def test_words_beyond_an_embedding_are_one_message(framework, b_only):
     message = message.replace("right", "B").replace("left", "A")
     with pytest.raises(Error, match=f"^{message}"):
         twins.diff(*nets, input=whole_numbers((12,), 0, 999), weights="own")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_program_of_another_batch(size, tmp_path):
+    net = Times().eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(size, 4, 32),)), tmp_path / "net.pt2")
+    program = opening.open_network(str(tmp_path / "net.pt2"), {}, "--a-args")
+    for given in ((4, 32), np.random.default_rng(0).standard_normal((2, 4, 32))):
+        assert twins.diff(program, net, input=given).same and twins.diff(net, program, input=given).same
+
+
+def test_a_program_of_any_batch(tmp_path):
+    net, sizes = Times().eval(), ({0: torch.export.Dim("batch", min=2)},)
+    torch.export.save(torch.export.export(net, (torch.zeros(3, 4, 32),), dynamic_shapes=sizes), tmp_path / "net.pt2")
+    assert twins.diff(opening.open_network(str(tmp_path / "net.pt2"), {}, "--a-args"), net, input=(4, 32)).same
+
+
+def test_programs_of_two_batches_are_one_message():
+    one, two = (torch.export.export(Times().eval(), (torch.zeros(size, 4, 32),)).module() for size in (1, 3))
+    with pytest.raises(Error, match="A was exported for batches of 1, B of 3"):
+        twins.diff(one, two, input=(4, 32))

@@ -96,7 +96,7 @@ def diff(
         raise Error(f"train is {train}, expected a number of steps from 0 to {MOST_STEPS}")
     frameworks = [_framework(net, name) for name, net in zip(names, (a, b), strict=True)]
     chosen = _optimizers(optimizers, frameworks, train)
-    given = _given(input, (a, b), names)
+    given = _in_batches(_given(input, (a, b), names), (a, b), names)
     laid = [_laid(net, given)._replace(name=name) for net, name in zip((a, b), names, strict=True)]
     aligned = _aligned((a, b), names, laid, say)
     recordings = aligned.a.recording, aligned.b.recording
@@ -236,6 +236,25 @@ def _given(input: Any, nets: Sequence[Any], names: Sequence[str]) -> list[np.nda
     several = isinstance(input, (tuple, list)) and not all(isinstance(each, (int, float)) for each in input)
     random = np.random.default_rng(0)
     return [_array(each, random) for each in (input if several else [input])]
+
+
+def _in_batches(given: list[np.ndarray], nets: Sequence[Any], names: Sequence[str]) -> list[np.ndarray]:
+    """The inputs in the batches that a program of `torch.export` was exported for, cut or repeated: it takes no others."""
+    fitted = list(given)
+    for place, (x, one, two) in enumerate(zip(given, *(_batches(net, len(given)) for net in nets), strict=True)):
+        if one and two and one != two:
+            raise Error(f"{names[0]} was exported for batches of {one}, {names[1]} of {two}: export both for the same")
+        fitted[place] = np.resize(x, (one or two, *x.shape[1:])) if one or two else x
+    return fitted
+
+
+def _batches(net: Any, inputs: int) -> list[int | None]:
+    """The batch of each of so many inputs that a program of `torch.export` was exported for, or None for any."""
+    if not any(base.__name__ == "GraphModule" for base in type(net).__mro__):
+        return [None] * inputs
+    values = [node.meta.get("val") for node in net.graph.nodes if node.op == "placeholder"]
+    sizes = [next(iter(getattr(value, "shape", ())), None) for value in values]
+    return [size if isinstance(size, int) else None for size in (*sizes, *[None] * inputs)][:inputs]
 
 
 def _array(given: Any, random: np.random.Generator) -> np.ndarray:
