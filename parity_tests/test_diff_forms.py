@@ -11,7 +11,7 @@ import torch_impl
 import twins
 from shared.checks import Error
 from twins import backends
-from twins.differences import whole_numbers
+from twins.differences import opening, whole_numbers
 
 import keras  # isort: skip
 import torch  # isort: skip
@@ -227,3 +227,54 @@ def test_functions_that_are_written_out():
         Written(), keras.Model(given, layers.Dense(3)(ops.gelu(layers.Dense(16)(layers.Activation("silu")(given)))))
     )
     assert not other.same
+
+
+class Means(nn.Module):
+    """An operation that has the name of a role: `mean` before a batch norm."""
+
+    def __init__(self, epsilon=1e-5):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, eps=epsilon)
+
+    def forward(self, x):
+        return self.norm(x.mean((2, 3)))
+
+
+def test_an_operation_with_the_name_of_a_role():
+    findings = twins.diff(Means().eval(), Means(1e-3).eval(), input=(3, 4, 4)).findings
+    assert [(finding.operations, finding.attribute) for finding in findings] == [(("norm", "norm"), "epsilon")]
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("b_only", [False, True])
+def test_words_beyond_an_embedding_are_one_message(framework, b_only):
+    if framework == "torch":
+        net, large = nn.Embedding(50, 8), nn.Embedding(1000, 8)
+    else:
+        given = keras.Input((12,), dtype="int32")
+        net, large = (keras.Model(given, layers.Embedding(words, 8)(given)) for words in (50, 1000))
+    nets = (large, net) if b_only else (net, large)
+    name = "B" if b_only else "A"
+    with pytest.raises(Error, match=rf"^{name}: does not run on inputs of 2x12, from \d+ to 9\d\d: \w+Error: "):
+        twins.diff(*nets, input=whole_numbers((12,), 0, 999), weights="own")
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_program_of_another_batch(size, tmp_path):
+    net = Times().eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(size, 4, 32),)), tmp_path / "net.pt2")
+    program = opening.open_network(str(tmp_path / "net.pt2"), {}, "--a-args")
+    for given in ((4, 32), np.random.default_rng(0).standard_normal((2, 4, 32))):
+        assert twins.diff(program, net, input=given).same and twins.diff(net, program, input=given).same
+
+
+def test_a_program_of_any_batch(tmp_path):
+    net, sizes = Times().eval(), ({0: torch.export.Dim("batch", min=2)},)
+    torch.export.save(torch.export.export(net, (torch.zeros(3, 4, 32),), dynamic_shapes=sizes), tmp_path / "net.pt2")
+    assert twins.diff(opening.open_network(str(tmp_path / "net.pt2"), {}, "--a-args"), net, input=(4, 32)).same
+
+
+def test_programs_of_two_batches_are_one_message():
+    one, two = (torch.export.export(Times().eval(), (torch.zeros(size, 4, 32),)).module() for size in (1, 3))
+    with pytest.raises(Error, match="A was exported for batches of 1, B of 3"):
+        twins.diff(one, two, input=(4, 32))

@@ -195,6 +195,37 @@ def test_what_is_no_network_gets_one_message(text, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text, arguments, message",
+    [
+        (
+            "torch:lenet5",
+            {"num_classes": 10},
+            "unexpected keyword argument 'num_classes', did you mean 'classes'?; pass --a-args",
+        ),
+        (
+            "keras:lenet5",
+            {"chanels": 1},
+            "keras:lenet5: got an unexpected keyword argument 'chanels', did you mean 'channels'?",
+        ),
+        ("torch:lenet5", {"network": "resnet50"}, "torch:lenet5: got an unexpected keyword argument 'network'"),
+        ("torch:lenet5", {"weights": 5}, "torch:lenet5: cannot be built: "),
+        ("shared.checks:nearest", {"word": "a", "words": [], "cutof": 1}, "argument 'cutof', did you mean 'cutoff'?"),
+    ],
+)
+def test_wrong_arguments_get_one_message(text, arguments, message):
+    with pytest.raises(Error) as caught:
+        opening.open_network(text, arguments, "--a-args")
+    assert message in str(caught.value)
+
+
+def test_arguments_of_the_zoo():
+    given = {"seed": 1, "classes": 7, "dtype": "float32"}
+    net, other = (opening.open_network("torch:lenet5", arguments, "--a-args") for arguments in (given, given | {"seed": 2}))
+    assert list(net.state_dict().values())[-1].shape == (7,)
+    assert any((ours != theirs).any() for ours, theirs in zip(net.parameters(), other.parameters(), strict=True))
+
+
 def test_code_that_raises_is_told_with_its_line(tmp_path):
     path = tmp_path / "net.py"
     path.write_text("def build():\n    return 1 / 0\n\nprint('hello')\n")

@@ -1,5 +1,6 @@
 """What PyTorch modules of any style run, in common terms: each operation alone gives what it gave in the network."""
 
+import threading
 import zipfile
 
 import numpy as np
@@ -200,6 +201,82 @@ def test_networks_of_torchvision(name):
     replayed(getattr(models, name)(**options).eval(), [np.random.default_rng(0).standard_normal((1, 3, 64, 64))])
 
 
+def test_casts():
+    """To another floating type none happens, since all is in float64; to whole numbers one does."""
+
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 3, 1)
+
+        def forward(self, x, mask):
+            x = self.conv(x.float()) * mask.to(x.dtype) + torch.zeros(4, dtype=torch.float32)
+            return x.half() + (10 * x).long() + x.to(torch.int64).type_as(x)
+
+    torch.manual_seed(0)
+    module, x = Casts(), np.random.default_rng(0).standard_normal((2, 2, 4))
+    found = replayed(module, [x, np.arange(4)])
+    with torch.no_grad():
+        y = module.double().conv(torch.tensor(x)) * torch.arange(4)
+    values = found.values([x, np.arange(4)])
+    np.testing.assert_allclose(values[found.outputs[0]], y + (10 * y).long() + y.long(), rtol=BOUND, atol=BOUND)
+    assert "int64" in [each.attributes["dtype"] for each in found.operations if each.kind == "cast"]
+    program = torch.export.export(module.float(), (torch.zeros(2, 2, 4), torch.arange(4)))
+    loaded = replayed(program.module(), [x, np.arange(4)])
+    np.testing.assert_allclose(
+        loaded.values([x, np.arange(4)])[loaded.outputs[0]], values[found.outputs[0]], rtol=BOUND, atol=BOUND
+    )
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_old_norms_of_weights(norm):
+    """They keep what they have worked out, which PyTorch refuses to copy."""
+    torch.manual_seed(0)
+    module, x = norm(nn.Linear(3, 4)), np.random.default_rng(0).standard_normal((2, 3))
+    module(torch.zeros(2, 3))
+    found = replayed(module.eval(), [x])
+    values = found.values([x])[found.outputs[0]]
+    np.testing.assert_allclose(values, module.double()(torch.tensor(x)).detach(), rtol=BOUND, atol=BOUND)
+
+
+def test_a_module_that_cannot_be_copied_is_one_message():
+    module = nn.Linear(3, 4)
+    module.lock = threading.Lock()
+    with pytest.raises(Error, match="Linear cannot be copied: .*lock"):
+        recording.record(module, [np.zeros((2, 3))])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_runs_in_a_context(training):
+    """The operations within are recorded as those without; single precision within autocast is not."""
+
+    class Contexts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                x = torch.relu(self.first(x))
+            with torch.no_grad(), torch.autocast("cpu", torch.float16):
+                y = self.last(x)
+            with torch.enable_grad():
+                return x + torch.sigmoid(y)
+
+    torch.manual_seed(0)
+    module, x = Contexts(), np.random.default_rng(0).standard_normal((2, 3))
+    found = replayed(module, [x], training)
+    names = [each.name for each in found.operations if each.kind != "stop_gradient"]
+    assert names == ["first", "relu", "last", "sigmoid", "add"]
+    module.double()
+    y = torch.relu(module.first(torch.tensor(x)))
+    y = (y + torch.sigmoid(module.last(y).detach())).sum()
+    y.backward()
+    of_weights, _ = found.gradients([x], [np.ones((2, 3))])
+    np.testing.assert_allclose(of_weights["first", "kernel"], module.first.weight.grad.T, rtol=1e-10, atol=BOUND)
+    assert (("last", "kernel") in of_weights) is not training
+
+
 def test_what_cannot_be_recorded():
     class Chooses(nn.Module):
         def forward(self, x):
@@ -209,6 +286,25 @@ def test_what_cannot_be_recorded():
         recording.record(Chooses(), [np.zeros((2, 3))])
     with pytest.raises(Error, match="Linear cannot be recorded on inputs of 2x3: "):
         recording.record(nn.Linear(4, 5), [np.zeros((2, 3))])
+
+
+def test_flow_that_has_no_common_term():
+    class Chooses(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x - 1, (x,))
+
+    class Scales(nn.Module):
+        def forward(self, x):
+            return x * x.sum().item()
+
+    for kind, operator, text in ((Chooses, "cond", "torch.cond"), (Scales, "item", ".item()")):
+        with pytest.raises(Error) as caught:
+            recording.record(kind(), [np.zeros((2, 3))])
+        message = f"{caught.value}"
+        start, end = f"{kind.__name__}: runs PyTorch's {operator} (test_recording_torch.py:", "), which has no common term"
+        assert message.startswith(start) and message.endswith(end)
+        line = int(message.removeprefix(start).removesuffix(end))
+        assert text in open(__file__).read().splitlines()[line - 1]
 
 
 def test_a_file_of_torch_export(tmp_path):

@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from shared.checks import Error
 from shared.operations import Operation
@@ -27,6 +30,7 @@ from . import terms
 from .composites import Composite, composites
 
 FUNCTIONS_OF_PYTORCH = Path(torch.__file__).parent
+WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # operators that run a graph in a context
 
 
 class Part(NamedTuple):
@@ -52,24 +56,68 @@ def record(
     if isinstance(module, ExportedProgram):
         module = module.module()
     name = type(module).__name__
-    copied = copy.deepcopy(module).cpu().double()
-    if not isinstance(module, torch.fx.GraphModule):  # an exported program has its mode already
+    copied = _copied(module)
+    if not isinstance(module, GraphModule):  # an exported program has its mode already
         copied.train(training)
     elif training:
         raise Error("a program of torch.export runs as it was exported: give the module itself, to train it")
     dropouts = [] if random else _silenced(copied)
     tensors = tuple(_tensor(each) for each in inputs)
     try:
-        with torch.set_grad_enabled(training), _quiet():
+        with torch.set_grad_enabled(training), _quiet(), _Double():
             program = torch.export.export(copied, tensors, strict=False)
     except Exception as error:  # whatever the module's own code raises
         line = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
         raise Error(f"{name} cannot be recorded on inputs of {_shapes(inputs)}: {line}") from None
-    if training:
-        _inline(program)
+    _inline(program.graph_module, training)
+    _check_terms(program, name)
     if not random:
         dropouts += terms.silence(program.graph)
     return Recording(program, dropouts)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy in float64.
+
+    PyTorch refuses to copy what is computed from others; `torch.nn.utils.weight_norm` keeps such a tensor, and makes it anew at
+    each run.
+    """
+    kept = [each for part in module.modules() for each in vars(part).values() if isinstance(each, torch.Tensor)]
+    try:
+        return copy.deepcopy(module, {id(each): each.detach().clone() for each in kept if not each.is_leaf}).cpu().double()
+    except Exception as error:  # whatever an attribute raises
+        raise Error(f"{type(module).__name__} cannot be copied: {error}") from None
+
+
+class _Double(TorchFunctionMode):
+    """Any floating type that code asks for is float64, as it is in Keras's recordings: no operator takes two types."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16):
+            func = torch.Tensor.double
+        if func in (torch.Tensor.type_as, torch.ops.aten.type_as.default) and len(args) == 2:
+            func, args = torch.Tensor.to, (args[0], args[1].dtype)  # which reads one tensor alone
+        args, kwargs = tree_map(_wide, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _wide(each: Any) -> Any:
+    return torch.float64 if isinstance(each, torch.dtype) and each.is_floating_point else each
+
+
+def _check_terms(program: ExportedProgram, name: str) -> None:
+    """Raise `Error` for an operator that has other graphs within, or gives no tensors."""
+    for node in (each for each in program.graph.nodes if each.op == "call_function"):
+        known = isinstance(node.meta.get("val"), torch.Tensor | tuple | list) or _is_check(node)
+        if isinstance(node.target, HigherOrderOperator) or not known:
+            place = f" ({Path(source).name})" if (source := _source(node)) else ""
+            raise Error(f"{name}: runs PyTorch's {terms.base(node)}{place}, which has no common term")
+
+
+def _is_check(node: Node) -> bool:
+    """Whether an operator gives nothing and changes nothing, as those that torch.export puts before each cast."""
+    schema = getattr(node.target, "_schema", None)
+    return node.meta.get("val") is None and not node.users and schema is not None and not schema.is_mutable
 
 
 def _silenced(module: nn.Module) -> list[tuple[str, float]]:
@@ -84,18 +132,24 @@ def _silenced(module: nn.Module) -> list[tuple[str, float]]:
     return found
 
 
-def _inline(program: ExportedProgram) -> None:
-    """Put what runs within `torch.no_grad` among the other nodes, and detach its results."""
-    graph = program.graph
-    for node in [each for each in graph.nodes if "wrap_with_set_grad_enabled" in str(each.target)]:
-        enabled, part, *operands = node.args
-        inner = getattr(program.graph_module, part.target).graph
+def _inline(module: GraphModule, training: bool) -> None:
+    """Put what runs within `torch.no_grad` or `torch.autocast` among the other nodes; in training, detach results of the first.
+
+    Autocast leaves float64 as it is.
+    """
+    graph = module.graph
+    for node in [each for each in graph.nodes if str(each.target).startswith(WRAPPERS)]:
+        at = next(place for place, each in enumerate(node.args) if isinstance(each, Node))
+        part, *operands = node.args[at:]
+        detaches = training and at == 1 and not node.args[0]
+        _inline(getattr(module, part.target), training)
+        inner = getattr(module, part.target).graph
         places = [each for each in inner.nodes if each.op == "placeholder"]
         with graph.inserting_before(node):
             results: Any = graph.graph_copy(inner, dict(zip(places, operands, strict=True)))
             for user in list(node.users):
                 result = results[user.args[1]]
-                if not enabled:
+                if detaches:
                     detached = graph.call_function(torch.ops.aten.detach.default, (result,))
                     detached.meta, result = dict(result.meta), detached
                 user.replace_all_uses_with(result)
@@ -144,7 +198,7 @@ class Recording:
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
         given = {**program.state_dict, **program.constants}
         self._program = program  # holds the module's tensors
-        self._nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        self._nodes = [node for node in program.graph.nodes if node.op == "call_function" and not _is_check(node)]
         self._static: dict[Node, torch.Tensor] = {}
         self._names: dict[Node, str] = {}  # of weights and other constants, as the module has them
         self._inputs: list[Node] = []
@@ -388,5 +442,6 @@ def _call(node: Node, values: Mapping[Node, Any], numbers: Mapping[Any, Any] | N
 def _source(node: Node) -> str:
     """File and line of the innermost call that is not in PyTorch's own code, or ""."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace", ""))
+    frames = [(path, line) for path, line in frames if not path.startswith("<eval_with_key>")]  # PyTorch's too, made by fx
     own = [f"{path}:{line}" for path, line in frames if FUNCTIONS_OF_PYTORCH not in Path(path).parents]
     return own[-1] if own else ""

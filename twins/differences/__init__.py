@@ -1,7 +1,8 @@
 """Any two networks beside one another: which operations differ, in what, and what would mend it."""
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,20 +98,20 @@ def diff(
         raise Error(f"train is {train}, expected a number of steps from 0 to {MOST_STEPS}")
     frameworks = [_framework(net, name) for name, net in zip(names, (a, b), strict=True)]
     chosen = _optimizers(optimizers, frameworks, train)
-    given = _given(input, (a, b), names, same_axes)
-    laid = [_laid(net, given, same_axes) for net in (a, b)]
+    given = _in_batches(_given(input, (a, b), names, same_axes), (a, b), names)
+    laid = [_laid(net, given, same_axes)._replace(name=name) for net, name in zip((a, b), names, strict=True)]
     aligned = _aligned((a, b), names, laid, say)
     recordings = aligned.a.recording, aligned.b.recording
     say("running every operation of B on A's inputs")
-    values = recordings[0].values(laid[0].arrays)
+    values = _values(recordings[0], laid[0])
     verdict = blame.judge(aligned, values, weights == "copy")
     say("running B with A's weights" if weights == "copy" else "running B")
     values = {name: values[name] for name in recordings[0].outputs}  # the others are large
-    apart = _outputs(aligned, values, _values_of_b(aligned, verdict, laid[1].arrays, weights == "copy", recordings[1].outputs))
+    apart = _outputs(aligned, values, _values_of_b(aligned, verdict, laid[1], weights == "copy", recordings[1].outputs))
     if apart is not None and apart <= AGREED:
         blame.excuse(verdict)
     if aligned.certain and not verdict.findings and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
-        theirs = _values_of_b(aligned, verdict, laid[1].arrays, weights == "copy")
+        theirs = _values_of_b(aligned, verdict, laid[1], weights == "copy")
         verdict.findings = _parting(aligned, recordings[0].values(laid[0].arrays), theirs, apart)
     trained = None
     if train:
@@ -138,6 +139,7 @@ class _Laid(NamedTuple):
 
     arrays: list[np.ndarray]
     orders: list[tuple[int, ...]]
+    name: str = ""  # of the network, for messages
 
 
 def _framework(net: Any, name: str) -> str:
@@ -160,7 +162,7 @@ def _aligned(
 ) -> Alignment:
     """Both recorded, in a mode of the recorders, and matched."""
     graphs = []
-    for name, net, (arrays, _) in zip(names, nets, laid, strict=True):
+    for name, net, (arrays, *_) in zip(names, nets, laid, strict=True):
         say(f"recording {name}")
         recording = _recorded(net, arrays, name, **mode)
         shapes = [array.shape for array in arrays]
@@ -203,13 +205,24 @@ def _trained(
 
 def _recorded(net: Any, arrays: Sequence[np.ndarray], name: str, **mode: bool) -> Recording:
     recorder = backends.recorder(_framework(net, name))
-    try:
+    with _told(name, arrays):
         recording: Recording = recorder.record(net, arrays, **mode)
-    except Error as error:
-        raise Error(f"{name}: {error}") from None
     if not recording.operations:
         raise Error(f"{name} runs no operation on this input")
     return recording
+
+
+@contextlib.contextmanager
+def _told(name: str, arrays: Sequence[np.ndarray]) -> Iterator[None]:
+    """Whatever a framework raises for a network and its inputs, as one message: a number that an embedding has no row for."""
+    try:
+        yield
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+    except Exception as error:  # they have no common class
+        line = next(iter(f"{error}".strip().splitlines()), "")[:300]
+        inputs = " and ".join(f"{'x'.join(map(str, x.shape))}, from {x.min():.4g} to {x.max():.4g}" for x in arrays)
+        raise Error(f"{name}: does not run on inputs of {inputs}: {type(error).__name__}: {line}") from None
 
 
 def _given(input: Any, nets: Sequence[Any], names: Sequence[str], same_axes: bool) -> list[np.ndarray]:
@@ -226,6 +239,25 @@ def _given(input: Any, nets: Sequence[Any], names: Sequence[str], same_axes: boo
     several = isinstance(input, (tuple, list)) and not all(isinstance(each, (int, float)) for each in input)
     random = np.random.default_rng(0)
     return [_array(each, random) for each in (input if several else [input])]
+
+
+def _in_batches(given: list[np.ndarray], nets: Sequence[Any], names: Sequence[str]) -> list[np.ndarray]:
+    """The inputs in the batches that a program of `torch.export` was exported for, cut or repeated: it takes no others."""
+    fitted = list(given)
+    for place, (x, one, two) in enumerate(zip(given, *(_batches(net, len(given)) for net in nets), strict=True)):
+        if one and two and one != two:
+            raise Error(f"{names[0]} was exported for batches of {one}, {names[1]} of {two}: export both for the same")
+        fitted[place] = np.resize(x, (one or two, *x.shape[1:])) if one or two else x
+    return fitted
+
+
+def _batches(net: Any, inputs: int) -> list[int | None]:
+    """The batch of each of so many inputs that a program of `torch.export` was exported for, or None for any."""
+    if not any(base.__name__ == "GraphModule" for base in type(net).__mro__):
+        return [None] * inputs
+    values = [node.meta.get("val") for node in net.graph.nodes if node.op == "placeholder"]
+    sizes = [next(iter(getattr(value, "shape", ())), None) for value in values]
+    return [size if isinstance(size, int) else None for size in (*sizes, *[None] * inputs)][:inputs]
 
 
 def _array(given: Any, random: np.random.Generator) -> np.ndarray:
@@ -317,8 +349,13 @@ def _loosest(verdict: blame.Verdict) -> float:
     return max((judgement.bound for judgement in verdict.judgements), default=1e-12)
 
 
+def _values(recording: Recording, laid: _Laid, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    with _told(laid.name, laid.arrays):
+        return recording.values(laid.arrays, only)
+
+
 def _values_of_b(
-    aligned: Alignment, verdict: blame.Verdict, inputs: Sequence[np.ndarray], copy: bool, only: Collection[str] | None = None
+    aligned: Alignment, verdict: blame.Verdict, laid: _Laid, copy: bool, only: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
     """B's values, with `only` those of some names, computed with A's weights if `copy`; B keeps its own."""
     recording = aligned.b.recording
@@ -326,7 +363,7 @@ def _values_of_b(
     try:
         if copy:
             recording.load(verdict.weights)
-        return recording.values(inputs, only)
+        return _values(recording, laid, only)
     finally:
         if copy:
             recording.load(own)

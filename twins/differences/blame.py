@@ -161,10 +161,14 @@ class _Judge:
         """How far A's operation departs from itself on inputs and weights one rounding apart."""
         graph, inputs = self.alignment.a, {name: self.values[name] for name in a.inputs}
         state = {role: graph.weight(a, role) for role in a.weights}
-        kept = {name: array for name, array in (inputs | state).items() if array.dtype.kind == "f"}
         precision = "float32" if self.values[a.name].dtype == np.float32 else "float64"
-        apart = inputs | state | ladder.one_rounding_apart(kept, precision)
-        out = graph.apply(a, [apart[name] for name in a.inputs], {role: apart[role] for role in state})
+        # Apart from one another too: an operation may have the name of a role.
+        inputs, state = (
+            given
+            | ladder.one_rounding_apart({key: array for key, array in given.items() if array.dtype.kind == "f"}, precision)
+            for given in (inputs, state)
+        )
+        out = graph.apply(a, [inputs[name] for name in a.inputs], state)
         return ladder.relative(self.values[a.name], out)
 
     def _unnamed(self, a: Node, b: Node, layouts: Sequence[Layout], problem: str) -> list[tuple[str, tuple[Any, Any]]]:

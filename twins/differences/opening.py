@@ -1,6 +1,7 @@
 """The networks that `twins diff` names: of files, packages, the zoo, and saved models."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -37,7 +38,7 @@ def open_network(text: str, arguments: Mapping[str, Any], option: str) -> Any:
             raise Error(f"{text.removesuffix(':')}: {_unnamed(place)}")
         if place in ("torch", "keras"):
             package = backends.pytorch() if place == "torch" else backends.anyones_keras()
-            return package.build(name, seed=0, dtype="float64", **arguments)
+            return _built(functools.partial(package.build, name, seed=0, dtype="float64"), text, arguments, option)
         _start(place)
         module = _run_file(place) if place.endswith(".py") else _import(place)
         return _built(_member(module, place, name), text, arguments, option)
@@ -172,6 +173,19 @@ def _member(module: Any, place: str, name: str) -> Any:
     return value
 
 
+def _check_arguments(function: Any, text: str, arguments: Mapping[str, Any], option: str) -> None:
+    try:
+        known = inspect.signature(function)
+    except ValueError:
+        return  # it has no signature to check
+    try:
+        known.bind(**arguments)
+    except TypeError as error:
+        unknown = next((word for word in arguments if f"{error}".endswith(f"argument {word!r}")), None)
+        near = nearest(unknown, known.parameters) if unknown else ""
+        raise Error(f"{text}: {error}{near}; pass {option} '{{\"NAME\": VALUE}}'") from None
+
+
 def _built(value: Any, text: str, arguments: Mapping[str, Any], option: str) -> Any:
     """A network, or what a class or function gives for the arguments."""
     if inspect.ismodule(value):
@@ -182,12 +196,7 @@ def _built(value: Any, text: str, arguments: Mapping[str, Any], option: str) -> 
         return value
     if not callable(value):
         raise Error(f"{text}: is a {type(value).__name__}, expected a network, or a class or function that gives one")
-    try:
-        inspect.signature(value).bind(**arguments)
-    except TypeError as error:
-        raise Error(f"{text}: {error}; pass {option} '{{\"NAME\": VALUE}}'") from None
-    except ValueError:
-        pass  # it has no signature to check
+    _check_arguments(value, text, arguments, option)
     with _told(text.rpartition(":")[0], f"{text}: cannot be built"):
         net = value(**arguments)
     if not _is_network(type(net)):
