@@ -90,6 +90,8 @@ def diff(
             say(f"building {text}")
             nets.append(opening.open_network(text, settings, option))
         report = differences.diff(nets[0], nets[1], given, weights.value, (a, b), train, optimizers, say)
+    if map_file and not report.certain:
+        raise Error(f"--map: most operations of {a} and {b} have no partner, so which weight is which is not known")
     if map_file:
         write_text(map_file, json.dumps({move["from"]: move["to"] for move in report.map}, indent=1))
     if html:

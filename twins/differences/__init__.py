@@ -118,7 +118,7 @@ def diff(
         frameworks=(recordings[0].framework, recordings[1].framework),
         pairs=verdict.judgements,
         findings=verdict.findings if aligned.certain else [],
-        training=verdict.training,
+        training=verdict.training if aligned.certain else [],
         only=([node.name for node in aligned.only_a], [node.name for node in aligned.only_b]),
         harmless=verdict.harmless,
         outputs=apart,
