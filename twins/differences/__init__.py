@@ -230,6 +230,12 @@ def _array(given: Any, random: np.random.Generator) -> np.ndarray:
     if isinstance(given, (tuple, list)) and all(isinstance(size, int) for size in given):
         _check_size(given)
         return random.standard_normal((BATCH, *given))
+    one, two = graphs
+    if sorted(one.recording.keys) == sorted(
+        two.recording.keys
+    ):  # one framework has a dict's entries in its order, one sorts them
+        by_key = dict(zip(two.recording.keys, two.outputs, strict=True))
+        two.outputs = [by_key[key] for key in one.recording.keys]
     array = np.asarray(given)
     return array.astype(np.int64) if array.dtype in (np.int32, np.int64) else array.astype(np.float64)
 
