@@ -68,6 +68,7 @@ class Graph:
     """Nodes in the order in which they ran, and who calls them.
 
     Fields:
+        keys: Where each output is in what the model returns, see `keys`.
         nodes: {number: node}, without identities.
         producer: {tensor: number of the node that makes it}.
         leaves: {tensor: value} of variables and constants.
@@ -81,6 +82,7 @@ class Graph:
 
     inputs: list[str]
     outputs: list[str]
+    keys: list[str] = field(default_factory=list)
     nodes: dict[int, Any] = field(default_factory=dict)
     producer: dict[str, int] = field(default_factory=dict)
     leaves: Values = field(default_factory=dict)
@@ -182,6 +184,11 @@ def call(model: keras.Layer, tensors: list[Any], training: bool) -> Any:
     if len(required) >= len(tensors):
         return model(*tensors, training=training)
     return model(tensors, training=training)
+
+
+def keys(outputs: Any) -> list[str]:
+    """Where each output is in what a model returns: "logits", "aux.0"; "" for the only one."""
+    return [".".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(outputs)]
 
 
 @contextlib.contextmanager

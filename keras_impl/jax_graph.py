@@ -123,15 +123,19 @@ def trace(model: keras.Layer, inputs: Sequence[Any], training: bool, random: boo
 
 def _trace(
     model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, random: bool
-) -> tuple[ClosedJaxpr, list[Any], list[Call]]:
-    """The jaxpr of a model, whose first inputs and last outputs are the variables' values; the variables; calls of layers."""
+) -> tuple[ClosedJaxpr, list[Any], list[Call], list[str]]:
+    """The jaxpr of a model, whose first inputs and last outputs are the variables' values; the variables; calls of layers; the
+    outputs' keys."""
+    keys: list[str] = []
     variables = list({id(variable): variable for variable in graphs.variables(model)}.values())
     floating = keras.config.floatx()
 
     def run(values: list[Any], tensors: list[Any]) -> Any:
         with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-            outputs = keras.tree.flatten(graphs.call(model, tensors, training))
-            return [*map(jnp.asarray, outputs), *(scope.get_current_value(variable) for variable in variables)]
+            outputs = graphs.call(model, tensors, training)
+            keys[:] = graphs.keys(outputs)
+            left = [scope.get_current_value(variable) for variable in variables]
+            return [*map(jnp.asarray, keras.tree.flatten(outputs)), *left]
 
     def shaped(x: Any, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, dtype)
@@ -143,7 +147,7 @@ def _trace(
 
     with _plain_errors(), graphs.noted_calls(lambda: True, span, random) as calls:
         jaxpr = jax.make_jaxpr(run)([shaped(variable, variable.dtype) for variable in variables], specs)
-    return jaxpr, variables, calls
+    return jaxpr, variables, calls, keys
 
 
 @contextlib.contextmanager
@@ -161,8 +165,10 @@ def _plain_errors() -> Iterator[None]:
 class _Flattening:
     """The graph of a jaxpr, with those that it calls in it."""
 
-    def __init__(self, model: keras.Layer, closed: ClosedJaxpr, variables: list[Any], calls: list[Call]) -> None:
-        self.model, self.graph, self.functions = model, Graph([], [], calls=calls), 0
+    def __init__(
+        self, model: keras.Layer, closed: ClosedJaxpr, variables: list[Any], calls: list[Call], keys: list[str]
+    ) -> None:
+        self.model, self.graph, self.functions = model, Graph([], [], keys, calls=calls), 0
         invars = closed.jaxpr.invars
         names = {var: f"variable:{number}" for number, var in enumerate(invars[: len(variables)])}
         names |= {var: f"input:{number}" for number, var in enumerate(invars[len(variables) :])}

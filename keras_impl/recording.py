@@ -75,6 +75,8 @@ class Recording:
         self._state: dict[str, Any] = {}
         self._reads = {name: tuple(results[tensor] for tensor in piece.inputs) for name, piece in self._pieces.items()}
         self.outputs: list[str] = [results[name] for name in self._graph.outputs if name in results]
+        keys = zip(self._graph.outputs, self._graph.keys, strict=True)
+        self.keys = [key for name, key in keys if name in results]
         if not self.outputs:
             raise Error(f"{model.name}: its outputs do not depend on its inputs")
         shapes = {name: value.shape for name, value in self._steps([self._exact(x) for x in arrays])}

@@ -199,15 +199,18 @@ def gradients(function: Callable[[Values, list[Any]], Any], leaves: Values, tens
     return {name: tf.convert_to_tensor(value) for name, value in found.items() if value is not None}, of_tensors
 
 
-def _trace(model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, random: bool) -> tuple[Any, list[Call]]:
-    """TensorFlow's graph of a model, and the calls of layers."""
+def _trace(model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, random: bool) -> tuple[Any, list[Call], list[str]]:
+    """TensorFlow's graph of a model, the calls of layers, and the outputs' keys."""
     floating = keras.config.floatx()
     specs = [tf.TensorSpec(x.shape, floating if x.dtype.kind == "f" else x.dtype, f"input_{i}") for i, x in enumerate(arrays)]
     current: list[Any] = []
+    keys: list[str] = []
 
     def run(*tensors: Any) -> Any:
         current.append(tf.compat.v1.get_default_graph())
-        return [tf.convert_to_tensor(x) for x in keras.tree.flatten(graphs.call(model, list(tensors), training))]
+        outputs = graphs.call(model, list(tensors), training)
+        keys[:] = graphs.keys(outputs)
+        return [tf.convert_to_tensor(x) for x in keras.tree.flatten(outputs)]
 
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)  # functions within the model, as those Keras compiles, become part of the graph
@@ -216,7 +219,7 @@ def _trace(model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, ran
             function = tf.compat.v1.wrap_function(run, specs)
     finally:
         tf.config.run_functions_eagerly(eager)
-    return function, calls
+    return function, calls, keys
 
 
 @contextlib.contextmanager
@@ -230,9 +233,12 @@ def _span(call: Call, number: int) -> Iterator[None]:
         call.stop = len(operations())
 
 
-def _graph(model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, function: Any, calls: list[Call]) -> Graph:
+def _graph(
+    model: keras.Layer, arrays: Sequence[np.ndarray], training: bool, function: Any, calls: list[Call], keys: list[str]
+) -> Graph:
     """What was traced, with the shapes of all tensors from a run on the arrays."""
     graph = _simplified(function, calls, len(arrays), training)
+    graph.keys = keys
     _add_leaves(graph, function.graph, model)
     values = {name: exact(x) for name, x in zip(graph.inputs, arrays, strict=True)}
     graph.shapes |= {name: tuple(value.shape) for name, value in values.items()}

@@ -18,9 +18,9 @@ class Network:
     def __init__(self, framework=FIRST, seed=0):
         self.framework, self.inputs, self.outputs = framework, ["input"], []
         self.operations, self.functions, self.arrays = [], {}, {}
-        self.notes = []
+        self.notes, self.random = [], []
         self.shapes = {}
-        self.random = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
 
     def start(self, *shape):
         """The input, whose shape without the batch is given channels first."""
@@ -33,6 +33,10 @@ class Network:
 
     def back(self, array):
         return np.moveaxis(array, -1, 1) if self.framework == LAST and array.ndim > 2 else array
+
+    @property
+    def keys(self):
+        return [str(place) for place in range(len(self.outputs))]
 
     @property
     def channels(self):
@@ -60,11 +64,11 @@ class Network:
         pairs = padding if isinstance(padding, tuple) else ((padding, padding),) * 2
         count = self.back(np.zeros(self.shapes[x])).shape[1]
         weights = {
-            "kernel": self.random.standard_normal((out, count // groups, kernel, kernel))
+            "kernel": self.generator.standard_normal((out, count // groups, kernel, kernel))
             / math.sqrt(count * kernel**2 / groups)
         }
         if bias:
-            weights["bias"] = self.random.standard_normal(out)
+            weights["bias"] = self.generator.standard_normal(out)
 
         def run(inputs, weights):
             return (
@@ -83,7 +87,7 @@ class Network:
 
     def norm(self, name, x, epsilon=1e-5, momentum=0.1, over="batch"):
         count = self.back(np.zeros(self.shapes[x])).shape[1]
-        draw = self.random.uniform
+        draw = self.generator.uniform
         weights = {
             "scale": draw(0.5, 1.5, count),
             "shift": draw(-1, 1, count),
@@ -175,8 +179,8 @@ class Network:
     def linear(self, name, x, out):
         count = self.shapes[x][-1]
         weights = {
-            "kernel": self.random.standard_normal((count, out)) / math.sqrt(count),
-            "bias": self.random.standard_normal(out),
+            "kernel": self.generator.standard_normal((count, out)) / math.sqrt(count),
+            "bias": self.generator.standard_normal(out),
         }
         return self.add_operation(name, "linear", [x], lambda i, w: i[0] @ w["kernel"] + w["bias"], weights, channels=-1)
 

@@ -41,7 +41,7 @@ def residual(framework, faults=(), seed=0):
             "b.bias",
             "add",
             y,
-            net.random.standard_normal(8)[:, None, None] if framework == FIRST else net.random.standard_normal(8),
+            net.generator.standard_normal(8)[:, None, None] if framework == FIRST else net.generator.standard_normal(8),
         )
     if not explicit:
         shortcut = net.conv("shortcut", x, 8, 1, padding=0)

@@ -1,6 +1,8 @@
 """`twins.diff` of other forms than a classifier of images: a block of a transformer, a U-Net, a network over time, one of words
 and numbers."""
 
+import math
+
 import numpy as np
 import pytest
 from torch import nn
@@ -278,3 +280,131 @@ def test_programs_of_two_batches_are_one_message():
     one, two = (torch.export.export(Times().eval(), (torch.zeros(size, 4, 32),)).module() for size in (1, 3))
     with pytest.raises(Error, match="A was exported for batches of 1, B of 3"):
         twins.diff(one, two, input=(4, 32))
+
+
+class Chain(nn.Module):
+    """A linear layer, and what `function` makes of it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.fc, self.function = nn.Linear(6, 5), function
+
+    def forward(self, x):
+        return self.function(self.fc(x))
+
+
+class Port(keras.Model):
+    """`Chain` in Keras."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.fc, self.function = layers.Dense(5, name="fc"), function
+
+    def call(self, x):
+        return self.function(self.fc(x))
+
+
+def chained(ours, theirs, train=0):
+    """`Chain` beside `Port`."""
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(0)
+    return twins.diff(Chain(ours).eval(), Port(theirs), input=(6,), train=train)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(functional.relu6, ops.relu), (functional.relu, ops.relu6), (functional.celu, ops.selu)]
+)
+def test_an_activation_that_parts_where_the_input_does_not_reach(ours, theirs):
+    report = chained(ours, theirs)
+    assert [(f.kind, f.attribute) for f in report.findings] == [("activation", "function")] and not report.same
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (functional.relu6, ops.relu6), (functional.celu, ops.elu), (functional.elu, ops.celu),
+        (functional.gelu, lambda x: ops.gelu(x, approximate=False)), (functional.selu, ops.selu),
+        (functional.hardsigmoid, ops.hard_sigmoid), (functional.hardswish, ops.hard_silu),
+        (functional.mish, keras.activations.mish), (lambda x: torch.log_softmax(x, 1), ops.log_softmax),
+        (functional.softplus, ops.softplus), (functional.logsigmoid, ops.log_sigmoid), (functional.silu, ops.silu),
+        (functional.leaky_relu, lambda x: ops.leaky_relu(x, 0.01)), (lambda x: torch.softmax(x, 1), ops.softmax),
+        (lambda x: torch.clamp(x, 0, 6), ops.relu6),
+    ],
+)  # fmt: skip
+def test_an_activation_by_another_name_is_the_same(ours, theirs):
+    report = chained(ours, theirs)
+    assert report.findings == [] and report.same
+
+
+def test_no_number_in_both_is_no_difference():
+    masked = torch.arange(5) > 2
+
+    def ours(x):
+        return torch.softmax(x.masked_fill(masked, -math.inf), 1)
+
+    report = chained(ours, lambda x: ops.softmax(ops.where(np.arange(5) > 2, -np.inf, x)))
+    assert report.findings == [] and report.same
+    report = chained(lambda x: torch.log(x + 1e-6), lambda x: ops.log(x + 1e-6))
+    assert report.findings == [] and report.same
+    assert any("log" in note and "not a number" in note for note in report.notes), report.notes
+    assert [f.attribute for f in chained(lambda x: torch.log(x + 1e-6), lambda x: ops.log(x + 1e-2)).findings] != []
+
+
+def test_a_network_that_gives_no_number_is_one_message():
+    with pytest.raises(Error, match="A gives no finite number on this input, from .*log on: give a picture or an array"):
+        chained(lambda x: torch.log(x).sum(1), lambda x: ops.sum(ops.log(x), 1))
+
+
+class Sample(layers.Layer):
+    """The mean, with noise, as a variational autoencoder draws it."""
+
+    seed = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + ops.exp(0.5 * x) * keras.random.normal(ops.shape(x), seed=self.seed)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "drawn"),
+    [
+        (lambda x: x + torch.exp(0.5 * x) * torch.randn_like(x), Sample(), "A: random numbers are drawn in randn_like:"),
+        (lambda x: torch.tanh(functional.dropout(x)), ops.tanh, "A: random numbers are drawn in dropout:"),
+        (torch.tanh, lambda x: ops.tanh(keras.random.dropout(x, 0.5, seed=Sample.seed)), "B: random numbers are drawn in "),
+    ],
+)
+def test_random_numbers_are_told_and_not_blamed(ours, theirs, drawn):
+    report = chained(ours, theirs)
+    assert report.findings == [] and report.outputs is None
+    assert any(note.startswith(drawn) for note in report.notes), report.notes
+    assert not report.same and not report.sound
+
+
+def test_beside_random_numbers_a_fault_is_named():
+    report = chained(lambda x: torch.tanh(functional.dropout(x)), ops.sigmoid)
+    assert [(f.attribute, f.values) for f in report.findings] == [("function", ("tanh", "sigmoid"))]
+
+
+def test_another_number_of_results_is_a_finding():
+    def ours(x):
+        y = torch.relu(x)
+        return torch.tanh(y), y
+
+    for theirs, values in ((lambda x: ops.tanh(ops.relu(x)), (2, 1)), (lambda x: [ops.tanh(ops.relu(x))] * 3, (2, 3))):
+        report = chained(ours, theirs)
+        assert [(f.kind, f.attribute, f.values) for f in report.findings] == [("output", "number of results", values)]
+        assert not report.same
+    assert chained(ours, lambda x: [ops.tanh(ops.relu(x)), ops.relu(x)]).same
+
+
+@pytest.mark.parametrize("train", [0, 1])
+def test_results_with_keys_are_compared_by_key(train):
+    def ours(x):
+        return {"logits": torch.tanh(x), "aux": (torch.relu(x), torch.sigmoid(x))}
+
+    def theirs(x):
+        return {"logits": ops.tanh(x), "aux": (ops.relu(x), ops.sigmoid(x))}
+
+    report = chained(ours, theirs, train)
+    assert report.findings == [] and report.sound and report.outputs < 1e-6
+    report = chained(ours, lambda x: theirs(x) | {"logits": ops.relu(x), "aux": (ops.tanh(x), ops.sigmoid(x))})
+    assert report.findings and not report.same

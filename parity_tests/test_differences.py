@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from numpy_recording import FIRST, LAST
+from numpy_recording import FIRST, LAST, Network
 from test_alignment import residual
 from typer.testing import CliRunner
 
@@ -14,8 +14,9 @@ from shared.checks import Error
 from twins import backends, differences
 from twins.cli import app
 from twins.cli import diff as cli_diff
-from twins.differences import opening, page, remedies
-from twins.differences.blame import Finding
+from twins.differences import blame, opening, page, remedies
+from twins.differences.alignment import Alignment
+from twins.differences.blame import Finding, Verdict
 from twins.differences.training import Measure, Training
 
 RUNNER = CliRunner()
@@ -306,3 +307,69 @@ def test_a_file_that_no_framework_has_saved(name, by, tmp_path, monkeypatch):
     path.write_text("no zip")
     with pytest.raises(Error, match=f"is no zip file, as one that {by} has saved would be"):
         opening.open_network(str(path), {}, "--a-args")
+
+
+@pytest.fixture
+def unlike(opened, monkeypatch):
+    """An alignment in which most operations have no partner."""
+    monkeypatch.setattr(Alignment, "certain", False)
+
+
+def test_of_networks_too_unlike_nothing_is_told(unlike, monkeypatch):
+    def judge(aligned, values, copy):
+        return Verdict(training=[MOMENTUM])
+
+    monkeypatch.setattr(blame, "judge", judge)
+    result = run("first", "last+eps", "--input", "3x17x17")
+    assert result.exit_code == 1 and "too unlike" in result.output
+    assert "In training they also differ" not in result.output and "momentum" not in result.output
+
+
+def test_of_networks_too_unlike_no_map_is_written(unlike, tmp_path):
+    path = tmp_path / "map.json"
+    result = run("first", "last", "--input", "3x17x17", "--map", str(path))
+    assert not path.exists() and isinstance(result.exception, Error)
+    assert "--map: most operations of first and last have no partner" in str(result.exception)
+
+
+def test_random_numbers_are_told_by_the_command(opened, monkeypatch, tmp_path):
+    def open_network(text, arguments, option):
+        net = residual({"first": FIRST, "last": LAST}[text])
+        net.random = ["bn"] if text == "last" else []
+        return net
+
+    monkeypatch.setattr(opening, "open_network", open_network)
+    path = tmp_path / "page.html"
+    result = run("first", "last", "--input", "3x17x17", "--html", str(path))
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and "It cannot be known whether they are the same function: the results are random" in text
+    assert "Note: last: random numbers are drawn in bn: no two runs are the same, so" in text
+    assert "It cannot be known" in path.read_text()
+    summary = json.loads(run("first", "last", "--input", "3x17x17", "--json").stdout)
+    assert summary["same"] is False and summary["random"] == [[], ["bn"]]
+
+
+def test_another_number_of_results_is_told_by_the_command(opened, monkeypatch):
+    def open_network(text, arguments, option):
+        net = residual({"first": FIRST, "last": LAST}[text])
+        net.outputs = [net.operations[-2].name, *net.outputs][-2 if text == "first" else -1 :]
+        return net
+
+    monkeypatch.setattr(opening, "open_network", open_network)
+    result = run("first", "last", "--input", "3x17x17")
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and "output: number of results A -: 2 B -: 1" in text
+
+
+def test_an_activation_that_the_input_does_not_reach_is_told_by_the_command(opened, monkeypatch):
+    def open_network(text, arguments, option):
+        net = Network({"first": FIRST, "last": LAST}[text])
+        x = net.conv("conv", net.start(3, 9, 9), 4)
+        net.activation("act", x, "relu6" if text == "first" else "relu")
+        return net
+
+    monkeypatch.setattr(opening, "open_network", open_network)
+    result = run("first", "last", "--input", "3x9x9")
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and "activation: function A act: relu6 (net.py:2) B act: relu" in text
+    assert "no difference on A's input" in text and "0.0e+00 on" not in text

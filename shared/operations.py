@@ -128,6 +128,7 @@ class Recording(Protocol):
     operations: Sequence[Operation]  # in the order in which they ran
     inputs: Sequence[str]  # the names of the network's inputs
     outputs: Sequence[str]  # the names of the operations whose results the network returns
+    keys: Sequence[str]  # where each output is in what the network returns: "logits", "aux.0"; "" for the only one
     notes: Sequence[str]  # what a reader should know of it, in words
     dropouts: Sequence[tuple[str, float]]  # (place, rate) of what was not let drop anything, on demand
     random: Sequence[str]  # the operations that draw random numbers all the same

@@ -21,7 +21,7 @@ from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
 from shared.checks import Error
 from shared.operations import Operation
@@ -227,7 +227,9 @@ class Recording:
         self.random = [self._of_node.get(node) or self._place([node]) for node in draws]
         output = next(node for node in program.graph.nodes if node.op == "output")
         returned = [output.args[0]] if isinstance(output.args[0], Node) else output.args[0]
-        self.outputs = [self._of_node[node] for node in returned if isinstance(node, Node) and node in self._of_node]
+        places = [node if isinstance(node, Node) and node in self._of_node else None for node in returned]
+        self.outputs = [self._of_node[node] for node in places if node]
+        self.keys = [key for key, node in zip(_keys(program, len(places)), places, strict=True) if node]
 
     def _fold_constants(self) -> None:
         """Work out what depends on no input, once: a kernel that is standardised first, positions, masks."""
@@ -422,6 +424,15 @@ class Recording:
             for role, node in part.roles.items()
             if role in ("mean", "variance")
         }
+
+
+def _keys(program: ExportedProgram, count: int) -> list[str]:
+    """Where each of `count` outputs is in what the module returns: "logits", "aux.0"; "" for the only one."""
+    spec = program.call_spec.out_spec
+    if spec is None or spec.num_leaves != count:
+        return [str(place) for place in range(count)]
+    paths, _ = tree_flatten_with_path(tree_unflatten(list(range(count)), spec))
+    return [".".join(str(getattr(step, "key", getattr(step, "idx", step))) for step in path) for path, _ in paths]
 
 
 def _is_written(node: Node) -> bool:

@@ -72,7 +72,7 @@ def diff(
     """Compare two networks of anyone's, operation by operation, and name what differs.
 
     Each operation of B runs on A's inputs, so that a fault does not hide those after it. Exit status 0 if the two are the same
-    function, 1 if not. A .py file that you name is run, as Python runs it.
+    function, 1 if not, or if it cannot be known. A .py file that you name is run, as Python runs it.
     """
     from shared.files import check_writable, write_text
 
@@ -93,6 +93,8 @@ def diff(
             say(f"building {text}")
             nets.append(opening.open_network(text, settings, option))
         report = differences.diff(nets[0], nets[1], given, weights.value, (a, b), train, optimizers, same_axes, say)
+    if map_file and not report.certain:
+        raise Error(f"--map: most operations of {a} and {b} have no partner, so which weight is which is not known")
     if map_file:
         write_text(map_file, json.dumps({move["from"]: move["to"] for move in report.map}, indent=1))
     if html:
@@ -145,7 +147,7 @@ def _show(report: "Comparison") -> None:
     judged = f"B with {report.copied} arrays of A's weights" if report.copied else "both with their own weights"
     output.show(f"{len(report.pairs)} operations paired; {judged}.", "")
     if not report.certain:
-        output.show("Most operations have no partner: the two are too unlike to say which is at fault.")
+        output.show(report.in_words)
     for number, finding in enumerate(report.findings, start=1):
         _show_finding(number, finding)
     if report.training:
@@ -179,7 +181,9 @@ def _show_finding(number: int, finding: "Finding") -> None:
     if finding.others:
         others = [pair[1] or pair[0] or "" for pair in finding.others]
         output.show(f"   and in {len(others)} more: {first_few(others)}")
-    if math.isfinite(finding.difference):
+    if finding.difference == 0:
+        output.show("   no difference on A's input")
+    elif math.isfinite(finding.difference):
         output.show(f"   differs by {finding.difference:.1e} on A's input")
     if finding.remedy:
         output.show(f"   to mend B: {finding.remedy}")
@@ -194,9 +198,5 @@ def _where(finding: "Finding") -> str:
 
 
 def _show_verdict(report: "Comparison") -> None:
-    outputs = "have other shapes" if report.outputs is None else f"differ by {report.outputs:.1e}"
-    if report.same:
-        output.show(Text(f"The same function: the results {outputs}.", style="green"))
-    elif report.certain:
-        count = len(report.findings)
-        output.show(Text(f"Not the same function: {count} finding{'s' * (count > 1)}; the results {outputs}.", style="red"))
+    if report.certain:
+        output.show(Text(report.in_words, style="green" if report.same else "red"))

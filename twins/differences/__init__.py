@@ -11,7 +11,7 @@ import numpy as np
 from shared.checks import Error
 from shared.operations import Recording
 
-from .. import backends, ladder
+from .. import backends
 from . import alignment, blame
 from . import training as steps
 from .alignment import Alignment, Layout
@@ -38,10 +38,12 @@ class Comparison:
         notes: What a reader should know of the recordings, in words.
         only: The operations of A and of B without a partner.
         harmless: Those of them that change nothing.
-        outputs: How far the results of the networks are apart; None where they have other shapes.
+        outputs: How far the results of the networks are apart; None where they have other shapes, or are random.
         copied: The number of A's weights that B was judged with; 0 for its own.
         map: Which of A's weights each of B's is: dicts with from, to, role, and rows where those of a kernel are permuted.
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
+        random: The operations of A and of B that draw random numbers. None of them is blamed, and where there are any, nobody
+            can know whether the two are the same function.
     """
 
     names: tuple[str, str]
@@ -55,6 +57,7 @@ class Comparison:
     copied: int
     map: list[dict[str, Any]]
     certain: bool
+    random: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     trained: steps.Training | None = None
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)  # of both graphs beside one another, for the page
@@ -62,13 +65,27 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether the two are the same function."""
-        return self.certain and not self.findings
+        return self.certain and not self.findings and not any(self.random)
 
     @property
     def sound(self) -> bool:
         """Whether they are the same function and, if they were to be trained, were seen to train alike."""
         trained = self.trained
         return self.same and (trained is None or bool(trained.measures and not trained.parting and not self.training))
+
+    @property
+    def in_words(self) -> str:
+        """The verdict, in a sentence."""
+        if not self.certain:
+            return "Most operations have no partner: the two are too unlike to say which is at fault."
+        results = "have other shapes" if self.outputs is None else f"differ by {self.outputs:.1e}"
+        results = "are random" if any(self.random) else results
+        if self.same:
+            return f"The same function: the results {results}."
+        count = len(self.findings)
+        if not count:
+            return f"It cannot be known whether they are the same function: the results {results}."
+        return f"Not the same function: {count} finding{'s' * (count > 1)}; the results {results}."
 
 
 def diff(
@@ -90,7 +107,7 @@ def diff(
     unless `same_axes`: then both get them as they are. With `weights="copy"`, B is judged with A's weights, and has its own
     again afterwards; with "own", both as they are. With `train`, both then take as many steps of the same optimiser: see
     `twins.differences.training`. `say` is called with what is being done.
-    Raises `shared.Error` for what is no network and for networks that do not run on the input.
+    Raises `shared.Error` for what is no network, for networks that do not run on the input, and where A gives no finite number.
     """
     if weights not in ("copy", "own"):
         raise Error(f"weights is {weights!r}, expected 'copy' or 'own'")
@@ -104,15 +121,11 @@ def diff(
     recordings = aligned.a.recording, aligned.b.recording
     say("running every operation of B on A's inputs")
     values = _values(recordings[0], laid[0])
+    notes = _not_numbers(recordings[0], values, names[0])
     verdict = blame.judge(aligned, values, weights == "copy")
     say("running B with A's weights" if weights == "copy" else "running B")
     values = {name: values[name] for name in recordings[0].outputs}  # the others are large
-    apart = _outputs(aligned, values, _values_of_b(aligned, verdict, laid[1], weights == "copy", recordings[1].outputs))
-    if apart is not None and apart <= AGREED:
-        blame.excuse(verdict)
-    if aligned.certain and not verdict.findings and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
-        theirs = _values_of_b(aligned, verdict, laid[1], weights == "copy")
-        verdict.findings = _parting(aligned, recordings[0].values(laid[0].arrays), theirs, apart)
+    apart = _judged_by_results(aligned, verdict, values, laid, weights == "copy")
     trained = None
     if train:
         trained, verdict.training = _trained((a, b), names, laid, train, weights == "copy", say, verdict, chosen)
@@ -121,17 +134,70 @@ def diff(
         frameworks=(recordings[0].framework, recordings[1].framework),
         pairs=verdict.judgements,
         findings=verdict.findings if aligned.certain else [],
-        training=verdict.training,
+        training=verdict.training if aligned.certain else [],
         only=([node.name for node in aligned.only_a], [node.name for node in aligned.only_b]),
         harmless=verdict.harmless,
         outputs=apart,
         copied=len(verdict.weights) if weights == "copy" else 0,
         map=verdict.moves,
         certain=aligned.certain,
+        random=(list(recordings[0].random), list(recordings[1].random)),
         trained=trained,
-        notes=[f"{name}: {note}" for name, each in zip(names, recordings, strict=True) for note in each.notes],
+        notes=[*_notes(recordings, names), *notes],
         rows=_rows(aligned, verdict),
     )
+
+
+def _judged_by_results(
+    aligned: Alignment, verdict: blame.Verdict, ours: Mapping[str, np.ndarray], laid: Sequence["_Laid"], copy: bool
+) -> float | None:
+    """How far the results are apart, and what this says of the verdict: excused, or nothing but that they are apart.
+
+    None where the shapes differ, and where random numbers are drawn: no two runs have the same results then.
+    """
+    one, two = aligned.a.recording, aligned.b.recording
+    counts, apart = (len(one.outputs), len(two.outputs)), None
+    number = [Finding((None, None), "output", "number of results", counts, math.nan)] * (counts[0] != counts[1])
+    if not (one.random or two.random):
+        apart = _outputs(aligned, ours, _values_of_b(aligned, verdict, laid[1], copy, two.outputs))
+        if apart is not None and apart <= AGREED:
+            blame.excuse(verdict)
+        verdict.findings += number
+        if aligned.certain and not verdict.findings and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
+            theirs = _values_of_b(aligned, verdict, laid[1], copy)
+            verdict.findings = _parting(aligned, one.values(laid[0].arrays), theirs, apart)
+    else:
+        verdict.findings += number
+    return apart
+
+
+def _notes(recordings: Sequence[Recording], names: Sequence[str]) -> list[str]:
+    """What a reader should know of two recordings."""
+    notes = [f"{name}: {note}" for name, each in zip(names, recordings, strict=True) for note in each.notes]
+    why = "no two runs are the same, so these are not judged, and the results are not compared"
+    return notes + [
+        f"{name}: random numbers are drawn in {', '.join(dict.fromkeys(each.random))}: {why}"
+        for name, each in zip(names, recordings, strict=True)
+        if each.random
+    ]
+
+
+def _not_numbers(recording: Recording, values: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """A note where A's results are NaN in part. Raises `Error` where they are not finite at all: nothing could be compared."""
+
+    def has_nan(key: str) -> bool:
+        return values[key].dtype.kind == "f" and bool(np.isnan(values[key]).any())
+
+    def has_numbers(key: str) -> bool:
+        return values[key].dtype.kind != "f" or bool(np.isfinite(values[key]).any())
+
+    first = next((each.name for each in recording.operations if has_nan(each.name)), None)
+    if recording.outputs and not any(map(has_numbers, recording.outputs)):
+        place = f", from {first} on" if first else ""
+        raise Error(f"{name} gives no finite number on this input{place}: give a picture or an array as the input")
+    if first and any(map(has_nan, recording.outputs)):
+        return [f"{name}: {first} is not a number in part on this input, and so are results: no difference shows there"]
+    return []
 
 
 class _Laid(NamedTuple):
@@ -168,6 +234,12 @@ def _aligned(
         shapes = [array.shape for array in arrays]
         graphs.append(alignment.graph(recording, dict(zip(recording.inputs, shapes, strict=True))))
     say("matching the operations")
+    one, two = graphs
+    if sorted(one.recording.keys) == sorted(
+        two.recording.keys
+    ):  # one framework has a dict's entries in its order, one sorts them
+        by_key = dict(zip(two.recording.keys, two.outputs, strict=True))
+        two.outputs = [by_key[key] for key in one.recording.keys]
     return alignment.align(graphs[0], graphs[1], list(map(_between, laid[0].orders, laid[1].orders)))
 
 
@@ -375,7 +447,7 @@ def _outputs(aligned: Alignment, values: Mapping[str, np.ndarray], theirs: Mappi
     for one, two in zip(aligned.a.outputs, aligned.b.outputs, strict=False):
         layout = aligned.operand(aligned.a.roots[one], aligned.b.roots[two])
         wanted = alignment.carried(values[one], layout)
-        apart.append(ladder.relative(wanted, theirs[two]) if wanted.shape == theirs[two].shape else None)
+        apart.append(blame.apart(wanted, theirs[two]) if wanted.shape == theirs[two].shape else None)
     if not apart or None in apart:
         return None
     return max(value for value in apart if value is not None)
@@ -387,7 +459,7 @@ def _parting(
     """One finding that blames nothing: the first value to part where each operation alone is sound."""
     for a, b in aligned.pairs:
         wanted = alignment.carried(values[a.name], aligned.layouts.get(b.name))
-        difference = ladder.relative(wanted, theirs[b.name])
+        difference = blame.apart(wanted, theirs[b.name])
         if not difference <= 1e-6:
             return [Finding((a.name, b.name), b.kind, "not known", ("", ""), difference, (a.source, b.source))]
     return [Finding((None, None), "output", "not known", ("", ""), math.inf if apart is None else apart)]

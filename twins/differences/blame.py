@@ -20,6 +20,7 @@ from .alignment import Alignment, Graph, Layout, Node, Root, by_channels, carrie
 BOUND32 = 1e-5  # of one operation whose result is float32
 CONSTANTS = 1e-6  # what constants may change that a framework keeps in float32, as TensorFlow does a slope
 OTHERWISE = ("left out", "added", "place", "operands", "operation", "transposed")  # what may be another way to write the same
+REACH = 8.0  # from minus this to this, activations are compared beside the values at hand
 LEARNED = {"bias": "bias", "scale": "scale", "shift": "shift"}  # roles that one of the two may have and the other not
 
 
@@ -112,21 +113,26 @@ class _Judge:
         layouts = alignment.of_operands(a, b)
         weights = copied(alignment, a, b, layouts) if self.copy or alignment.a is alignment.b else {}
         self._note_weights(a, b, weights, layouts, verdict)
-        out, problem = self._run(a, b, layouts, twos, weights)
+        if draws(alignment.a, a) or draws(alignment.b, b):
+            return []
+        out, problem = self._run(a, b, layouts, twos, weights, self.values)
         wanted = carried(self.values[a.name], alignment.layouts.get(b.name))
-        difference = ladder.relative(_wide(wanted), _wide(out)) if out is not None else math.inf
+        difference = apart(_wide(wanted), _wide(out)) if out is not None else math.inf
         bound = _bound(wanted, out)
         if not difference <= bound and math.isfinite(difference):
             bound = max(bound, 10 * self._control(a))
         wrong = not difference <= bound
         findings = self._wiring(a, b, ones, twos)
         resized = self._resized(a, b, layouts)
-        told = differing(alignment, a, b, layouts) if wrong or not np.any(wanted) else []
+        activations = a.kind == b.kind == "activation"
+        elsewhere = activations and not wrong and not resized and self._part_elsewhere(a, b, layouts, twos, weights)
+        unseen = not activations and not np.any(wanted)
+        told = differing(alignment, a, b, layouts) if wrong or elsewhere or unseen else []
         told = [item for item in told if not (resized and _of_size(alignment, a, b, item[0]))]
         if not told and difference <= CONSTANTS:
             wrong, bound = False, max(bound, difference)
         told += [always for always in _always(a, b) if always not in told]
-        if wrong and not told and not findings and not resized:
+        if (wrong or elsewhere) and not told and not findings and not resized:
             told = self._unnamed(a, b, layouts, problem)
         if told or not (wrong and resized):
             verdict.judgements.append(Judgement(a.name, b.name, difference, bound))
@@ -143,11 +149,35 @@ class _Judge:
         theirs = [math.prod(self.alignment.b.shapes[name]) for name in b.inputs]
         return len(ours) == len(theirs) and sorted(ours) != sorted(theirs)
 
-    def _run(
+    def _part_elsewhere(
         self, a: Node, b: Node, layouts: Sequence[Layout], twos: Sequence[Root], weights: Mapping[str, np.ndarray]
+    ) -> bool:
+        """Whether two activations are apart on numbers that the values at hand may not reach, as a ReLU and a ReLU6 above 6."""
+        if {"softmax", "log_softmax"} & {called(a), called(b)} or len(a.inputs) != 1:
+            return False
+        value = self.values[a.inputs[0]]
+        if value.dtype.kind != "f" or not value.size:
+            return False
+        shape = value.shape
+        count = -(-64 // math.prod(shape))
+        for grid in np.linspace(-REACH, REACH, count * math.prod(shape)).reshape(count, *shape):
+            out, _ = self._run(a, b, layouts, twos, weights, {a.inputs[0]: grid})
+            wanted = carried(self.alignment.a.apply(a, [grid]), self.alignment.layouts.get(b.name))
+            if out is not None and not apart(_wide(wanted), _wide(out)) <= max(CONSTANTS, _bound(wanted, out)):
+                return True
+        return False
+
+    def _run(
+        self,
+        a: Node,
+        b: Node,
+        layouts: Sequence[Layout],
+        twos: Sequence[Root],
+        weights: Mapping[str, np.ndarray],
+        values: Mapping[str, np.ndarray],
     ) -> tuple[np.ndarray | None, str]:
-        """The result of B's operation on A's inputs, or why there is none."""
-        operands = [carried(self.values[name], layout) for name, layout in zip(a.inputs, layouts, strict=False)]
+        """The result of B's operation on what A's takes among `values`, or why there is none."""
+        operands = [carried(values[name], layout) for name, layout in zip(a.inputs, layouts, strict=False)]
         if list(twos) != self.alignment.b.operands(b):
             operands.reverse()
         if len(operands) != len(b.inputs):
@@ -239,7 +269,7 @@ class _Judge:
 
     def _equal(self, one: str, two: str) -> bool:
         x, y = self.values[one], self.values[two]
-        return x.shape == y.shape and ladder.relative(x, y) <= 1e-12
+        return x.shape == y.shape and apart(x, y) <= 1e-12
 
     @staticmethod
     def _reached(graph: Graph, name: str, known: set[str]) -> set[str]:
@@ -258,8 +288,9 @@ class _Judge:
         """The findings of operations without a partner."""
         found = []
         parts = [_parts(graph, only) for graph, only in self._lonely_sides()]
+        random = [_random(graph, only) for graph, only in self._lonely_sides()]
         for node in self.alignment.only_a:
-            if node.name in parts[0]:
+            if node.name in parts[0] or node.name in random[0]:
                 continue
             difference = self._own_effect(self.values.get(node.name), [self.values[name] for name in node.inputs])
             if difference <= _bound(self.values[node.name], None):
@@ -269,7 +300,7 @@ class _Judge:
             finding = self._finding(node, None, "left out", (called(node), "none"), difference)
             found.append((self._place(node, order), replace(finding, others=with_it)))
         for node in self.alignment.only_b:
-            if node.name in parts[1]:
+            if node.name in parts[1] or node.name in random[1]:
                 continue
             operands = [value for root in self.alignment.b.operands(node) if (value := self._theirs(root)) is not None]
             try:
@@ -305,7 +336,7 @@ class _Judge:
     @staticmethod
     def _own_effect(out: np.ndarray | None, inputs: Sequence[np.ndarray]) -> float:
         """How far an operation takes its input from itself."""
-        same = [ladder.relative(value, out) for value in inputs if out is not None and value.shape == out.shape]
+        same = [apart(value, out) for value in inputs if out is not None and value.shape == out.shape]
         return min(same, default=math.inf)
 
     def _finding(self, a: Node | None, b: Node | None, attribute: str, values: tuple[Any, Any], difference: float) -> Finding:
@@ -336,11 +367,36 @@ def _parts(graph: Graph, only: Sequence[Node]) -> dict[str, str]:
     return parts
 
 
+def _random(graph: Graph, only: Sequence[Node]) -> set[str]:
+    """The nodes that draw random numbers, and those without a partner that make something of these, as a mask of them."""
+    names, found = {node.name for node in only}, set[str]()
+    for node in graph.nodes.values():
+        takes = {root.name for root in graph.operands(node)}
+        if draws(graph, node) or (node.name in names and takes & found):
+            found.add(node.name)
+    return found
+
+
 def readable(source: str) -> str:
     """A place in the code for people: from the package, or from the folder that the command runs in; none in this package."""
     if source.startswith(f"{Path(__file__).parent}/"):
         return ""
     return source.rpartition("/site-packages/")[2].removeprefix(f"{Path.cwd()}/")
+
+
+def apart(one: np.ndarray, two: np.ndarray) -> float:
+    """||one - two|| / ||one||, where NaN beside NaN and infinity beside the same infinity are no difference."""
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        difference = ladder.relative(one, two)
+        if math.isfinite(difference) or one.shape != two.shape:
+            return difference
+        same = ~np.isfinite(one) & ((one == two) | (np.isnan(one) & np.isnan(two)))
+        return ladder.relative(np.where(same, 0, one), np.where(same, 0, two))
+
+
+def draws(graph: Graph, node: Node) -> bool:
+    """Whether a node draws random numbers, so that no two runs of it are the same."""
+    return not {node.name, *(member.name for member in node.members)}.isdisjoint(graph.recording.random)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

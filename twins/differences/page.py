@@ -52,16 +52,8 @@ def _training(report: "Comparison", items: list[str], before: int) -> str:
 
 
 def _verdict(report: "Comparison") -> str:
-    if not report.certain:
-        return "Most operations have no partner: the two are too unlike to say which is at fault."
-    apart = "have other shapes" if report.outputs is None else f"differ by {report.outputs:.1e}"
-    count = len(report.findings)
-    if report.same:
-        return f"The same function: {len(report.pairs)} operations paired; the results {apart}."
-    return (
-        f"{count} finding{'s' * (count > 1)} in {len(report.pairs)} paired operations; the results {apart}. "
-        '<a href="#first">The first difference</a>'
-    )
+    link = ' <a href="#first">The first difference</a>' if report.findings else ""
+    return f"{report.in_words} {len(report.pairs)} operations paired.{link}"
 
 
 def _finding(number: int, finding: "Finding") -> str:

@@ -249,7 +249,7 @@ def _outputs(aligned: Alignment, ours: Mapping[str, np.ndarray], theirs: Mapping
 class _Passed:
     """What one step gave, before the weights move."""
 
-    outputs: list[np.ndarray]
+    outputs: dict[str, np.ndarray]
     loss: float
     gradients: dict[Key, np.ndarray]
     statistics: dict[Key, np.ndarray]
@@ -292,7 +292,7 @@ class _Trainee:
         of_weights, _ = recording.gradients(self.inputs, [error / error.size for error in errors])
         trained = {key: gradient for key, gradient in of_weights.items() if key in self.weights or key in self.computed}
         loss = sum(float(np.mean(np.square(error))) / 2 for error in errors)
-        outputs = [values[name] for name in recording.outputs if name in self.targets]
+        outputs = {name: values[name] for name in self.targets}
         return _Passed(outputs, loss, trained, recording.statistics(self.inputs))
 
     def move(self, passed: _Passed, rate: float) -> None:
@@ -398,7 +398,8 @@ class _Steps:
     def _loss(self, step: int, ours: _Passed, control: _Passed, theirs: _Passed) -> Measure:
         """The outputs and the loss, whichever differ more."""
         apart = [0.0, 0.0]
-        for output, one, near, two in zip(self.outputs, ours.outputs, control.outputs, theirs.outputs, strict=True):
+        for output in self.outputs:
+            one, near, two = ours.outputs[output.a], control.outputs[output.a], theirs.outputs[output.b]
             apart = [
                 max(apart[0], ladder.relative(carried(one, output.layout), two)),
                 max(apart[1], ladder.relative(one, near)),
