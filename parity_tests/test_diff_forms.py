@@ -408,3 +408,19 @@ def test_results_with_keys_are_compared_by_key(train):
     assert report.findings == [] and report.sound and report.outputs < 1e-6
     report = chained(ours, lambda x: theirs(x) | {"logits": ops.relu(x), "aux": (ops.tanh(x), ops.sigmoid(x))})
     assert report.findings and not report.same
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(16, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0]
+
+
+def test_weights_that_cannot_be_copied_are_not_blamed():
+    given = keras.Input((7, 16))
+    report = twins.diff(Recurrent(), keras.Model(given, layers.LSTM(8, return_sequences=True)(given)), same_axes=True)
+    assert report.findings == [] and not report.same and len(report.uncopied) == 1
+    assert report.in_words.startswith("It cannot be known") and "is not judged" in report.notes[-1]

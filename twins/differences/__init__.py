@@ -44,6 +44,7 @@ class Comparison:
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
         random: The operations of A and of B that draw random numbers. None of them is blamed, and where there are any, nobody
             can know whether the two are the same function.
+        uncopied: B's operations that could not get A's weights, as nobody can say which is which. The same holds for them.
     """
 
     names: tuple[str, str]
@@ -58,6 +59,7 @@ class Comparison:
     map: list[dict[str, Any]]
     certain: bool
     random: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    uncopied: list[str] = field(default_factory=list)
     trained: steps.Training | None = None
     notes: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)  # of both graphs beside one another, for the page
@@ -65,7 +67,7 @@ class Comparison:
     @property
     def same(self) -> bool:
         """Whether the two are the same function."""
-        return self.certain and not self.findings and not any(self.random)
+        return self.certain and not self.findings and not any(self.random) and not self.uncopied
 
     @property
     def sound(self) -> bool:
@@ -142,8 +144,9 @@ def diff(
         map=verdict.moves,
         certain=aligned.certain,
         random=(list(recordings[0].random), list(recordings[1].random)),
+        uncopied=verdict.uncopied,
         trained=trained,
-        notes=[*_notes(recordings, names), *notes],
+        notes=[*_notes(recordings, names), *notes, *_uncopied(verdict, names[1])],
         rows=_rows(aligned, verdict),
     )
 
@@ -162,8 +165,10 @@ def _judged_by_results(
         apart = _outputs(aligned, ours, _values_of_b(aligned, verdict, laid[1], copy, two.outputs))
         if apart is not None and apart <= AGREED:
             blame.excuse(verdict)
+            verdict.uncopied.clear()
         verdict.findings += number
-        if aligned.certain and not verdict.findings and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
+        known = not verdict.findings and not verdict.uncopied
+        if aligned.certain and known and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
             theirs = _values_of_b(aligned, verdict, laid[1], copy)
             verdict.findings = _parting(aligned, one.values(laid[0].arrays), theirs, apart)
     else:
@@ -180,6 +185,12 @@ def _notes(recordings: Sequence[Recording], names: Sequence[str]) -> list[str]:
         for name, each in zip(names, recordings, strict=True)
         if each.random
     ]
+
+
+def _uncopied(verdict: blame.Verdict, name: str) -> list[str]:
+    """What a reader should know of operations that were not judged."""
+    why = "which of its weights is which of A's is not known, so it is not judged; own weights are compared by --weights own"
+    return [f"{name}: {operation}: {why}" for operation in verdict.uncopied]
 
 
 def _not_numbers(recording: Recording, values: Mapping[str, np.ndarray], name: str) -> list[str]:

@@ -68,6 +68,7 @@ class Verdict:
     weights: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # A's, for `load` of B
     moves: list[dict[str, Any]] = field(default_factory=list)  # the same in words
     training: list[Finding] = field(default_factory=list)  # what differs in training alone
+    uncopied: list[str] = field(default_factory=list)  # B's operations that could not get A's weights
 
 
 def judge(alignment: Alignment, values: Mapping[str, np.ndarray], copy: bool = True) -> Verdict:
@@ -133,6 +134,9 @@ class _Judge:
             wrong, bound = False, max(bound, difference)
         told += [always for always in _always(a, b) if always not in told]
         if (wrong or elsewhere) and not told and not findings and not resized:
+            if self._is_uncopied(a, b, weights):
+                verdict.uncopied.append(b.name)
+                return []
             told = self._unnamed(a, b, layouts, problem)
         if told or not (wrong and resized):
             verdict.judgements.append(Judgement(a.name, b.name, difference, bound))
@@ -200,6 +204,10 @@ class _Judge:
         )
         out = graph.apply(a, [inputs[name] for name in a.inputs], state)
         return ladder.relative(self.values[a.name], out)
+
+    def _is_uncopied(self, a: Node, b: Node, weights: Mapping[str, np.ndarray]) -> bool:
+        """Whether operations that these terms do not know have weights, of which nobody can say which is which."""
+        return self.copy and "other" in (a.kind, b.kind) and not {*a.weights, *b.weights} <= {*weights}
 
     def _unnamed(self, a: Node, b: Node, layouts: Sequence[Layout], problem: str) -> list[tuple[str, tuple[Any, Any]]]:
         """What differs where no attribute does: the order of elements, weights, or nothing that these terms know."""
