@@ -1,6 +1,9 @@
 """`twins.diff` of whole networks that are the same function: no false alarm."""
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from applications_in_torch import PORTS
@@ -81,3 +84,27 @@ def test_a_port_is_the_same_function_as_keras_applications(name):
     logits = {"classifier_activation": None} if name == "VGG16" else {}
     model = getattr(keras.applications, name)(weights=None, input_shape=(pixels, pixels, 3), classes=10, **logits)
     check(stirred(port(10, pixels)), model, 3, pixels)
+
+
+MEMORY = """
+import resource, sys
+import twins
+from twins import backends
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+packages = backends.start(backends.Backend.BOTH)
+before = held()
+nets = [package.build("resnet50", seed=0, dtype="float64") for package in packages]
+both = held() - before
+assert twins.diff(*nets).same
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / both)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from Linux's /proc")
+def test_memory_is_within_four_times_that_of_both_networks():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert 1 < float(done.stdout) < 4
