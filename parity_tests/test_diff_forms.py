@@ -424,3 +424,27 @@ def test_weights_that_cannot_be_copied_are_not_blamed():
     report = twins.diff(Recurrent(), keras.Model(given, layers.LSTM(8, return_sequences=True)(given)), same_axes=True)
     assert report.findings == [] and not report.same and len(report.uncopied) == 1
     assert report.in_words.startswith("It cannot be known") and "is not judged" in report.notes[-1]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.factor, self.shift = nn.Linear(6, 5), nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor([0.2]))
+
+    def forward(self, x):
+        return 2 * torch.tanh(self.fc(x) * self.factor) + self.shift
+
+
+class KerasScaled(keras.Model):
+    def __init__(self, number):
+        super().__init__()
+        self.fc, self.number = layers.Dense(5), number
+        self.factor, self.shift = self.add_weight((), "ones", name="factor"), self.add_weight((1,), "zeros", name="shift")
+
+    def call(self, x):
+        return self.number * ops.tanh(self.fc(x) * self.factor) + self.shift
+
+
+def test_a_weight_of_one_number_is_copied_and_a_number_in_the_code_is_not():
+    assert twins.diff(Scaled(), KerasScaled(2), input=(6,)).same
+    assert [finding.attribute for finding in twins.diff(Scaled(), KerasScaled(3), input=(6,)).findings] == ["factor"]

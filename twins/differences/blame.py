@@ -128,7 +128,7 @@ class _Judge:
         activations = a.kind == b.kind == "activation"
         elsewhere = activations and not wrong and not resized and self._part_elsewhere(a, b, layouts, twos, weights)
         unseen = not activations and not np.any(wanted)
-        told = differing(alignment, a, b, layouts) if wrong or elsewhere or unseen else []
+        told = differing(alignment, a, b, layouts, weights) if wrong or elsewhere or unseen else []
         told = [item for item in told if not (resized and _of_size(alignment, a, b, item[0]))]
         if not told and difference <= CONSTANTS:
             wrong, bound = False, max(bound, difference)
@@ -510,8 +510,9 @@ def copied(
         rows = rows_of(layouts, array) if (a.kind, role) == ("linear", "kernel") else None
         if rows is not None:
             array = array[rows]
-        if "constant" in role and (array.size == 1 or len(a.weights) > 1):
-            continue  # a number in the code, not a weight
+        is_number = "constant" in role and (array.size == 1 or len(a.weights) > 1)
+        if is_number and not alignment.a.recording.trains(*a.weights[role]):
+            continue  # in the code, not a weight
         if "constant" in role and array.shape != shape:
             full = array.reshape((1,) * (len(a.shape) - array.ndim) + array.shape)
             array = carried(full, alignment.layouts.get(b.name))
@@ -554,12 +555,14 @@ def _same(one: Any, two: Any) -> bool:
     return one == two or (numbers and math.isclose(one, two, rel_tol=1e-6))
 
 
-def differing(alignment: Alignment, a: Node, b: Node, layouts: Sequence[Layout]) -> list[tuple[str, tuple[Any, Any]]]:
-    """The attributes in which two paired operations differ, and both values, in B's order of axes."""
+def differing(
+    alignment: Alignment, a: Node, b: Node, layouts: Sequence[Layout], weights: Mapping[str, np.ndarray]
+) -> list[tuple[str, tuple[Any, Any]]]:
+    """The attributes in which two paired operations differ, B's with `weights`, and both values, in B's order of axes."""
     if a.kind != b.kind:
         return [("operation", (called(a), called(b)))]
     if a.kind == "scaling":
-        return _scalings(alignment, a, b)
+        return _scalings(alignment, a, b, weights)
     one, two = _comparable(alignment.a, a), _comparable(alignment.b, b)
     order = layouts[0] if layouts and isinstance(layouts[0], tuple) else None
     rank = len(alignment.b.shapes[b.inputs[0]]) if b.inputs else 0
@@ -660,13 +663,13 @@ def _same_reach(alignment: Alignment, a: Node, b: Node) -> bool:
     return reaches[0] == reaches[1]
 
 
-def _scalings(alignment: Alignment, a: Node, b: Node) -> list[tuple[str, tuple[Any, Any]]]:
-    """The factors and offsets of two chains of arithmetic."""
+def _scalings(alignment: Alignment, a: Node, b: Node, weights: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[Any, Any]]]:
+    """The factors and offsets of two chains of arithmetic, B's with `weights`."""
     told: list[tuple[str, tuple[Any, Any]]] = []
     lines = []
-    for graph, node in ((alignment.a, a), (alignment.b, b)):
+    for graph, node, given in ((alignment.a, a, None), (alignment.b, b, weights)):
         shape = graph.shapes[node.inputs[0]]
-        zero, one = (graph.apply(node, [np.full(shape, float(value))]) for value in (0, 1))
+        zero, one = (graph.apply(node, [np.full(shape, float(value))], given) for value in (0, 1))
         lines.append((_numbers(one - zero), _numbers(zero)))
     for words, pair in zip(("factor", "offset"), zip(*lines, strict=True), strict=True):
         ours, theirs = (np.resize(values, max(map(len, pair))) for values in pair)
