@@ -503,7 +503,7 @@ def _reduce(terms: Terms, node: Node, number: int) -> Described:
 
 
 def _concatenate(terms: Terms, node: Node, number: int) -> Described:
-    if any(name not in terms.graph.dynamic for name in node.inputs):
+    if sum(name not in terms.graph.dynamic for name in terms.operands(node)) > 1:
         return None
     return "concatenate", {"axis": int(node.params["dimension"])}
 

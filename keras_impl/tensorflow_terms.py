@@ -51,6 +51,9 @@ class Terms(terms.Terms):
     def finders(self) -> tuple[Callable[[Any], None], ...]:
         return (self._attention, self._grouped, self._anchor)
 
+    def operands(self, node: Node) -> list[str]:
+        return node.inputs[:-1] if node.type == "ConcatV2" else super().operands(node)  # the last is the axis
+
     def undone(self, node: Node) -> Change | None:
         """The way back through a node that only rearranges its first input; None for others."""
         if node.type not in REARRANGED or any(name in self.graph.names for name in node.inputs[1:]):
@@ -385,7 +388,7 @@ def _reduce(terms: Terms, node: Node, number: int) -> Described:
 
 
 def _concatenate(terms: Terms, node: Node, number: int) -> Described:
-    if any(name not in terms.graph.dynamic for name in node.inputs[:-1]):
+    if sum(name not in terms.graph.dynamic for name in terms.operands(node)) > 1:
         return None
     return "concatenate", {"axis": int(terms.graph.static(node.inputs[-1])) % len(terms.shape(node.outputs[0]))}
 

@@ -135,6 +135,10 @@ class Terms:
         """The shape of a tensor on this input."""
         return self.graph.shapes[tensor]
 
+    def operands(self, node: Any) -> list[str]:
+        """The inputs of a node that are arrays to compute with, and not numbers that say how."""
+        return list(node.inputs)
+
     def dynamic(self, node: Node) -> list[str]:
         """The inputs of a node that depend on the network's."""
         return [name for name in node.inputs if name in self.graph.dynamic]
@@ -324,12 +328,12 @@ class Terms:
             kind, attributes = self.described(node, number)
             bindings: dict[str, Binding] = {}
             operands: tuple[int, ...] = ()
-            still = [name for name in node.inputs if name not in self.graph.dynamic]
+            still = [name for name in self.operands(node) if name not in self.graph.dynamic]
             if kind == "normalization":
                 bindings = {r: self.binding(n) for r, n in zip(("scale", "shift", "mean", "variance"), still, strict=True)}
             elif kind == "embedding":
                 bindings = {"kernel": self.binding(node.inputs[0])}
-            elif kind in OPERATORS or kind == "matmul":
+            elif kind in OPERATORS or kind in ("matmul", "concatenate"):
                 bindings = {role: self.binding(name) for role, name in zip(("constant",), still, strict=False)}
                 operands = tuple(i for i, name in enumerate(node.inputs) if name in self.graph.dynamic) if still else ()
             elif kind == "other":

@@ -448,3 +448,32 @@ class KerasScaled(keras.Model):
 def test_a_weight_of_one_number_is_copied_and_a_number_in_the_code_is_not():
     assert twins.diff(Scaled(), KerasScaled(2), input=(6,)).same
     assert [finding.attribute for finding in twins.diff(Scaled(), KerasScaled(3), input=(6,)).findings] == ["factor"]
+
+
+class Token(nn.Module):
+    """A learned token in front of a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.token = nn.Linear(16, 8), nn.Parameter(torch.randn(1, 1, 16))
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))
+
+
+class KerasToken(keras.Model):
+    def __init__(self, first):
+        super().__init__()
+        self.fc, self.first = layers.Dense(8), first
+        self.token = self.add_weight((1, 1, 16), "random_normal", name="token")
+
+    def call(self, x):
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, 16))
+        return self.fc(ops.concatenate([token, x] if self.first else [x, token], 1))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_learned_token_in_front_of_a_sequence(first):
+    report = twins.diff(Token(), KerasToken(first), input=(7, 16), same_axes=True)
+    assert report.same == first
+    assert {finding.kind for finding in report.findings} <= {"concatenate"}
