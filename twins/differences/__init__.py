@@ -42,9 +42,8 @@ class Comparison:
         copied: The number of A's weights that B was judged with; 0 for its own.
         map: Which of A's weights each of B's is: dicts with from, to, role, and rows where those of a kernel are permuted.
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
-        random: The operations of A and of B that draw random numbers. None of them is blamed, and where there are any, nobody
-            can know whether the two are the same function.
-        uncopied: B's operations that could not get A's weights, as nobody can say which is which. The same holds for them.
+        random: The operations of A and of B that draw random numbers. With any, it is not known whether the two are the same.
+        uncopied: B's operations that could not get A's weights, as nobody can say which is which. The same holds with any.
     """
 
     names: tuple[str, str]
