@@ -11,7 +11,7 @@ import typer
 from shared import recipes
 from shared.checks import Error
 from twins import ladder, plots, runlog, training
-from twins.backends import ENGINES
+from twins.backends import SEVERAL, Backend
 from twins.training import Checkpoint
 
 
@@ -30,9 +30,10 @@ def main(
     whole, switched = out / "torch", out / "switched"
     options = ("--set", "precision=float64")
     train(recipe, *options, "--epochs", epochs, "--out", whole)
+    in_turn = SEVERAL[Backend.ALL]
     for number, until in enumerate(range(every, epochs + 1, every)):
         folder = ("--resume", switched) if number else ("--out", switched)
-        train(recipe, *options, *folder, "--epochs", until, "--backend", ENGINES[number % len(ENGINES)])
+        train(recipe, *options, *folder, "--epochs", until, "--backend", in_turn[number % len(in_turn)])
     one, other = training.read_checkpoint(whole), training.read_checkpoint(switched)
     runs = {"PyTorch": one.history, f"{runlog.frameworks(other.history)} in turn": other.history}
     within_bounds = report(

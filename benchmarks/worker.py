@@ -71,6 +71,7 @@ class Torch(Side):
     """PyTorch's side."""
 
     def __init__(self, case: Case) -> None:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the commands do; other projects gain by it too
         import torch
 
         self.torch, self.case = torch, case

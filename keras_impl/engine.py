@@ -1,7 +1,7 @@
 """The engine that comparison and training drive: a Keras network with its optimiser, in NumPy arrays.
 
-Here is what all of Keras's backends have in common; `tensorflow_engine` and `jax_engine` compile, differentiate and divide a
-batch among devices.
+Here is what all of Keras's backends have in common; `tensorflow_engine`, `jax_engine` and `torch_engine` differentiate, compile
+and divide a batch among devices.
 Images are (batch, channels, height, width), labels whole numbers or `Mixed`, or masks as `shared.masks.labels` makes them;
 weights and gradients have PyTorch's names and layouts.
 """
@@ -15,7 +15,6 @@ import keras
 import numpy as np
 from keras import ops
 
-import shared
 from shared import mixup, recipes, weights
 from shared.dropout import masks
 from shared.masks import IGNORED
@@ -48,7 +47,6 @@ class Engine:
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
     each with batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
-    Raises `shared.Error` on a backend that has no engine.
     """
 
     framework = "Keras"
@@ -58,11 +56,6 @@ class Engine:
         label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
-        if type(self) is Engine:
-            raise shared.Error(
-                f"an engine needs Keras on TensorFlow or JAX, but Keras runs on {keras.backend.backend()}: networks run there, "
-                "but neither train nor predict yet"
-            )
         self.net, self.seed = net, seed
         self.label_smoothing, self.class_weights, self.accumulate, self.ema = label_smoothing, class_weights, accumulate, ema
         self.dropouts = {name: layer for name, layer in named_layers(net) if isinstance(layer, Dropout)}
@@ -333,7 +326,8 @@ class Engine:
         """The average after a step."""
         own, share = variables(self.net), 1 - (self.ema or 0)
         for name, average in self.average.items():
-            average.assign(average + share * (own[name] - average))
+            before = ops.convert_to_tensor(average)
+            average.assign(before + share * (ops.convert_to_tensor(own[name]) - before))
 
     def _loss(self, images: Tensor, labels: Any, dropout_masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(loss, number of correctly classified images) in training mode."""
@@ -379,7 +373,8 @@ class Engine:
         if self.label_smoothing:
             uniform = -mean(of_class * ops.log_softmax(logits, -1), -1) * ops.cast(counts, logits.dtype)
             total = (1 - self.label_smoothing) * total + self.label_smoothing * ops.sum(uniform)
-        return ops.divide_no_nan(total, ops.sum(scales))
+        all_scales = ops.sum(scales)
+        return total / (all_scales + ops.cast(all_scales == 0, logits.dtype))
 
     def _inputs(self, images: np.ndarray, labels: Labels) -> tuple[Any, Any, Any]:
         """Images, labels and dropout masks as `_steps` takes them."""

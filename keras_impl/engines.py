@@ -14,7 +14,7 @@ from . import engine
 from .layers import named_layers
 from .network import build
 
-Engine: Any = engine.Engine  # which says that its backend has none
+Engine: Any
 
 
 def of_devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
@@ -28,6 +28,8 @@ if keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "jax":
     _of_backend = importlib.import_module(".jax_engine", __package__)
     Engine, of_devices = _of_backend.JaxEngine, _of_backend.devices
+else:
+    Engine = importlib.import_module(".torch_engine", __package__).TorchEngine
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | None = None) -> engine.Engine:

@@ -24,9 +24,19 @@ def dilated_conv(x: Tensor, kernel: Tensor, padding: str, dilation: int) -> Tens
     return tf.nn.conv2d(x, kernel, 1, padding.upper(), dilations=dilation)
 
 
+def by_xla() -> bool:
+    """Whether XLA compiles what runs now."""
+    return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def supports(x: Tensor) -> bool:
     """Whether to use `batch_norm` for a map: it has no float64, and XLA fuses the plain formula by itself."""
-    return x.dtype != tf.float64 and not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return x.dtype != tf.float64 and not by_xla()
 
 
 def batch_norm(

@@ -145,6 +145,9 @@ class Conv(Layer):
     def _conv(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = "same" if self.padding == "same" else "valid"
         stride = self.stride
+        if kernel.shape[:3] == (1, 1, x.shape[-1]) and by_xla_on_cpu():
+            # Its convolutions there do not see the matrix product in this one: their gradients take up to nine times as long.
+            return ops.matmul(x[:, ::stride, ::stride], kernel[0, 0])
         if fused and fused.by_onednn(x):
             if self.dilation > 1 and stride == 1:
                 return fused.dilated_conv(x, kernel, padding, self.dilation)
@@ -207,7 +210,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         return ops.cast(x, self.compute_dtype), mean, unbiased
 
     def _follow(self, running: keras.Variable, new: Tensor) -> None:
-        running.assign((1 - self.share) * running + self.share * ops.cast(new, running.dtype))
+        before = ops.convert_to_tensor(running)
+        running.assign((1 - self.share) * before + self.share * ops.cast(new, running.dtype))
 
 
 class LocalResponseNorm(Layer):
@@ -339,7 +343,7 @@ class Linear(Layer):
         self.bias = self.add_weight((out_features,), "zeros", name="bias") if bias else None
 
     def call(self, x: Tensor) -> Tensor:
-        x = ops.matmul(x, self.weight)
+        x = x @ ops.convert_to_tensor(self.weight)  # on PyTorch, Keras's own product rounds float64 to float32
         return x if self.bias is None else x + self.bias
 
 
@@ -404,7 +408,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-    """The mean over some axes, or all, in the precision of the array. On JAX, Keras's own rounds float64 to float32."""
+    """The mean over some axes, or all, in the precision of the array. But for TensorFlow, Keras's own makes float64 float32."""
     if fused or at_least_float32(x) != "float64":
         return ops.mean(x, axes, keepdims)
     along = range(len(x.shape)) if axes is None else np.atleast_1d(axes)
@@ -413,7 +417,7 @@ def mean(x: Tensor, axes: int | Sequence[int] | None = None, keepdims: bool = Fa
 
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, in the precision of the array. On JAX, Keras's own rounds float64 to float32."""
-    if fused or at_least_float32(x) != "float64":
+    if keras.backend.backend() != "jax" or at_least_float32(x) != "float64":
         return ops.tanh(x)
     more = ops.expm1(ops.minimum(2 * x, 100.0))  # beyond, tanh is 1
     return more / (more + 2)
@@ -466,6 +470,17 @@ def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, ke
         if isinstance(value, keras.Layer) and not name.startswith("_"):
             yield prefix + name, value
             yield from named_layers(value, f"{prefix}{name}.")
+
+
+def by_xla_on_cpu() -> bool:
+    """Whether XLA compiles what runs now, for the CPU."""
+    if fused:
+        return fused.by_xla() and not fused.has_gpu()
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 def check_jax(float64: bool) -> None:

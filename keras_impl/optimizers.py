@@ -18,11 +18,12 @@ def clipped(gradients: Sequence[Tensor], clip_norm: float | None = None, clip_va
     Keras's `global_clipnorm` has no 1e-6 in the divisor, and clips what each device has before it takes their mean.
     """
     if clip_value is not None:
-        return [None if g is None else ops.clip(g, -clip_value, clip_value) for g in gradients]
+        limits = [None if g is None else ops.convert_to_tensor(clip_value, g.dtype) for g in gradients]
+        return [None if g is None else ops.clip(g, -limit, limit) for g, limit in zip(gradients, limits, strict=True)]
     if clip_norm is None:
         return list(gradients)
     norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in gradients if g is not None))
-    factor = ops.minimum(clip_norm / (norm + 1e-6), 1.0)
+    factor = ops.clip(clip_norm / (norm + 1e-6), 0.0, 1.0)
     return [None if g is None else g * factor for g in gradients]
 
 
@@ -57,7 +58,7 @@ class Optimizer(keras.optimizers.Optimizer):
     here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights, and
     `factors` {place of a weight in that order: factor of its learning rate}; `began` {place: the step, from 0, at which the
     weight began to train}, where that is not the first. `taken` is None, or a boolean tensor of a traced step: if it is false,
-    the step changes nothing.
+    the step changes nothing. What is computed is computed with tensors: on PyTorch, Keras makes float32 of a float64 variable.
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:
@@ -78,7 +79,10 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def assign_sub(self, variable: Any, value: Tensor) -> None:
         """Subtract from a weight, unless the step is skipped."""
-        super().assign_sub(variable, value if self.taken is None else ops.where(self.taken, value, ops.zeros_like(value)))
+        if keras.backend.backend() == "tensorflow":
+            super().assign_sub(variable, value if self.taken is None else ops.where(self.taken, value, ops.zeros_like(value)))
+        else:
+            self.assign(variable, ops.convert_to_tensor(variable) - value)
 
     def add_slots(self, variables: Variables, *names: str) -> None:
         """Give every weight an array for each of PyTorch's names."""
@@ -91,11 +95,13 @@ class Optimizer(keras.optimizers.Optimizer):
     def rate_of(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         """The learning rate of a weight, in its precision."""
         factor = self.factors.get(self._get_variable_index(variable), 1.0)
-        return ops.cast(learning_rate * factor if factor != 1 else learning_rate, variable.dtype)
+        rate = ops.convert_to_tensor(learning_rate)
+        return ops.cast(rate * factor if factor != 1 else rate, variable.dtype)
 
     def decay(self, variable: keras.Variable) -> Tensor | float:
         """What weight decay adds to the gradient of a weight."""
-        return self.weight_decay * variable if self.weight_decay and self._use_weight_decay(variable) else 0
+        decays = self.weight_decay and self._use_weight_decay(variable)
+        return self.weight_decay * ops.convert_to_tensor(variable) if decays else 0
 
     def _apply_weight_decay(self, variables: Variables) -> None:
         """Keras's own weight decay, replaced by `decay`."""
@@ -126,7 +132,7 @@ class SGD(Optimizer):
         step = gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
         if self.momentum:
             buffer = self.slot("momentum_buffer", variable)
-            step = self.momentum * buffer + gradient
+            step = self.momentum * ops.convert_to_tensor(buffer) + gradient
             self.assign(buffer, step)
             if self.nesterov:
                 step = gradient + self.momentum * step
@@ -155,9 +161,12 @@ class Adam(Optimizer):
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         gradient = ops.cast(gradient, variable.dtype) + self.decay(variable)
-        mean, square = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
-        self.assign(mean, mean + (1 - self.betas[0]) * (gradient - mean))
-        self.assign(square, self.betas[1] * square + (1 - self.betas[1]) * gradient * gradient)
+        slots = self.slot("exp_avg", variable), self.slot("exp_avg_sq", variable)
+        mean, square = map(ops.convert_to_tensor, slots)
+        mean = mean + (1 - self.betas[0]) * (gradient - mean)
+        square = self.betas[1] * square + (1 - self.betas[1]) * gradient * gradient
+        for slot, value in zip(slots, (mean, square), strict=True):
+            self.assign(slot, value)
         began = self.began.get(self._get_variable_index(variable), 0)
         steps = ops.cast(self.iterations + 1 - began, variable.dtype)
         # 1 - beta ** steps, which in float32 would lose four of seven digits in the first steps
@@ -181,7 +190,8 @@ class AdamW(Adam):
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         if self.weight_decay and self._use_weight_decay(variable):
-            self.assign_sub(variable, self.rate_of(variable, learning_rate) * self.weight_decay * variable)
+            decayed = self.rate_of(variable, learning_rate) * self.weight_decay * ops.convert_to_tensor(variable)
+            self.assign_sub(variable, decayed)
         super().update_step(gradient, variable, learning_rate)
 
     def decay(self, variable: keras.Variable) -> Tensor | float:

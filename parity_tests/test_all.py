@@ -145,7 +145,7 @@ def test_segment(twins, files):
 )
 def test_where_one_runs_it_is_refused(command, twins, files):
     done = twins(f"{command} --backend all")
-    assert done.returncode == 2 and "; expected torch, tf or jax\n" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "; expected torch, tf, jax or keras-torch\n" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_backend_of_keras_in_the_environment_is_overridden_with_a_note(twins, files, monkeypatch):

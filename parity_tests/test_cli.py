@@ -198,15 +198,15 @@ def test_a_choice_that_is_none_gets_the_choices(arguments, choices, twins):
 
 
 REFUSED = {
-    "predict": (["lenet"], {"keras-torch"}),
-    "locate": (["resnet20"], {"keras-torch"}),
-    "activations": (["resnet20", "p.png", "--layer", "layer1", "--out", "o.png"], {"keras-torch", "both"}),
-    "train": ([], {"keras-torch", "both"}),
+    "predict": (["lenet"], set()),
+    "locate": (["resnet20"], set()),
+    "activations": (["resnet20", "p.png", "--layer", "layer1", "--out", "o.png"], {"both", "all"}),
+    "train": ([], {"both", "all"}),
 }
 
 
 @pytest.mark.parametrize("command", REFUSED)
-@pytest.mark.parametrize("backend", ["torch", "tf", "jax", "keras-torch", "both"])
+@pytest.mark.parametrize("backend", ["torch", "tf", "jax", "keras-torch", "both", "all"])
 def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(command, backend, twins, monkeypatch, tmp_path):
     arguments, refused = REFUSED[command]
 

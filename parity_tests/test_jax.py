@@ -1,14 +1,16 @@
-"""Keras on JAX: the tests of the engine again, in processes whose Keras runs there, since a process has one backend."""
+"""Keras on JAX: the tests of the engine again, in processes whose Keras runs there."""
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+import other_backends
 import pytest
+from other_backends import HERE, python
 
 from shared import processes, weights
 from shared.checks import Error
@@ -16,24 +18,9 @@ from twins import backends
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="JAX is not installed: pip install jax")
 
-HERE = Path(__file__).parent
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile
 JAX = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", **QUICK}
-
-
-def again(*tests, options=(), xla=QUICK):
-    """Run tests of other files with Keras on JAX; they must pass."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", *options, *(f"{HERE / test}" for test in tests)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, env=environment | JAX | xla)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
-
-
-def python(code, folder, environment=JAX):
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}"} | environment,
-    )  # fmt: skip
+again = functools.partial(other_backends.again, JAX)
 
 
 @pytest.mark.long
@@ -44,7 +31,7 @@ def test_twenty_steps_by_every_optimizer_and_schedule():
 @pytest.mark.long
 def test_logits_in_lower_precision():
     """Rung 6 with XLA as it is: what it fuses, it rounds in its own way."""
-    again("test_training.py::test_logits_in_lower_precision", xla={"XLA_FLAGS": ""})
+    other_backends.again(JAX | {"XLA_FLAGS": ""}, "test_training.py::test_logits_in_lower_precision")
 
 
 @pytest.mark.long
@@ -118,7 +105,7 @@ attempt(package.trainer, networks.load("lenet5"), recipes.load("digits_residual"
 def test_mistakes_in_python(tmp_path):
     """x64 decided by the user's import, two backends in one process, and JAX's variables wrong."""
     environment = {name: value for name, value in JAX.items() if name != "JAX_ENABLE_X64"}
-    done = python(MISTAKES, tmp_path, environment | {"KERAS_BACKEND": "tensorflow"})
+    done = python(environment | {"KERAS_BACKEND": "tensorflow"}, MISTAKES, tmp_path)
     assert done.stdout.splitlines() == [
         "JAX makes float32 of float64 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is imported, "
         'or call jax.config.update("jax_enable_x64", True) before anything else',
@@ -199,73 +186,8 @@ def test_jax_that_is_missing_is_said_with_what_installs_it(monkeypatch, twins):
         backends.start(backends.Backend.ALL)
 
 
-# Every command that runs a network, in one process that has both; what JAX says is what PyTorch says.
-COMMANDS = """
-import contextlib, io, json, os, sys
-from pathlib import Path
-import numpy as np
-from PIL import Image
-import shared
-from shared import networks, weights
-from twins.cli import main
-
-spec = shared.load("resnet20") | {"name": "small", "input": [3, 16, 16]}
-dense = networks.segmentation(spec, 5)
-for each in (spec, dense):
-    Path(each["name"] + ".json").write_text(json.dumps(each))
-    weights.save_state(Path(each["name"] + ".safetensors"), weights.randomised(weights.initial(each)))
-pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
-Image.fromarray(pixels[0]).save("a.png")
-Path("boxes.json").write_text(json.dumps([{"file": "a.png", "boxes": [[0, 0, 9, 9]], "class": 1}]))
-np.savez("mine.npz", x_train=pixels, y_train=np.arange(6), x_test=pixels, y_test=np.arange(6))
-
-found = {}
-for line in sys.stdin.read().splitlines():
-    for backend in ("torch", "jax"):
-        out = io.StringIO()
-        sys.argv = ["twins", *line.format(spec=spec["name"], dense=dense["name"]).split(), "--backend", backend]
-        with contextlib.redirect_stdout(out):
-            try:
-                main()
-            except SystemExit as end:
-                status = end.code
-        found.setdefault(line, []).append([status, out.getvalue()])
-print(json.dumps(found))
-"""
-LINES = """predict {spec}.json a.png --weights {spec}.safetensors --json
-predict {spec}.json --data mine.npz --weights {spec}.safetensors --json
-evaluate {spec}.json --data mine.npz --weights {spec}.safetensors --workers 0 --json
-locate {spec}.json --data . --weights {spec}.safetensors --json
-segment {dense}.json a.png --weights {dense}.safetensors --out seg --json
-activations {spec}.json a.png --layer layer2 --weights {spec}.safetensors --out a.pdf --json
-microscope lenet5 --out page
-"""
-
-
-def flat(value):
-    """What a nested value has in it, by place, floats about equal to their like."""
-    if isinstance(value, dict):
-        return {f"{key}{more}": n for key, each in value.items() for more, n in flat(each).items()}
-    if isinstance(value, list):
-        return flat({f"[{place}]": each for place, each in enumerate(value)})
-    return {"": pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value}
-
-
 def test_every_command_that_runs_a_network_does_on_jax(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], cwd=tmp_path, capture_output=True, text=True, input=LINES,
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}"} | JAX,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
-    assert len(found) == 7
-    for line, ((status, ours), (other, theirs)) in found.items():
-        assert status == other == 0, line
-        if "--json" in line:
-            ours, theirs = (json.loads(out.replace(name, "X")) for out, name in ((ours, "PyTorch"), (theirs, "JAX")))
-            assert flat(theirs) == flat(ours), line
-        else:
-            assert ours == theirs
+    other_backends.check_commands(JAX, "jax", "JAX", tmp_path)
     assert '"framework":"JAX"' in (tmp_path / "page" / "microscope-data.js").read_text()
 
 
@@ -326,7 +248,7 @@ def test_a_run_compiles_its_step_and_its_prediction_at_most_twice(tmp_path):
     recipe = {"name": "mine", "network": "lenet5", "data": "mine.npz", "batch": 4, "epochs": 3}
     recipe |= {"optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}, "schedule": {"name": "cosine"}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    done = python(COMPILED, tmp_path)
+    done = python(JAX, COMPILED, tmp_path)
     names = done.stderr.split()
     assert done.returncode == 0, done.stderr
     assert 1 <= names.count("jit(_one_step)") <= 2 and 1 <= names.count("jit(run)") <= 2, names

@@ -465,7 +465,6 @@ MISTAKES = {
         "--threshold is 1.0, expected at least 0 and below 1",
     ),
     "no threshold": ("small.json a.png --threshold nan --weights w.safetensors", "--threshold is nan, expected at least 0"),
-    "backend": ("small.json a.png --backend keras-torch --weights w.safetensors", "--backend keras-torch: networks run there"),
     "no class maps": ("vgg16 a.png --weights w.safetensors", "vgg16 has no class maps"),
     "no such picture": ("small.json b.png --weights w.safetensors", "b.png: there is no such file"),
     "no such folder": (

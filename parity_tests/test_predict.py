@@ -401,11 +401,6 @@ MISTAKES = {
         "small.json a.png --data digits --weights w.safetensors",
         "pass either pictures or --data",
     ),
-    "another backend": (
-        "small.json a.png --weights w.safetensors --backend keras-torch",
-        "--backend keras-torch: networks run there (benchmarks/run.py measures them), but they neither train nor predict there "
-        "yet; expected torch, tf, jax, both or all",
-    ),
     "no such picture": (
         "small.json a.png no.png none.png --weights w.safetensors",
         "no.png: there is no such file, nor none.png",

@@ -46,10 +46,17 @@ REQUIREMENTS = {  # of a package that may be missing: its name for people, and w
     "tensorflow": ("TensorFlow", "'resnet-twins[keras]'"),
     "jax": ("JAX", "'resnet-twins[jax]'"),
 }
-TITLES = {Backend.TORCH: "PyTorch", Backend.TF: "Keras", Backend.JAX: "JAX"}  # as the engines' `framework`
+TITLES = {  # as the engines' `framework`
+    Backend.TORCH: "PyTorch",
+    Backend.TF: "Keras",
+    Backend.JAX: "JAX",
+    Backend.KERAS_TORCH: "Keras on PyTorch",
+}
 ENGINES = tuple(TITLES)  # what trains and predicts
-SEVERAL = {Backend.BOTH: (Backend.TORCH, Backend.TF), Backend.ALL: ENGINES}  # side by side
-NO_ENGINE = "networks run there (benchmarks/run.py measures them), but they neither train nor predict there yet"
+SEVERAL = {  # side by side
+    Backend.BOTH: (Backend.TORCH, Backend.TF),
+    Backend.ALL: (Backend.TORCH, Backend.TF, Backend.JAX),
+}
 
 
 class Engine(Protocol):
@@ -101,8 +108,7 @@ def check_backend(backend: Backend, supported: Collection[Backend], reason: str)
     """Raise `Error`, with the reason, unless the backend is one of those that a command supports."""
     if backend not in supported:
         expected = [f"{name}" for name in Backend if name in supported]
-        why = reason if backend in (*ENGINES, *SEVERAL) else NO_ENGINE
-        raise Error(f"--backend {backend}: {why}; expected {in_words(expected, 'or')}")
+        raise Error(f"--backend {backend}: {reason}; expected {in_words(expected, 'or')}")
 
 
 def frameworks(backend: Backend) -> list[str]:
@@ -133,7 +139,7 @@ def start(backend: Backend) -> list[Package]:
         # TensorFlow leaves its faster kernels off where the processor has no AVX-512. Not for anyone's models: see `Conv` in
         # `keras_impl.layers` for what these kernels do to some.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-        packages.append(keras(backend=Backend.JAX if backend == Backend.JAX else Backend.TF))
+        packages.append(keras(backend=Backend.TF if backend in SEVERAL else backend))
     return packages + beside
 
 
@@ -154,6 +160,8 @@ def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
     check_installed(*needed(Backend.TORCH), *(["torchvision"] if torchvision else []), needed_for=needed_for)
     # Set before it starts: PyTorch's idle threads would spin, and TensorFlow wait for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Large arrays in large pages, where Linux has them: new maps cost less. PyTorch reads it once, with the first such array.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with silence():
         return importlib.import_module("torch_impl")
 
@@ -217,7 +225,7 @@ def _missing(packages: Iterable[str]) -> list[str]:
 
 def needed(backend: Backend) -> list[str]:
     """The packages that a backend, one of `ENGINES` or of `SEVERAL`, imports, each once."""
-    packages = {Backend.TORCH: ["torch"], Backend.TF: ["keras", "tensorflow"], Backend.JAX: ["keras", "jax"]}
+    packages = {Backend.TORCH: ["torch"]} | {each: ["keras", name] for each, name in KERAS_BACKENDS.items()}
     return list(dict.fromkeys(name for each in SEVERAL.get(backend, (backend,)) for name in packages[each]))
 
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".pdf", ".svg")
 STYLES = (("--", "black"), (":", "tab:orange"))  # of the frameworks beside the first
-FRAMEWORKS = {"PyTorch": "tab:red", "Keras": "gold", "JAX": "tab:green"}  # colours of epochs, by what trained them
+FRAMEWORKS = {  # colours of epochs, by what trained them
+    "PyTorch": "tab:red",
+    "Keras": "gold",
+    "JAX": "tab:green",
+    "Keras on PyTorch": "tab:purple",
+}
 SMALLEST = 1e-17  # where exact agreement is drawn on a logarithmic axis
 
 

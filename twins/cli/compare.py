@@ -40,7 +40,7 @@ def compare(
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 
-    With --backend jax, Keras runs on JAX; with all, on TensorFlow and on JAX, and PyTorch is the reference for both.
+    With --backend jax or keras-torch, Keras runs there; with all, on TensorFlow and JAX, and PyTorch is the reference of both.
 
     Exit status 1 if a bound of the ladder of parity is exceeded.
     """
@@ -49,7 +49,7 @@ def compare(
     from .. import compare as comparison
     from .. import datasets, plots
 
-    backends.check_backend(backend, (Backend.JAX, *backends.SEVERAL), "a comparison is of PyTorch with Keras")
+    backends.check_backend(backend, set(Backend) - {Backend.TORCH, Backend.TF}, "a comparison is of PyTorch with Keras")
     spec = networks.variant(networks.load(network), classes, channels)
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise Error(f"--learning-rate is {learning_rate}, expected a number above 0")

@@ -43,7 +43,6 @@ def evaluate(
     from .. import predict as predictions
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     if weights is None:
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     if out:

@@ -49,7 +49,6 @@ def locate(
     from .. import plots
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     has_boxes = _check(images, weights, threshold, data, plot, as_json)
     networks.head(spec)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark)

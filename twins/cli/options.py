@@ -46,7 +46,7 @@ Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height 
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="torch: PyTorch; tf, jax: Keras on TensorFlow or JAX; both: torch and tf; all: jax too. keras-torch has no engine."
+        help="torch: PyTorch; tf, jax, keras-torch: Keras on TensorFlow, JAX or PyTorch; both: torch and tf; all: jax too."
     ),
 ]
 Holdout = Annotated[

@@ -37,7 +37,6 @@ def predict(
     from .. import predict as predictions
 
     spec = networks.variant(networks.load(network), classes, channels)
-    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     if not images and not data:
         raise Error("there is nothing to predict: pass pictures, or a data set with --data")
     if images and data:

@@ -48,7 +48,6 @@ def segment(
     from .. import loading, pairs, segmentation
 
     spec = networks.load(network)
-    backends.check_backend(backend, (*backends.ENGINES, *backends.SEVERAL), "")
     factors = _factors(scales)
     _check(spec, images, weights, out, data)
     spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark, classes)
