@@ -221,6 +221,38 @@ def test_compare_and_train_on_jax(tmp_path, monkeypatch):
     assert "JAX: 22 steps" in done.stdout
 
 
+POINTWISE = """
+import json
+from twins import backends
+(package,) = backends.start(backends.Backend.JAX)
+import jax, keras, numpy as np
+from keras_impl.layers import Conv
+
+rng, found = np.random.default_rng(0), []
+for options in ({"stride": 2}, {"groups": 2}, {"kernel": 3, "padding": 1}):
+    layer = Conv(8, 6, **{"kernel": 1} | options)
+    kernel, x = rng.standard_normal(layer.weight.shape), rng.standard_normal((2, 5, 5, 8)).astype("float32")
+    layer.weight.assign(kernel)
+    step = jax.jit(jax.value_and_grad(lambda x: layer(x).sum()))
+    text, (total, _) = step.lower(x).as_text(), step(x)
+    seen = x[:, ::2, ::2] if "stride" in options else x
+    parts = zip(np.split(seen, layer.groups, -1), np.split(kernel, layer.groups, -1))
+    by_hand = sum(float((part @ some[0, 0]).sum()) for part, some in parts) if layer.weight.shape[0] == 1 else None
+    found.append([text.count("stablehlo.convolution"), text.count("stablehlo.dot_general"), float(total), by_hand])
+print(json.dumps(found))
+"""
+
+
+def test_a_pointwise_convolution_is_a_product_on_the_cpu(tmp_path):
+    """Forward and backward; not one of several groups, nor one that sees neighbours."""
+    done = python(JAX, POINTWISE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    strided, grouped, wide = json.loads(done.stdout)
+    assert strided[:2] == [0, 2] and grouped[0] == wide[0] == 2 and grouped[1] == wide[1] == 0
+    for _, _, total, by_hand in (strided, grouped):
+        assert total == pytest.approx(by_hand, rel=1e-4)
+
+
 COMPILED = """
 import logging, sys
 from twins import backends
