@@ -39,7 +39,7 @@ RECIPE = {
 def main(
     data: Annotated[Path, typer.Argument(help="An .npz with x_train, y_train, x_test and y_test.", show_default=False)],
     folder: Annotated[Path | None, typer.Option(help="Where to write the PNGs, to keep. Default: a temporary folder.")] = None,
-    backend: Annotated[Backend, typer.Option(help="torch, tf or both.")] = Backend.BOTH,
+    backend: Annotated[Backend, typer.Option(help="torch, tf, jax, keras-torch or both.")] = Backend.BOTH,
     most: Annotated[int | None, typer.Option(min=100, help="Only so many images of either part.")] = None,
 ) -> None:
     """Train for an epoch on a folder of PNGs and on the same images in memory, and compare the losses, bit for bit."""

@@ -28,7 +28,7 @@ def main(
     kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 100,
     recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 250,
-    backend: Annotated[Backend, typer.Option(help="What to train in: torch, tf or jax.")] = Backend.TORCH,
+    backend: Annotated[Backend, typer.Option(help="What to train in: torch, tf, jax or keras-torch.")] = Backend.TORCH,
     seconds: Annotated[float, typer.Option(help="Longest time from a process's first checkpoint to its kill.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
 ) -> None:

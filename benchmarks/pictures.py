@@ -44,7 +44,9 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one a core.")] = None,
     few: Annotated[int, typer.Option(min=100, help="Pictures of the small folder.")] = 1_000,
     many: Annotated[int, typer.Option(min=100, help="Pictures of the large folder.")] = 100_000,
-    backend: Annotated[Backend, typer.Option(help="What to evaluate and train in: torch, tf or jax.")] = Backend.TORCH,
+    backend: Annotated[
+        Backend, typer.Option(help="What to evaluate and train in: torch, tf, jax or keras-torch.")
+    ] = Backend.TORCH,
 ) -> None:
     """Measure reading pictures: speed and memory."""
     workers = workers or default_workers()

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import shared
 from shared import mixup, recipes, weights
 from shared.dropout import masks
 from shared.masks import IGNORED
@@ -37,7 +38,8 @@ class Engine:
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
-    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX.
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX; Keras on
+    PyTorch compiles none.
 
     A network built for several devices trains on all of them; each takes one of the `shares` of every batch. In one of several
     `processes`, `step` gets the share of its own process alone, the images rank, rank + processes, … of the batch, and raises
@@ -47,6 +49,7 @@ class Engine:
     batch that is divided by the weights of its labels. A step takes the mean gradient of `accumulate` batches,
     each with batch statistics and dropout masks of its own. With `ema`, the engine keeps an average of
     all arrays of the network, by timm's rule: it starts as they do, and each step makes it ema average + (1 - ema) array.
+    Raises `shared.Error` on a backend that has no engine.
     """
 
     framework = "Keras"
@@ -56,6 +59,10 @@ class Engine:
         label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None, accumulate: int = 1,
         ema: float | None = None,
     ) -> None:  # fmt: skip
+        if type(self) is Engine:
+            raise shared.Error(
+                f"an engine needs Keras on TensorFlow, JAX or PyTorch, but Keras runs on {keras.backend.backend()}"
+            )
         self.net, self.seed = net, seed
         self.label_smoothing, self.class_weights, self.accumulate, self.ema = label_smoothing, class_weights, accumulate, ema
         self.dropouts = {name: layer for name, layer in named_layers(net) if isinstance(layer, Dropout)}

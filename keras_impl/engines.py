@@ -14,13 +14,8 @@ from . import engine
 from .layers import named_layers
 from .network import build
 
-Engine: Any
-
-
-def of_devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a network is built for `count` devices."""
-    return contextlib.nullcontext()
-
+Engine: Any = engine.Engine  # which says that its backend has none
+of_devices: Any = contextlib.nullcontext  # the context in which a network is built for so many devices
 
 if keras.backend.backend() == "tensorflow":
     _of_backend = importlib.import_module(".tensorflow_engine", __package__)
@@ -28,14 +23,16 @@ if keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "jax":
     _of_backend = importlib.import_module(".jax_engine", __package__)
     Engine, of_devices = _of_backend.JaxEngine, _of_backend.devices
-else:
-    Engine = importlib.import_module(".torch_engine", __package__).TorchEngine
+elif keras.backend.backend() == "torch":
+    _of_backend = importlib.import_module(".torch_engine", __package__)
+    Engine, of_devices = _of_backend.TorchEngine, _of_backend.devices
 
 
 def trainer(spec: Spec, recipe: Recipe, compiled: bool = False, devices: int | None = None) -> engine.Engine:
     """An engine that trains a new network by a recipe, as `shared.recipes.load` gives it, on the GPU if there is one.
 
-    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs.
+    With `devices`, that many GPUs, or parts of the CPU, share each batch. Raises `shared.Error` if there are fewer GPUs, and on
+    PyTorch, where one device trains.
     If the environment variable TF_CONFIG names several workers, it is the engine of this one, on all its GPUs or on its CPU;
     it waits for the others. The backend may not have run anything in this process before.
     """

@@ -29,9 +29,9 @@ def by_xla() -> bool:
     return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
-def has_gpu() -> bool:
-    """Whether TensorFlow sees a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
+def has_accelerator() -> bool:
+    """Whether TensorFlow may use a GPU or TPU."""
+    return any(device.device_type != "CPU" for device in tf.config.get_visible_devices())
 
 
 def supports(x: Tensor) -> bool:

@@ -145,14 +145,14 @@ class Conv(Layer):
     def _conv(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = "same" if self.padding == "same" else "valid"
         stride = self.stride
-        if kernel.shape[:3] == (1, 1, x.shape[-1]) and by_xla_on_cpu():
-            # Its convolutions there do not see the matrix product in this one: their gradients take up to nine times as long.
-            return ops.matmul(x[:, ::stride, ::stride], kernel[0, 0])
-        if fused and fused.by_onednn(x):
-            if self.dilation > 1 and stride == 1:
-                return fused.dilated_conv(x, kernel, padding, self.dilation)
-            if stride > 1 and kernel.shape[0] == 1 and kernel.shape[2] < 16:
-                x, stride = x[:, ::stride, ::stride], 1  # oneDNN writes past the gradient of such a kernel, as in PyTorch
+        if kernel.shape[:3] == (1, 1, x.shape[-1]) and by_xla_on_cpu(x):
+            # XLA does not see that this is a matrix product, and its gradients take up to nine times as long as a product's.
+            return ops.matmul(x[:, ::stride, ::stride] if stride > 1 else x, kernel[0, 0])
+        by_onednn = fused.by_onednn(x) if fused else keras.backend.backend() == "torch"
+        if fused and by_onednn and self.dilation > 1 and stride == 1:
+            return fused.dilated_conv(x, kernel, padding, self.dilation)
+        if by_onednn and stride > 1 and kernel.shape[0] == 1 and kernel.shape[2] < 16:
+            x, stride = x[:, ::stride, ::stride], 1  # oneDNN writes past the gradient of such a kernel
         return ops.conv(x, kernel, stride, padding, dilation_rate=self.dilation)
 
 
@@ -200,7 +200,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         x = ops.cast(x, at_least_float32(x))  # half precision is too coarse for the statistics
         unbiased = None
         if by_batch:
-            mean, variance = ops.moments(x, axes=(0, 1, 2))
+            mean, variance = moments(x)
             count = ops.cast(math.prod(ops.shape(x)[:3]), x.dtype)
             unbiased = variance * count / ops.maximum(count - 1, 1)
         else:
@@ -295,11 +295,21 @@ class AvgPool(Layer):
 
     def call(self, x: Tensor) -> Tensor:
         wide = ops.cast(x, at_least_float32(x))  # on JAX, a sum of half precision is rounded at every addition
-        if self.padding == "same":
+        if self.padding == "same" and keras.backend.backend() == "torch":
+            y = self._zeros_around(wide) / self._zeros_around(
+                ops.ones_like(wide)
+            )  # Keras's own repeats the border and counts it
+        elif self.padding == "same":
             y = ops.average_pool(wide, self.kernel, self.stride, "same")
         else:
             y = ops.average_pool(pad(wide, self.padding), self.kernel, self.stride, "valid")
         return ops.cast(y, x.dtype)
+
+    def _zeros_around(self, x: Tensor) -> Tensor:
+        """The average with zeros around the map, by the rule of "same" padding."""
+        missing = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[1:3]]
+        border = [(pixels // 2, -(-pixels // 2)) for pixels in missing]
+        return ops.average_pool(ops.pad(x, [(0, 0), *border, (0, 0)]), self.kernel, self.stride, "valid")
 
 
 class AdaptiveAvgPool(Layer):
@@ -343,7 +353,7 @@ class Linear(Layer):
         self.bias = self.add_weight((out_features,), "zeros", name="bias") if bias else None
 
     def call(self, x: Tensor) -> Tensor:
-        x = x @ ops.convert_to_tensor(self.weight)  # on PyTorch, Keras's own product rounds float64 to float32
+        x = product(x, ops.convert_to_tensor(self.weight))
         return x if self.bias is None else x + self.bias
 
 
@@ -408,11 +418,24 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-    """The mean over some axes, or all, in the precision of the array. But for TensorFlow, Keras's own makes float64 float32."""
+    """The mean over some axes, or all, in the array's precision. Except on TensorFlow, Keras's own rounds float64 to float32."""
     if fused or at_least_float32(x) != "float64":
         return ops.mean(x, axes, keepdims)
     along = range(len(x.shape)) if axes is None else np.atleast_1d(axes)
     return ops.sum(x, axes, keepdims=keepdims) / math.prod(x.shape[axis] for axis in along)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each channel. On PyTorch, Keras's own is the difference of two large numbers."""
+    if keras.backend.backend() != "torch":
+        return ops.moments(x, axes=(0, 1, 2))
+    centre = mean(x, (0, 1, 2))
+    return centre, mean(ops.square(x - centre), (0, 1, 2))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """The product with a matrix, in the precision of the arrays. On PyTorch, Keras's own rounds float64 to float32."""
+    return x @ weight if keras.backend.backend() == "torch" else ops.matmul(x, weight)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -472,10 +495,12 @@ def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, ke
             yield from named_layers(value, f"{prefix}{name}.")
 
 
-def by_xla_on_cpu() -> bool:
-    """Whether XLA compiles what runs now, for the CPU."""
+def by_xla_on_cpu(x: Tensor) -> bool:
+    """Whether XLA compiles what runs now, for the CPU, and for speed: not in float64, in which networks are compared."""
+    if at_least_float32(x) == "float64":
+        return False
     if fused:
-        return fused.by_xla() and not fused.has_gpu()
+        return fused.by_xla() and not fused.has_accelerator()
     if keras.backend.backend() != "jax":
         return False
     import jax

@@ -58,7 +58,7 @@ class Optimizer(keras.optimizers.Optimizer):
     here; Keras uses AdamW's for all optimisers. `slots` is {PyTorch's name: variables}, in the order of the weights, and
     `factors` {place of a weight in that order: factor of its learning rate}; `began` {place: the step, from 0, at which the
     weight began to train}, where that is not the first. `taken` is None, or a boolean tensor of a traced step: if it is false,
-    the step changes nothing. What is computed is computed with tensors: on PyTorch, Keras makes float32 of a float64 variable.
+    the step changes nothing. The formulas are of tensors: on PyTorch, Keras computes with float64 variables in float32.
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:

@@ -1,5 +1,6 @@
 """What the engine leaves to PyTorch: gradients. Nothing is compiled, as in PyTorch's own engine without --compile."""
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ class TorchEngine(Engine):
     """
 
     framework = "Keras on PyTorch"
+    activations = torch.no_grad()(Engine.activations)
+    dense_class_maps = torch.no_grad()(Engine.dense_class_maps)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -33,10 +36,10 @@ class TorchEngine(Engine):
         return torch.no_grad()(function)
 
     def _updating(self, function: Function, repeated: bool = False) -> Function:
-        return torch.no_grad()(function)
+        return self._inference(function)
 
     def _training(self, function: Function) -> Function:
-        return torch.no_grad()(function)
+        return self._inference(function)
 
     def _derivatives(
         self, function: Function, images: Tensor, variables: Mapping[str, keras.Variable], of_images: bool = False
@@ -54,3 +57,10 @@ class TorchEngine(Engine):
         with torch.enable_grad():
             values = function(images.requires_grad_())
         return {name: torch.autograd.grad(value, images, retain_graph=True)[0] for name, value in values.items()}
+
+
+def devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a network is built. Raises `shared.Error` for several devices."""
+    if count and count > 1:
+        raise shared.Error(f"--devices is {count}, but Keras on PyTorch trains on one device")
+    return contextlib.nullcontext()

@@ -60,5 +60,68 @@ def test_a_run_may_change_to_it_and_back(tmp_path):
     assert ladder.largest(ladder.between(one.arrays, other.arrays)).value <= ladder.BOUNDS["float64"]["weights"]
 
 
+LAYERS = """
+import numpy as np, torch, torch_impl
+from twins import backends
+(package,) = backends.start(backends.Backend.KERAS_TORCH)
+import keras
+from keras_impl.layers import AvgPool, BatchNorm, Linear, precision
+
+x = np.random.default_rng(0).standard_normal((2, 3, 7, 8))
+last = np.moveaxis(x, 1, -1)
+for kernel, stride in ((3, 2), (2, 1), (3, 1)):
+    ours = torch_impl.layers.AvgPool(kernel, stride, "same")(torch.from_numpy(x)).numpy()
+    theirs = keras.ops.convert_to_numpy(AvgPool(kernel, stride, "same")(keras.ops.convert_to_tensor(last, "float64")))
+    np.testing.assert_allclose(np.moveaxis(theirs, -1, 1), ours, rtol=1e-12)
+with precision("float64"):
+    norm, linear = BatchNorm(3), Linear(3, 2)
+norm(keras.ops.full((2, 4, 4, 3), 1e4 + 0.1, "float64"), training=True)
+assert 0.9 - 1e-12 < keras.ops.convert_to_numpy(norm.running_var).min() <= 0.9  # of a batch without variance
+assert keras.ops.convert_to_numpy(linear(keras.ops.ones((1, 3), "float64"))).dtype == np.float64
+
+net = package.build("resnet20")
+for name in ("activations", "dense_class_maps"):
+    made = []
+    setattr(net, name, lambda images: made.append(torch.is_grad_enabled()) or ({} if name == "activations" else images))
+    getattr(package.Engine(net), name)(np.zeros((1, 3, 32, 32)))
+    assert made == [False], name
+"""
+
+
+def test_layers_that_keras_computes_otherwise_there(tmp_path):
+    """An average with "same" padding, a variance far from 0, a product in float64; and no pass for inference keeps a graph."""
+    done = python(KERAS_TORCH, LAYERS, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(("tensorflow", "jax"))  # as if they were not installed
+from twins.cli import main
+
+sys.argv = ["twins", *sys.argv[1:]]
+main()
+"""
+
+
+def test_it_needs_neither_tensorflow_nor_jax(tmp_path):
+    done = python({}, ALONE, tmp_path, *"compare lenet5 --steps 1 --backend keras-torch".split())
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    done = python(
+        {"KERAS_TORCH_DEVICE": "cuda:7", "CUDA_VISIBLE_DEVICES": ""},
+        ALONE,
+        tmp_path,
+        "compare",
+        "lenet5",
+        "--backend",
+        "keras-torch",
+    )
+    message = "twins: KERAS_TORCH_DEVICE is 'cuda:7', but PyTorch sees no GPU: unset it, or set it to cpu\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 def test_every_command_that_runs_a_network_does_on_keras_torch(tmp_path):
     other_backends.check_commands(KERAS_TORCH, "keras-torch", "Keras on PyTorch", tmp_path)

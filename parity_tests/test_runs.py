@@ -650,8 +650,8 @@ def test_a_full_disk(twins, folder):
     "arguments, words",
     [
         (["tiny.json", "--backend", "all"], "--backend all: a run has one framework at a time"),
-        (["tiny.json", "--backend", "keras-torch", "--compile"], "Keras on PyTorch does not compile"),
-        (["tiny.json", "--backend", "keras-torch", "--devices", "2"], "--devices is for tf and jax; with torch: torchrun"),
+        (["tiny.json", "--backend", "keras-torch", "--compile"], "Keras on PyTorch trains on one device and compiles nothing"),
+        (["tiny.json", "--backend", "keras-torch", "--devices", "2"], "Keras on PyTorch trains on one device"),
         (["digits_residal"], "no recipe is called 'digits_residal', did you mean 'digits_residual'?"),
         (["tiny.json", "--set", "bacth=3"], "unknown key 'bacth', did you mean 'batch'?"),
         (["--resume", "whole"], "whole: the run is complete, 24 steps; pass --epochs above 6 to continue"),
@@ -667,7 +667,7 @@ def test_a_full_disk(twins, folder):
         (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile exclude one another"),
         (["tiny.json", "--out", "x" * 300], "File name too long"),
         (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
-        (["tiny.json", "--devices", "2"], "--devices is for tf and jax; with torch: torchrun"),
+        (["tiny.json", "--devices", "2"], "--devices is for tf and jax; with PyTorch: torchrun"),
         (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made: tiny.json is a file"),
     ],
 )

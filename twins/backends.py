@@ -158,12 +158,29 @@ def installed(backend: Backend) -> bool:
 def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
     """`torch_impl`. Raises `Error` if PyTorch is not installed, or torchvision if that is needed too."""
     check_installed(*needed(Backend.TORCH), *(["torchvision"] if torchvision else []), needed_for=needed_for)
-    # Set before it starts: PyTorch's idle threads would spin, and TensorFlow wait for a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Large arrays in large pages, where Linux has them: new maps cost less. PyTorch reads it once, with the first such array.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _set_torch()
     with silence():
         return importlib.import_module("torch_impl")
+
+
+def _set_torch() -> None:
+    """What PyTorch reads once."""
+    # Its idle threads would spin, and TensorFlow wait for a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large arrays in large pages, where Linux has them: new ones cost less
+
+
+def _device_of_keras_torch() -> dict[str, str]:
+    """The variable that says where Keras on PyTorch runs: on CUDA's GPU or the processor, as PyTorch's twin.
+
+    By itself, Keras would take Apple's GPUs, which have no float64. Raises `Error` if the environment names a GPU, and there is
+    none.
+    """
+    has_gpu = importlib.import_module("torch").cuda.is_available()
+    device = os.environ.get("KERAS_TORCH_DEVICE", "cuda" if has_gpu else "cpu")
+    if device.startswith("cuda") and not has_gpu:
+        raise Error(f"KERAS_TORCH_DEVICE is {device!r}, but PyTorch sees no GPU: unset it, or set it to cpu")
+    return {"KERAS_TORCH_DEVICE": device}
 
 
 def keras(needed_for: str = "", backend: Backend = Backend.TF) -> Any:
@@ -173,11 +190,14 @@ def keras(needed_for: str = "", backend: Backend = Backend.TF) -> Any:
     """
     name = KERAS_BACKENDS[backend]
     check_installed(*needed(backend), needed_for=needed_for)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _set_torch()
+    variables = {"KERAS_BACKEND": name}
     if backend == Backend.JAX:
         os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it once; without it, float64 becomes float32 in silence
-    try:  # the variable is not left changed: a user's own processes would have it too
-        with silence(), processes.environment({"KERAS_BACKEND": name}):
+    elif backend == Backend.KERAS_TORCH:
+        variables |= _device_of_keras_torch()
+    try:  # the variables are not left changed: a user's own processes would have them too
+        with silence(), processes.environment(variables):
             package = importlib.import_module("keras_impl")
     except ValueError as error:  # JAX reads its variables: JAX_ENABLE_X64=maybe
         raise Error(f"Keras on {name} does not start: {error}") from None

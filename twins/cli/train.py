@@ -187,8 +187,12 @@ def _check(
 ) -> tuple[int, int]:
     """(rank of this process in the run, how many TensorFlow workers that has). Raises `Error` for options that do not fit."""
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
-    if devices and backend in (Backend.TORCH, Backend.KERAS_TORCH):
-        raise Error(f"--devices is for tf and jax; with torch: torchrun --nproc-per-node {devices} -m twins train …")
+    if backend == Backend.KERAS_TORCH and (devices or compiled):
+        raise Error(
+            "Keras on PyTorch trains on one device and compiles nothing: for --devices and --compile, another --backend"
+        )
+    if devices and backend == Backend.TORCH:
+        raise Error(f"--devices is for tf and jax; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
     if "TORCHELASTIC_RUN_ID" in os.environ and backend != Backend.TORCH:
         hint = "" if backend == Backend.KERAS_TORCH else f"; with {backend}, one process has all devices: --devices N"
         raise Error(f"torchrun is for --backend torch{hint}")

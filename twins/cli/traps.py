@@ -42,7 +42,7 @@ def traps(
     in bfloat16, the rounding is emulated. Exit status 1 if a network here exceeds a bound of the ladder.
     """
     if backend:
-        backends.check_backend(backend, KERAS, "the traps are differences of Keras from PyTorch")
+        backends.check_backend(backend, KERAS, "the traps are measured on TensorFlow and on JAX")
     chosen = [texts.find(name)] if name else [*texts.load().values()]
     measured = _measured(chosen, [backend] if backend else [*KERAS])
     if as_json:
