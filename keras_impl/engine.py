@@ -38,8 +38,8 @@ class Engine:
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
     `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
-    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX; Keras on
-    PyTorch compiles none.
+    skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX and
+    never on PyTorch.
 
     A network built for several devices trains on all of them; each takes one of the `shares` of every batch. In one of several
     `processes`, `step` gets the share of its own process alone, the images rank, rank + processes, … of the batch, and raises

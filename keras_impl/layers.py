@@ -418,7 +418,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def mean(x: Tensor, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
-    """The mean over some axes, or all, in the array's precision. Except on TensorFlow, Keras's own rounds float64 to float32."""
+    """The mean over some axes, or all, in the array's precision. But on TensorFlow, Keras's own rounds float64 to float32."""
     if fused or at_least_float32(x) != "float64":
         return ops.mean(x, axes, keepdims)
     along = range(len(x.shape)) if axes is None else np.atleast_1d(axes)

@@ -68,13 +68,13 @@ import keras
 from keras_impl.layers import AvgPool, BatchNorm, Linear, precision
 
 x = np.random.default_rng(0).standard_normal((2, 3, 7, 8))
-last = np.moveaxis(x, 1, -1)
-for kernel, stride in ((3, 2), (2, 1), (3, 1)):
-    ours = torch_impl.layers.AvgPool(kernel, stride, "same")(torch.from_numpy(x)).numpy()
-    theirs = keras.ops.convert_to_numpy(AvgPool(kernel, stride, "same")(keras.ops.convert_to_tensor(last, "float64")))
-    np.testing.assert_allclose(np.moveaxis(theirs, -1, 1), ours, rtol=1e-12)
+last = keras.ops.convert_to_tensor(np.moveaxis(x, 1, -1), "float64")
+sizes = ((3, 2), (2, 1), (3, 1))
 with precision("float64"):
-    norm, linear = BatchNorm(3), Linear(3, 2)
+    norm, linear, pools = BatchNorm(3), Linear(3, 2), [AvgPool(*size, "same") for size in sizes]
+for size, pool in zip(sizes, pools):
+    ours = torch_impl.layers.AvgPool(*size, "same")(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(np.moveaxis(keras.ops.convert_to_numpy(pool(last)), -1, 1), ours, rtol=1e-12)
 norm(keras.ops.full((2, 4, 4, 3), 1e4 + 0.1, "float64"), training=True)
 assert 0.9 - 1e-12 < keras.ops.convert_to_numpy(norm.running_var).min() <= 0.9  # of a batch without variance
 assert keras.ops.convert_to_numpy(linear(keras.ops.ones((1, 3), "float64"))).dtype == np.float64

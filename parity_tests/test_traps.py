@@ -320,7 +320,7 @@ def test_what_a_trap_is_not_measured_on_is_not_started(twins, instant, monkeypat
     assert instant == ["jax-x64"] and row["measured"]["tf"] is None and row["measured"]["jax"]["ours"] == 1e-14
     assert twins("traps bn-epsilon --backend jax").returncode == 0 and instant == ["jax-x64", "bn-epsilon"]
     done = twins("traps --backend torch")
-    assert done.returncode == 2 and "the traps are differences of Keras from PyTorch; expected tf or jax" in done.stderr
+    assert done.returncode == 2 and "the traps are measured on TensorFlow and on JAX; expected tf or jax" in done.stderr
 
 
 def test_command(twins):
