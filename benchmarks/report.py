@@ -18,7 +18,9 @@ from twins import plots
 WIDTH = 80  # columns of a table that goes to a file
 MODES = {Mode.INFER: "inference", Mode.TRAIN: "training"}  # and their titles
 OUTLINE = "0.75"  # the grey of the machine's ceiling
-GAP = 0.8  # between the bars of two networks
+GAP = 0.5  # between two networks, in bars
+OTHERS = "other projects"
+COLOURS = {"twins": "tab:cyan", "recommended": "tab:blue", OTHERS: "tab:gray"}  # of bars, by whose network it is
 
 
 def show(results: Sequence[Row], notes: Sequence[str], ceilings: Ceilings) -> None:
@@ -114,43 +116,48 @@ def as_csv(results: Sequence[Row]) -> str:
 
 def draw(results: Sequence[Row], path: str | Path) -> None:
     """Draw images a second as bars, network by network, each in the outline of what the machine could do at most."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Patch
 
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in results)]
-    names = list(dict.fromkeys(candidate(row) for row in results))
-    colours = dict(zip(names, colormaps["tab10"].colors * len(names), strict=False))  # type: ignore[attr-defined]
     tallest = max(sum(row["mode"] == mode for row in results) for mode in modes)
     networks = len({row["network"] for row in results})
-    size = 6.2 * len(modes), 1.3 + 0.34 * tallest + 0.3 * networks
+    size = 7.4 * len(modes), 1.3 + 0.24 * (tallest + (1 + GAP) * networks)
     with plots.figure(path, 1, len(modes), size, squeeze=False) as (canvas, panels):
         for axes, mode in zip(panels[0], modes, strict=True):
-            draw_bars(axes, [row for row in results if row["mode"] == mode], f"{mode}_samples_per_sec", colours)
+            draw_bars(axes, [row for row in results if row["mode"] == mode], f"{mode}_samples_per_sec")
             axes.set_title(MODES[mode])
-        bars = {label: bar for axes in panels[0] for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        outline = Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=OUTLINE)
-        handles, labels = [*bars.values(), outline], [*bars, "the machine's ceiling"]
-        canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        shown = [whose for whose in COLOURS if any(colour_of(row) == COLOURS[whose] for row in results)]
+        handles = [Patch(color=COLOURS[whose], label=whose) for whose in shown]
+        handles.append(Patch(facecolor="none", edgecolor=OUTLINE, label="the machine's ceiling"))
+        canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
         batches = "/".join(str(size) for size in dict.fromkeys(row["batch_size"] for row in results))
         canvas.suptitle(f"{results[0]['device']}, {results[0]['threads']} threads, batch {batches}", fontsize=10)
 
 
-def draw_bars(axes: Any, results: Sequence[Row], key: str, colours: dict[str, Any]) -> None:
-    """Draw the rates of one mode, network by network."""
+def colour_of(row: Row) -> str:
+    """The colour of whose network it is."""
+    return COLOURS.get(row["implementation"], COLOURS[OTHERS])
+
+
+def draw_bars(axes: Any, results: Sequence[Row], key: str) -> None:
+    """Draw the rates of one mode: under the name of each network, a bar a candidate."""
     y, ticks = 0.0, []
-    for network in dict.fromkeys(row["network"] for row in results):
-        group = [row for row in results if row["network"] == network]
-        ticks.append((y + (len(group) - 1) / 2, network))
-        for row in group:
-            name, speed = candidate(row), row[key]
-            share = row["ceiling_fraction"] or 1
-            axes.barh(y, speed / share, color="none", edgecolor=OUTLINE, height=0.85)
-            axes.barh(y, speed, color=colours[name], height=0.85, label=name)
-            axes.text(speed / min(share, 1), y, f" {speed:,.3g}  ({100 * share:.0f} %)", va="center", fontsize=8)
+    networks = list(dict.fromkeys(row["network"] for row in results))
+    for network in networks:
+        ticks.append((y, network))
+        for row in (row for row in results if row["network"] == network):
             y += 1
-        y += GAP
-    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
-    axes.invert_yaxis()
+            speed, share = row[key], row["ceiling_fraction"] or 1
+            axes.barh(y, speed / share, color="none", edgecolor=OUTLINE, height=0.85)
+            axes.barh(y, speed, color=colour_of(row), height=0.85)
+            axes.text(speed / min(share, 1), y, f" {speed:,.3g}  ({100 * share:.0f} %)", va="center", fontsize=8)
+            ticks.append((y, candidate(row)))
+        y += 1 + GAP
+    axes.set_yticks([place for place, _ in ticks], [name for _, name in ticks], fontsize=8)
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in networks else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(y - 1, -1)
     axes.set_xlabel("images a second (share of the machine's ceiling)")
     axes.margins(x=0.16)
     axes.spines[["top", "right"]].set_visible(False)

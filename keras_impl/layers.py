@@ -146,7 +146,7 @@ class Conv(Layer):
         padding = "same" if self.padding == "same" else "valid"
         stride = self.stride
         if kernel.shape[:3] == (1, 1, x.shape[-1]) and by_xla_on_cpu(x):
-            # XLA does not see that this is a matrix product, and its gradients take up to nine times as long as a product's.
+            # XLA does not see that this is a matrix product, and its gradients take several times as long as a product's.
             return ops.matmul(x[:, ::stride, ::stride] if stride > 1 else x, kernel[0, 0])
         by_onednn = fused.by_onednn(x) if fused else keras.backend.backend() == "torch"
         if fused and by_onednn and self.dilation > 1 and stride == 1:
