@@ -677,7 +677,7 @@ def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
     assert (status, out, err) == (
         2,
         "",
-        "script.py: --backend both: a run is killed and resumed in one framework; expected torch, tf or jax\n",
+        "script.py: --backend both: a run is killed and resumed in one framework; expected torch, tf, jax or keras-torch\n",
     )
 
 

@@ -281,7 +281,7 @@ MISTAKES = {
     "a pooled map": (f"{DRN} a.png --layer avgpool", f"layer 'avgpool' of {DRN} gives 128x1x1, expected one that gives maps"),
     "both": (
         f"{DRN} a.png --layer layer4 --backend both",
-        "--backend both: the figure is of one framework; expected torch, tf or jax",
+        "--backend both: the figure is of one framework; expected torch, tf, jax or keras-torch",
     ),
     "no picture": (f"{DRN} no.png --layer layer4", "no.png: there is no such file"),
     "a folder": (f"{DRN} . --layer layer4", ".: is a folder; pass its files"),
