@@ -136,7 +136,8 @@ def draw(results: Sequence[Row], path: str | Path) -> None:
 
 def colour_of(row: Row) -> str:
     """The colour of whose network it is."""
-    return COLOURS.get(row["implementation"], COLOURS[OTHERS])
+    implementation = "twins" if row["implementation"] == AGAIN else row["implementation"]
+    return COLOURS.get(implementation, COLOURS[OTHERS])
 
 
 def draw_bars(axes: Any, results: Sequence[Row], key: str) -> None:

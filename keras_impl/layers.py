@@ -296,9 +296,8 @@ class AvgPool(Layer):
     def call(self, x: Tensor) -> Tensor:
         wide = ops.cast(x, at_least_float32(x))  # on JAX, a sum of half precision is rounded at every addition
         if self.padding == "same" and keras.backend.backend() == "torch":
-            y = self._zeros_around(wide) / self._zeros_around(
-                ops.ones_like(wide)
-            )  # Keras's own repeats the border and counts it
+            # Keras's own repeats the pixels at the border there, and counts them.
+            y = self._zeros_around(wide) / self._zeros_around(ops.ones_like(wide))
         elif self.padding == "same":
             y = ops.average_pool(wide, self.kernel, self.stride, "same")
         else:
