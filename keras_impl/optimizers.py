@@ -18,13 +18,18 @@ def clipped(gradients: Sequence[Tensor], clip_norm: float | None = None, clip_va
     Keras's `global_clipnorm` has no 1e-6 in the divisor, and clips what each device has before it takes their mean.
     """
     if clip_value is not None:
-        limits = [None if g is None else ops.convert_to_tensor(clip_value, g.dtype) for g in gradients]
-        return [None if g is None else ops.clip(g, -limit, limit) for g, limit in zip(gradients, limits, strict=True)]
+        return [None if g is None else _within(g, clip_value) for g in gradients]
     if clip_norm is None:
         return list(gradients)
     norm = ops.sqrt(sum(ops.sum(ops.square(g)) for g in gradients if g is not None))
     factor = ops.clip(clip_norm / (norm + 1e-6), 0.0, 1.0)
     return [None if g is None else g * factor for g in gradients]
+
+
+def _within(gradient: Tensor, most: float) -> Tensor:
+    """A gradient clipped by a limit in its own precision; on PyTorch, Keras makes float32 of a number."""
+    limit = ops.convert_to_tensor(most, gradient.dtype)
+    return ops.clip(gradient, -limit, limit)
 
 
 class GradScaler:
