@@ -23,7 +23,7 @@ def main(
 ) -> None:
     """Train twice in float64, in PyTorch alone and in PyTorch, TensorFlow and JAX in turn, and compare the runs.
 
-    Exit status 1 if a bound of rung 5 is exceeded.
+    Exit status 1 if a tolerance of rung 5 is exceeded.
     """
     if epochs % every or recipes.load(recipe)["schedule"]["name"] == "cosine":
         raise Error("expected --epochs that --every divides, and a schedule that does not depend on the run's length")
@@ -36,11 +36,11 @@ def main(
         train(recipe, *options, *folder, "--epochs", until, "--backend", in_turn[number % len(in_turn)])
     one, other = training.read_checkpoint(whole), training.read_checkpoint(switched)
     runs = {"PyTorch": one.history, f"{runlog.frameworks(other.history)} in turn": other.history}
-    within_bounds = report(
+    within_tolerances = report(
         one, other, f"{recipe}, float64, {one.step} steps, {epochs} epochs, another framework after every {every}"
     )
     plots.draw_curves(runs, out / "switch.png", one.recipe.get("title", recipe))
-    sys.exit(0 if within_bounds else 1)
+    sys.exit(0 if within_tolerances else 1)
 
 
 def train(*arguments: object) -> None:
@@ -51,15 +51,15 @@ def train(*arguments: object) -> None:
 
 
 def report(one: Checkpoint, other: Checkpoint, title: str) -> bool:
-    """Print how far two runs are apart; returns whether that is within the bounds of rung 5."""
+    """Print how far two runs are apart; returns whether that is within the tolerances of rung 5."""
     worst = ladder.largest(ladder.between(one.arrays, other.arrays))
     losses = [ladder.relative(a["loss"], b["loss"]) for a, b in zip(one.history, other.history, strict=True)]
     accuracies = [[row["test_accuracy"] for row in run.history] for run in (one, other)]
     print(f"{title}:")
     print(f"losses of the epochs differ by {max(losses):.1e} at most, arrays by {worst.value:.1e} ({worst.name});")
     print(f"the test accuracies are {'the same' if accuracies[0] == accuracies[1] else 'not the same'}.")
-    bounds = ladder.BOUNDS["float64"]
-    return worst.value <= bounds["weights"] and max(losses) <= bounds["losses"]
+    tolerances = ladder.TOLERANCES["float64"]
+    return worst.value <= tolerances["weights"] and max(losses) <= tolerances["losses"]
 
 
 if __name__ == "__main__":

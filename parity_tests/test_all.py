@@ -81,8 +81,8 @@ def test_compare(twins, files, monkeypatch):
     assert "conv1 16x24x24 24x24x16 24x24x16 1.0e-07" in found
     assert next(line for line in found if line.startswith("losses of 2 steps")) == "losses of 2 steps 1.0e-07 in JAX 1e-10"
     whole = " ".join(found)
-    assert "Bound exceeded: activations: conv1 is the first to diverge, by 1.0e-07 in JAX; the bound is 1e-12" in whole
-    assert "Bound exceeded: losses: step 1 is the first to diverge, by 1.0e-07 in JAX; the bound is 1e-10" in whole
+    assert "Tolerance exceeded: activations: conv1 is the first to diverge, by 1.0e-07 in JAX; the tolerance is 1e-12" in whole
+    assert "Tolerance exceeded: losses: step 1 is the first to diverge, by 1.0e-07 in JAX; the tolerance is 1e-10" in whole
     assert "…" not in out.partition("Overall")[0]  # nothing is cut
 
 

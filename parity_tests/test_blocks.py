@@ -24,7 +24,7 @@ import keras_impl
 from shared import dropout, shapes, weights
 from twins import ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 SIZES = ((7, 10), (11, 9))  # at a stride of 2, "same" and symmetric padding part where a side is even
 
 SAME_SHAPE, WIDER, SMALLER = {"in": 8, "out": 8}, {"in": 5, "out": 8}, {"in": 5, "out": 8, "stride": 2}
@@ -199,9 +199,9 @@ def gradients(pair, activations):
     return found, ladder.statistics(pair.engines)
 
 
-def assert_within(differences, bound):
-    first = ladder.first_beyond(differences, bound)
-    assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}"
+def assert_within(differences, tolerance):
+    first = ladder.first_beyond(differences, tolerance)
+    assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the tolerance is {tolerance:g}"
 
 
 def test_runs(pair):
@@ -226,21 +226,21 @@ def test_shapes(pair, activations):
 
 def test_activations(activations):
     for differences in activations:
-        assert_within(differences, BOUNDS["activations"])
+        assert_within(differences, TOLERANCES["activations"])
 
 
 def test_gradients(pair, gradients):
     differences, _ = gradients
     expected = {"input", *(name for name in pair.state if ".running_" not in name)}
     assert {difference.name for difference in differences} == expected
-    assert_within(differences, BOUNDS["gradients"])
+    assert_within(differences, TOLERANCES["gradients"])
 
 
 def test_running_statistics(pair, gradients):
     _, differences = gradients
     running = {name for name in pair.state if ".running_" in name}
     assert {difference.name for difference in differences} == running
-    assert_within(differences, BOUNDS["statistics"])
+    assert_within(differences, TOLERANCES["statistics"])
     # Both moved, but for those of a shortcut that is not used.
     for engine in pair.engines:
         after = engine.state()
@@ -271,12 +271,12 @@ def test_by_other_code(pair, training):
             expected = by_torchvision(pair.block, state, images, training).numpy()
         ours = pair.engines[0].net.train(training).block(images).numpy()
     theirs = pair.engines[1].net.block(np.moveaxis(images.numpy(), 1, -1), training=training).numpy()
-    assert ladder.relative(expected, ours) <= BOUNDS["activations"]
-    assert ladder.relative(expected, np.moveaxis(theirs, -1, 1)) <= BOUNDS["activations"]
+    assert ladder.relative(expected, ours) <= TOLERANCES["activations"]
+    assert ladder.relative(expected, np.moveaxis(theirs, -1, 1)) <= TOLERANCES["activations"]
     for engine in pair.engines:
         after = engine.state()
         for name in [name for name in state if "running_" in name]:
-            assert ladder.relative(state[name].numpy(), after[f"block.{name}"]) <= BOUNDS["statistics"], name
+            assert ladder.relative(state[name].numpy(), after[f"block.{name}"]) <= TOLERANCES["statistics"], name
 
 
 # He et al. 2016, figure 4 (a) to (e), and (e) with three convolutions. A projection begins at |, + is the addition.

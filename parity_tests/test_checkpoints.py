@@ -24,10 +24,10 @@ import torch_impl
 from keras_impl.layers import precision
 from shared import networks, published, reading, renaming, shapes, weights
 from twins import checkpoints, cli
-from twins.ladder import BOUNDS, relative
+from twins.ladder import TOLERANCES, relative
 
 FORMATS = ("x.safetensors", "x.pth", "x.keras", "x.weights.h5")
-BOUND = BOUNDS["float64"]["activations"]
+TOLERANCE = TOLERANCES["float64"]["activations"]
 
 
 # Keras stores layers by name or, behind the letter l, in a list: here are both, groups and dropout.
@@ -208,7 +208,7 @@ def test_resnet50_of_keras_applications(resnet50):
     images = images_for((64, 96))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
     for logits in outputs(*reading.load_weights(files["whole"], spec), images):
-        assert relative(theirs, logits) <= BOUND
+        assert relative(theirs, logits) <= TOLERANCE
 
 
 def test_resnet50_of_keras_applications_without_top(resnet50, tmp_path):
@@ -296,7 +296,7 @@ def test_keras_flattens_in_another_order(name, tmp_path):
         name = "x.h5"
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
     for logits in outputs(*reading.load_weights(tmp_path / name, SMALL_VGG), images):
-        assert relative(theirs, logits) <= BOUND
+        assert relative(theirs, logits) <= TOLERANCE
 
 
 def test_writing_for_keras_is_reading_from_it_backwards(tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_writing_for_keras_is_reading_from_it_backwards(tmp_path, monkeypatch):
     model.load_weights(tmp_path / "x.h5")
     images = images_for((8, 12))
     theirs = keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1)))
-    assert relative(theirs, outputs(SMALL_VGG, state, images)[0]) <= BOUND
+    assert relative(theirs, outputs(SMALL_VGG, state, images)[0]) <= TOLERANCE
 
 
 def test_vgg16_of_keras_applications_without_top(tmp_path):
@@ -329,7 +329,7 @@ def test_vgg16_of_keras_applications_without_top(tmp_path):
     theirs = np.moveaxis(keras.ops.convert_to_numpy(model(images.transpose(0, 2, 3, 1))), -1, 1)
     spec = networks.headless(shared.load("vgg16_keras"))
     for maps in outputs(spec, weights.read_state(tmp_path / "x.safetensors"), images):
-        assert relative(theirs, maps) <= BOUND
+        assert relative(theirs, maps) <= TOLERANCE
 
 
 def test_a_vgg_of_keras_applications_is_taken_for_one():

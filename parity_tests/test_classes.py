@@ -12,9 +12,9 @@ import shared
 import torch_impl
 from shared import images, networks, published, reading, recipes, renaming, shapes, weights
 from twins import checkpoints, runs
-from twins.ladder import BOUNDS, relative
+from twins.ladder import TOLERANCES, relative
 
-BOUND = BOUNDS["float64"]["activations"]
+TOLERANCE = TOLERANCES["float64"]["activations"]
 
 TINY = {
     "name": "tiny",
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_said_of_the_variant():
 
 @pytest.mark.parametrize("place", FIRST)
 def test_grey_from_colour_and_back(place, tmp_path):
-    """A network for grey images on one channel is that for colour on the channel three times, to the bound of the ladder."""
+    """A network for grey images on one channel is that for colour on the channel three times, to the ladder's tolerance."""
     spec = FIRST[place]
     grey = networks.variant(spec, channels=1)
     x = np.random.default_rng(0).standard_normal((2, 1, 8, 8))
@@ -194,7 +194,7 @@ def test_grey_from_colour_and_back(place, tmp_path):
         found = logits(after, state, np.repeat(x, after["input"][0], 1))
         for one in expected:
             for other in found:
-                assert relative(one, other) <= BOUND
+                assert relative(one, other) <= TOLERANCE
     assert notes[0].startswith("The file is for grey images: ") and notes[0].endswith(" a third for each colour.")
 
 
@@ -206,7 +206,7 @@ def test_grey_pictures(tmp_path):
     batches = [images.preprocess(picture, spec, "float64") for spec in (TINY, grey)]
     assert batches[0].shape[1] == 3 and batches[1].shape[1] == 1
     one, other = logits(TINY, fitted.state, batches[0])[0], logits(grey, reading.adapted(fitted, grey)[0], batches[1])[1]
-    assert relative(one, other) <= BOUND
+    assert relative(one, other) <= TOLERANCE
 
 
 @pytest.mark.parametrize("place", NORMS_FIRST)
@@ -240,7 +240,7 @@ def test_build_in_both(source, head, tmp_path, monkeypatch):
     x = np.random.default_rng(0).standard_normal((2, 1, 8, 8))
     one, other = outputs(ours, theirs, x)
     assert one.shape == ((2, 37) if head else (2, 8, 4, 4))
-    assert relative(one, other if head else other.transpose(0, 3, 1, 2)) <= BOUND
+    assert relative(one, other if head else other.transpose(0, 3, 1, 2)) <= TOLERANCE
     state = torch_impl.state(ours)
     expected = trained(TINY)
     assert np.array_equal(state["layer1.0.conv1.weight"], expected["layer1.0.conv1.weight"])

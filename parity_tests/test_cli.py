@@ -83,7 +83,7 @@ def test_compare_prints_tables(twins):
     done = twins("compare", "mnist_residual", "--steps", "1", "--dtype", "float32")
     assert done.returncode == 0 and done.stderr == ""
     assert "block1   16x12x12  12x12x16" in done.stdout
-    assert "Every bound of the ladder holds." in done.stdout
+    assert "All parity tolerances are met." in done.stdout
 
 
 def test_compare_a_network_from_outside(twins, tmp_path):
@@ -176,10 +176,10 @@ def test_a_path_is_no_markup(twins, tmp_path):
     assert (done.returncode, done.stderr) == (2, "twins: a[/b].pth: there is no such file\n")
 
 
-def test_an_exit_status_of_1_names_the_bound(twins):
+def test_an_exit_status_of_1_names_the_tolerance(twins):
     done = twins("compare", "mnist_residual", "--steps", "4", "--learning-rate", "1e8")
     assert done.returncode == 1
-    assert "Bound exceeded: losses: the loss is NaN or infinite at step 3" in done.stdout
+    assert "Tolerance exceeded: losses: the loss is NaN or infinite at step 3" in done.stdout
 
 
 @pytest.mark.parametrize(

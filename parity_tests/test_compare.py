@@ -53,7 +53,7 @@ BROKEN = {
         {"steps": [Step((math.nan, math.nan), math.nan, math.nan)]},
         ["losses: the loss is NaN or infinite at step 1", "losses"],
     ),
-    "logits": ({"dtype": "float32", "activations": late(1e-3)}, ["logits: they differ by 1.0e-03; the bound is 0.0001"]),
+    "logits": ({"dtype": "float32", "activations": late(1e-3)}, ["logits: they differ by 1.0e-03; the tolerance is 0.0001"]),
 }
 
 
@@ -85,11 +85,11 @@ def test_relative():
 
 
 def test_a_network_that_magnifies_rounding_is_held_to_ten_times_that():
-    broken = "activations: bn1 is the first to diverge, by 5.0e-12; the bound is 1e-12"
+    broken = "activations: bn1 is the first to diverge, by 5.0e-12; the tolerance is 1e-12"
     assert report(activations=late(5e-12), chaos={"activations": 1e-14}).broken == [broken]
     assert report(activations=late(5e-12), chaos={"activations": 1e-12}).broken == []
     assert len(report(activations=late(5e-11), chaos={"activations": 1e-12}).broken) == 1
-    # What is no number is wrong in any case, and other rungs keep their bounds.
+    # What is no number is wrong in any case, and other rungs keep their tolerances.
     chaos = {"activations": 1e-3, "gradients": 1e-14}
     assert len(report(activations=late(math.nan), gradients=late(1e-8), chaos=chaos).broken) == 2
 

@@ -162,7 +162,7 @@ def test_a_sound_port_trains_alike(form):
 def test_a_frozen_embedding_is_named():
     report = compared("words", train=1, trainable=False)
     assert [(f.operations, f.attribute) for f in report.training] == [(("words", "words"), "trainable")]
-    assert report.trained.parting.quantity == "gradients" and report.same
+    assert report.trained.divergence.quantity == "gradients" and report.same
 
 
 class KerasBlock(keras.Model):

@@ -111,7 +111,7 @@ def test_a_sound_port_trains_alike():
     assert report.trained.dropouts == (["drop"], ["drop"])
 
 
-FAULTS = {  # fault in Keras: (operation in B, attribute, trap), A's and B's value, the quantity that parts first
+FAULTS = {  # fault in Keras: (operation in B, attribute, trap), A's and B's value, the quantity that diverges first
     "0.1": (("bn2", "momentum", "bn-momentum"), (0.1, 0.9), "running statistics"),
     "0.99": (("bn2", "momentum", "bn-momentum"), (0.1, 0.01), "running statistics"),
     "biased": (
@@ -132,10 +132,10 @@ def test_a_fault_in_keras_is_named(fault):
     found, values, quantity = FAULTS[fault]
     assert told(report) == [found] and report.training[0].values == values
     assert report.same and not report.sound
-    assert (report.trained.parting and report.trained.parting.quantity) == quantity
+    assert (report.trained.divergence and report.trained.divergence.quantity) == quantity
 
 
-OF_PYTORCH = {  # fault in PyTorch: (operation in B, attribute, trap), the quantity that parts first
+OF_PYTORCH = {  # fault in PyTorch: (operation in B, attribute, trap), the quantity that diverges first
     "momentum": (("bn2", "momentum", "bn-momentum"), "running statistics"),
     "frozen": (("branch", "trainable", None), "gradients"),
     "frozen norm": (("bn2", "trainable", "frozen-bn"), "gradients"),
@@ -151,19 +151,19 @@ def test_a_fault_in_pytorch_is_named(fault):
     report = compared(Net, fault)
     found, quantity = OF_PYTORCH[fault]
     assert told(report) == [found] and not report.sound
-    assert (report.trained.parting and report.trained.parting.quantity) == quantity
+    assert (report.trained.divergence and report.trained.divergence.quantity) == quantity
 
 
 def test_faults_of_all_quantities_are_told_at_once():
     report = compared(port, "bn eps", "biased", "frozen")
-    assert [finding.attribute for finding in report.findings] == ["epsilon"] and report.trained.parting.quantity == "loss"
+    assert [finding.attribute for finding in report.findings] == ["epsilon"] and report.trained.divergence.quantity == "loss"
     assert {attribute for _, attribute, _ in told(report)} == {"running variance", "trainable"}
 
 
 def test_the_weight_is_named_with_its_numbers():
-    parting = compared(port, "0.99").trained.parting
-    assert parting.name == ("bn2.running_mean", "bn2.moving_mean") and parting.step == 1
-    assert parting.values[0] == pytest.approx(10 * parting.values[1]) and parting.difference == pytest.approx(0.9)
+    divergence = compared(port, "0.99").trained.divergence
+    assert divergence.name == ("bn2.running_mean", "bn2.moving_mean") and divergence.step == 1
+    assert divergence.values[0] == pytest.approx(10 * divergence.values[1]) and divergence.difference == pytest.approx(0.9)
 
 
 def test_random_numbers_that_cannot_be_left_out_are_said():
@@ -199,7 +199,7 @@ def test_optimisers_of_the_frameworks(optimizers):
     report = compared(port, optimizers=optimizers)
     assert [(finding.attribute, finding.trap) for finding in report.training] == SETTINGS[optimizers]
     assert report.sound == (not SETTINGS[optimizers])
-    assert (report.trained.parting and report.trained.parting.quantity) == ("update" if SETTINGS[optimizers] else None)
+    assert (report.trained.divergence and report.trained.divergence.quantity) == ("update" if SETTINGS[optimizers] else None)
 
 
 def test_optimisers_that_exist_give_their_settings():

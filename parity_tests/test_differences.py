@@ -117,11 +117,11 @@ def test_what_parts_in_training_is_told_and_ends_in_status_1(trained):
     result = run("first", "last", "--input", "3x17x17", "--train", "2")
     assert result.exit_code == 1 and "The same function" in result.output
     text = " ".join(result.output.split())
-    assert "1. normalization: momentum A bn: 0.1 B bn: 0.01 to mend B: momentum=0.9 see: twins traps bn-momentum" in text
-    parting = (
+    assert "1. normalization: momentum A bn: 0.1 B bn: 0.01 to fix B: momentum=0.9 see: twins traps bn-momentum" in text
+    divergence = (
         "running statistics A bn.running_mean: 0.125 B bn.moving_mean: 0.0125 differs by 9.0e-01; until then: loss 1.0e-15"
     )
-    assert f"Training parts at step 2: {parting}" in text
+    assert f"Training diverges at step 2: {divergence}" in text
     assert "Random in training, compared as in evaluation: drop." in text
     assert max(map(len, result.output.splitlines())) <= 80
 
@@ -130,7 +130,7 @@ def test_json_and_page_have_the_training(trained, tmp_path):
     path = tmp_path / "page.html"
     result = run("first", "last+eps", "--input", "3x17x17", "--train", "2", "--json", "--html", str(path))
     summary = json.loads(result.stdout)
-    assert summary["sound"] is False and summary["trained"]["parting"]["quantity"] == "running statistics"
+    assert summary["sound"] is False and summary["trained"]["divergence"]["quantity"] == "running statistics"
     assert [measure["sound"] for measure in summary["trained"]["measures"]] == [True, False]
     assert [finding["attribute"] for finding in summary["training"]] == ["momentum"]
     text = path.read_text()

@@ -18,7 +18,7 @@ from shared import weights
 from shared.dropout import masks
 from twins import ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 PACKAGES = {"torch": torch_impl, "keras": keras_impl}
 
 # On images, in a group of blocks, and on a vector: at several rates.
@@ -156,13 +156,13 @@ def test_engines_train_alike():
         images, labels = (IMAGES, LABELS) if number < 4 else (IMAGES[:2], LABELS[:2])
         (ours, right), (theirs, same) = (engine.step(images, labels) for engine in engines)
         assert right == same
-        assert ladder.relative(ours, theirs) <= BOUNDS["losses"], number
+        assert ladder.relative(ours, theirs) <= TOLERANCES["losses"], number
     ours, theirs = (engine.loss(IMAGES, LABELS) for engine in engines)
-    assert ladder.relative(ours, theirs) <= BOUNDS["losses"]
+    assert ladder.relative(ours, theirs) <= TOLERANCES["losses"]
     for difference in ladder.gradients(engines, IMAGES, LABELS):
-        assert difference.value <= BOUNDS["gradients"], difference.name
+        assert difference.value <= TOLERANCES["gradients"], difference.name
     for difference in ladder.states(engines):
-        assert difference.value <= BOUNDS["weights"], difference.name
+        assert difference.value <= TOLERANCES["weights"], difference.name
 
 
 @pytest.mark.parametrize("of_a_pass", ["step", "loss", "gradients"])

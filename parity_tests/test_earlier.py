@@ -20,7 +20,7 @@ import torch_impl
 from shared import reading, weights
 from twins import runlog, training
 from twins.cli import app
-from twins.ladder import BOUNDS, relative
+from twins.ladder import TOLERANCES, relative
 
 EARLIER = Path(__file__).parent / "fixtures" / "earlier"
 
@@ -39,7 +39,7 @@ def test_a_run_is_resumed_to_the_same_end(backend, tmp_path):
     assert [row["epoch"] for row in logged] == [1, 2, 3, 4]
     for row, other in zip(logged, expected, strict=True):
         assert row["test_accuracy"] == other["test_accuracy"]
-        assert relative(row["loss"], other["loss"]) < BOUNDS["float64"]["losses"]
+        assert relative(row["loss"], other["loss"]) < TOLERANCES["float64"]["losses"]
     assert training.read_checkpoint(folder).step == 4 * 22
 
 

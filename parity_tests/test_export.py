@@ -19,7 +19,7 @@ from shared.images import preprocess
 from twins import compare, export, ladder
 
 PACKAGES = (torch_impl, keras_impl)
-BOUND = ladder.BOUNDS["float64"]["activations"]
+TOLERANCE = ladder.TOLERANCES["float64"]["activations"]
 
 
 def chain(*layers):
@@ -97,7 +97,7 @@ def test_folded_is_the_same_function(name, package):
     spec = chain(START, *layers)
     net, lean = pair(package, spec)
     images = np.random.default_rng(0).standard_normal((2, 3, 12, 12))
-    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
+    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= TOLERANCE
     found = fold.folded_spec(spec)
     assert shared.load(found) and found["name"] == "mine_folded" and found["title"] == "Mine, batch norms folded"
     assert len(fold.batch_norms(found)) == stay
@@ -109,7 +109,7 @@ def test_folded_is_the_same_function(name, package):
 def test_networks_of_the_zoo_are_the_same_function(name, size, package):
     net, lean = pair(package, shared.load(name))
     images = np.random.default_rng(0).standard_normal((2, 3, size, size))
-    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= BOUND
+    assert ladder.relative(logits(package, net, images), logits(package, lean, images)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", shared.names())
@@ -259,7 +259,7 @@ def test_nothing_to_fold_is_said_and_written_all_the_same(folder, twins):
 
 
 def test_logits_that_differ_are_told_by_the_exit_status(folder, monkeypatch, twins):
-    monkeypatch.setattr(export, "BOUND", 1e-12)
+    monkeypatch.setattr(export, "TOLERANCE", 1e-12)
     done = twins("export", "mine.json", "--weights", "w.safetensors", "--fold", folder=folder)
     assert done.returncode == 1
     assert "mine_folded.safetensors: its logits are more than 1e-12 apart" in done.stdout
@@ -308,7 +308,7 @@ def test_json_says_what_the_table_does(folder, twins):
     done = twins("export", *MINE, "x.keras", "--plain", "--json", folder=folder)
     report = json.loads(done.stdout)
     (file,) = report["files"]
-    assert done.returncode == 0 and report["passed"] and report["bound"] == 1e-4 and report["network"] == "mine"
+    assert done.returncode == 0 and report["passed"] and report["tolerance"] == 1e-4 and report["network"] == "mine"
     assert (file["path"], file["reader"], file["framework"]) == ("x.keras", "Keras", "PyTorch") and file["relative"] < 1e-5
 
 

@@ -14,7 +14,7 @@ from shared import recipes, weights
 from twins import batches, ladder, training
 from twins.loading import Loader
 
-BOUND = ladder.BOUNDS["mixed_float16"]["losses"]
+TOLERANCE = ladder.TOLERANCES["mixed_float16"]["losses"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 RECIPE = {
     "name": "half",
@@ -55,7 +55,7 @@ def test_rung_5(case):
     recipe = recipes.load(RECIPE | changes)
     (losses, scales, _), (others, same, _) = (run(package, recipe, start) for package in PACKAGES.values())
     assert scales == same and all(map(np.isfinite, losses))
-    assert max(ladder.relative(a, b) for a, b in zip(losses, others, strict=True)) <= BOUND
+    assert max(ladder.relative(a, b) for a, b in zip(losses, others, strict=True)) <= TOLERANCE
     skipped = scales[-1][2]
     assert skipped == 0 if case == "as it starts" else 0 < skipped < 19
     assert losses[-1] < losses[0]
@@ -123,7 +123,7 @@ def test_a_run_switches_framework(tmp_path):
     (one, *others) = ends.values()
     for other in others:
         assert np.array_equal(one.arrays[weights.SCALER], other.arrays[weights.SCALER])
-        assert ladder.relative(one.history[-1]["loss"], other.history[-1]["loss"]) <= BOUND
+        assert ladder.relative(one.history[-1]["loss"], other.history[-1]["loss"]) <= TOLERANCE
 
 
 def test_another_precision_in_the_middle(twins, tmp_path):

@@ -207,7 +207,7 @@ def test_both_frameworks_build_what_a_spec_says(chain, seed):
     assert [(d.name, *d.shapes) for d in found] == [(row.name, row.shape, (*row.shape[1:], row.shape[0])) for row in rows]
     for engine in engines:
         assert {name: array.shape for name, array in engine.state().items()} == shapes.weights(rows)
-    assert ladder.first_beyond(found, ladder.BOUNDS["float64"]["activations"]) is None, found
+    assert ladder.first_beyond(found, ladder.TOLERANCES["float64"]["activations"]) is None, found
 
 
 # Specs and recipes that are wrong

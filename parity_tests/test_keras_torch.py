@@ -43,7 +43,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_a_run_may_change_to_it_and_back(tmp_path):
-    """As the run in PyTorch alone, to the bound of rung 5."""
+    """As the run in PyTorch alone, to the tolerance of rung 5."""
     digits = "train digits_residual --set precision=float64 --workers 0"
     lines = [
         f"{digits} --epochs 3 --out whole",
@@ -54,10 +54,10 @@ def test_a_run_may_change_to_it_and_back(tmp_path):
     ]
     done = python(KERAS_TORCH, RUNS, tmp_path, input="\n".join(lines))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Keras on PyTorch: 44 steps" in done.stdout and "Every bound of the ladder holds." in done.stdout
+    assert "Keras on PyTorch: 44 steps" in done.stdout and "All parity tolerances are met." in done.stdout
     one, other = (training.read_checkpoint(tmp_path / name) for name in ("whole", "changed"))
     assert [row["framework"] for row in other.history] == ["PyTorch", "Keras on PyTorch", "PyTorch"]
-    assert ladder.largest(ladder.between(one.arrays, other.arrays)).value <= ladder.BOUNDS["float64"]["weights"]
+    assert ladder.largest(ladder.between(one.arrays, other.arrays)).value <= ladder.TOLERANCES["float64"]["weights"]
 
 
 LAYERS = """

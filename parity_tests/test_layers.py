@@ -31,7 +31,7 @@ import keras_impl
 from shared import shapes, weights
 from twins import ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 
 
 class Case(NamedTuple):
@@ -196,7 +196,7 @@ def test_shapes(pair):
 
 def test_values(pair):
     ours, theirs = pair.results
-    assert ladder.relative(ours.output, theirs.output) <= BOUNDS["activations"]
+    assert ladder.relative(ours.output, theirs.output) <= TOLERANCES["activations"]
 
 
 def test_gradients(pair):
@@ -204,13 +204,13 @@ def test_gradients(pair):
     assert ours.gradients.keys() == theirs.gradients.keys()
     for name, gradient in ours.gradients.items():
         assert gradient.any(), name
-        assert ladder.relative(gradient, theirs.gradients[name]) <= BOUNDS["gradients"], name
+        assert ladder.relative(gradient, theirs.gradients[name]) <= TOLERANCES["gradients"], name
 
 
 def test_values_by_other_code(pair):
     expected = oracle(pair)
     for output, _, _ in pair.results:
-        assert ladder.relative(expected, output) <= BOUNDS["activations"]
+        assert ladder.relative(expected, output) <= TOLERANCES["activations"]
 
 
 def oracle(pair):
@@ -322,9 +322,9 @@ def test_running_statistics(pair):
     by_hand = (1 - momentum) * pair.state["layer.running_var"] + momentum * variance
     for _, _, state in pair.results:
         for name in ("running_mean", "running_var"):
-            assert ladder.relative(getattr(other, name).numpy(), state[f"layer.{name}"]) <= BOUNDS["statistics"], name
+            assert ladder.relative(getattr(other, name).numpy(), state[f"layer.{name}"]) <= TOLERANCES["statistics"], name
         expected = by_hand if pair.training else pair.state["layer.running_var"]
-        assert ladder.relative(expected, state["layer.running_var"]) <= BOUNDS["statistics"]
+        assert ladder.relative(expected, state["layer.running_var"]) <= TOLERANCES["statistics"]
 
 
 @pytest.mark.parametrize("frozen", ["network", "layer"])
@@ -347,7 +347,7 @@ def test_fused_batch_norm(dtype, eps):
     ours = torch.nn.BatchNorm2d(3, eps, dtype=torch.float64)
     with keras_impl.layers.precision(dtype):
         theirs = keras_impl.layers.BatchNorm(3, eps)
-    bound = ladder.BOUNDS[dtype.removeprefix("mixed_")]["logits"]
+    tolerance = ladder.TOLERANCES[dtype.removeprefix("mixed_")]["logits"]
     for training in (True, False):
         x, y = torch.from_numpy(images).double().requires_grad_(), tensorflow.constant(channels_last(images))
         expected = ours.train(training)(x)
@@ -357,11 +357,11 @@ def test_fused_batch_norm(dtype, eps):
             found = tensorflow.cast(theirs(y, training=training), "float32")
             loss = tensorflow.reduce_sum(found**3)
         gradient = channels_first(tensorflow.cast(tape.gradient(loss, y), "float32").numpy())
-        assert ladder.relative(expected.detach().numpy(), channels_first(found.numpy())) <= bound
-        assert ladder.relative(x.grad.numpy(), gradient) <= bound
+        assert ladder.relative(expected.detach().numpy(), channels_first(found.numpy())) <= tolerance
+        assert ladder.relative(x.grad.numpy(), gradient) <= tolerance
         for name in ("running_mean", "running_var"):
             value = np.asarray(getattr(theirs, name).value, "float64")
-            assert ladder.relative(getattr(ours, name).numpy(), value) <= bound, name
+            assert ladder.relative(getattr(ours, name).numpy(), value) <= tolerance, name
 
 
 @pytest.mark.parametrize(
@@ -417,10 +417,10 @@ def test_a_convolution_in_float32(kernel, stride, dilation, padding):
     operations = {node.type for node in step.get_concrete_function(y).graph.get_operations()}
     assert ("SpaceToBatchND" in operations) == (dilation > 1 and not by_onednn())
     assert ("StridedSlice" in operations) == (stride > 1 and by_onednn())
-    bound = ladder.BOUNDS["float32"]["logits"]
-    assert ladder.relative(expected.detach().numpy(), channels_first(found)) <= bound
-    assert ladder.relative(x.grad.numpy(), channels_first(gradient)) <= bound
-    assert ladder.relative(ours.weight.grad.numpy(), of_kernel.transpose(3, 2, 0, 1)) <= bound
+    tolerance = ladder.TOLERANCES["float32"]["logits"]
+    assert ladder.relative(expected.detach().numpy(), channels_first(found)) <= tolerance
+    assert ladder.relative(x.grad.numpy(), channels_first(gradient)) <= tolerance
+    assert ladder.relative(ours.weight.grad.numpy(), of_kernel.transpose(3, 2, 0, 1)) <= tolerance
 
 
 @ON_X86
@@ -486,7 +486,7 @@ def test_padding_never_wins_a_maximum(case):
     pair = Pair(case, images=-1 - np.abs(random_images(case.size)))
     for output, _, _ in pair.results:
         assert output.max() <= -1
-        assert ladder.relative(oracle(pair), output) <= BOUNDS["activations"]
+        assert ladder.relative(oracle(pair), output) <= TOLERANCES["activations"]
 
 
 def alone(layer, images, **options):
@@ -522,7 +522,7 @@ def test_adaptive_pools(size):
         images = np.random.default_rng(0).standard_normal((2, 3, height, 13 - height))
         expected = torch.nn.AdaptiveAvgPool2d(size)(torch.from_numpy(images)).numpy()
         for output in alone("AdaptiveAvgPool", images, size=size):
-            assert ladder.relative(expected, output) <= BOUNDS["activations"], images.shape
+            assert ladder.relative(expected, output) <= TOLERANCES["activations"], images.shape
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9])
@@ -532,7 +532,7 @@ def test_local_response_norm_is_that_of_pytorch(channels, size):
     for options in ({}, {"alpha": 2.0, "beta": 0.5, "k": 3.0}):
         expected = torch.nn.LocalResponseNorm(size, **options)(torch.from_numpy(images)).numpy()
         for output in alone("LocalResponseNorm", images, size=size, **options):
-            assert ladder.relative(expected, output) <= BOUNDS["activations"]
+            assert ladder.relative(expected, output) <= TOLERANCES["activations"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])

@@ -22,7 +22,7 @@ from shared import images, networks, reading, recipes, weights
 from twins import backends, batches, boxes, datasets, ladder, locate, plots, scattered
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
-BOUND = ladder.BOUNDS["float64"]["activations"]
+TOLERANCE = ladder.TOLERANCES["float64"]["activations"]
 WHOLE = (0, 0, 80, 40)  # of a map of 4x8: positions of 10x10 pixels
 
 
@@ -62,16 +62,16 @@ def test_interpolation_is_pytorchs_and_both_frameworks_have_it(positions, pixels
     images = np.empty((2, 3, pixels, pixels + 3))
     theirs = torch_impl.layers.upsampled(torch.from_numpy(maps), torch.from_numpy(images)).numpy()
     ours = np.array([[boxes.upsampled(response, pixels, pixels + 3) for response in one] for one in maps])
-    assert theirs.shape == images.shape and np.allclose(ours, theirs, rtol=0, atol=BOUND)
+    assert theirs.shape == images.shape and np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
     keras_maps, keras_images = (np.moveaxis(array, 1, -1) for array in (maps, images))
     keras_found = np.moveaxis(np.asarray(keras_impl.layers.upsampled(keras_maps, keras_images)), -1, 1)
-    assert keras_found.dtype == np.float64 and np.allclose(keras_found, theirs, rtol=0, atol=BOUND)
+    assert keras_found.dtype == np.float64 and np.allclose(keras_found, theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_engines_give_the_same_maps_and_leave_dropout_out():
     images = np.random.default_rng(0).standard_normal((2, 3, 21, 30))
     ours, theirs = (engine.class_maps(images) for engine in engines(small()))
-    assert ours.shape == theirs.shape == (2, 10, 6, 8) and np.allclose(ours, theirs, rtol=0, atol=BOUND)
+    assert ours.shape == theirs.shape == (2, 10, 6, 8) and np.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_dense_class_maps_are_class_maps_at_the_size_of_the_images():
@@ -82,7 +82,7 @@ def test_dense_class_maps_are_class_maps_at_the_size_of_the_images():
     theirs = np.moveaxis(np.asarray(other.net.dense_class_maps(np.moveaxis(images, 1, -1))), -1, 1)
     expected = [[boxes.upsampled(response, 21, 30) for response in maps] for maps in one.class_maps(images)]
     assert ours.shape == theirs.shape == (2, 10, 21, 30)
-    assert np.allclose(ours, expected, rtol=0, atol=BOUND) and np.allclose(theirs, expected, rtol=0, atol=BOUND)
+    assert np.allclose(ours, expected, rtol=0, atol=TOLERANCE) and np.allclose(theirs, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_class_maps_of_a_folded_network():
@@ -90,7 +90,7 @@ def test_class_maps_of_a_folded_network():
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 32, 32)))
     with torch.no_grad():
         ours, theirs = (net.eval().class_maps(images) for net in (engine.net, torch_impl.folded(engine.net)))
-    assert torch.allclose(ours, theirs, rtol=0, atol=BOUND)
+    assert torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
 def with_layers(*layers):

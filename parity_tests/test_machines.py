@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from test_pixels import NETWORK, save_tiles
 from test_pixels import RECIPE as PIXELS
-from test_runs import BOUNDS, NO_JAX, ONE_THREAD, PACKAGES, RECIPE, SPEC, Run, without_speed
+from test_runs import NO_JAX, ONE_THREAD, PACKAGES, RECIPE, SPEC, TOLERANCES, Run, without_speed
 
 import shared
 import torch_impl
@@ -247,16 +247,16 @@ def test_two_workers_do_what_one_device_does(backend, tmp_path):
     one, found = Run(tmp_path / "one", network=PLAIN).until(), trained_by_two(backend, PLAIN, tmp_path)
     for mine, other in zip(without_speed(one.history), without_speed(found.history), strict=True):
         for key in mine:
-            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(mine[key], other[key]) <= TOLERANCES["losses"], key
     worst = ladder.largest(ladder.between(one.arrays, found.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 @pytest.mark.long
 def test_all_frameworks_make_the_same_run_in_two_processes(by_two):
     for backend, found in by_two.items():
         worst = ladder.largest(ladder.between(by_two["torch"].arrays, found.arrays))
-        assert worst.value <= BOUNDS["weights"], (backend, worst)
+        assert worst.value <= TOLERANCES["weights"], (backend, worst)
 
 
 @pytest.mark.long
@@ -277,7 +277,7 @@ def test_one_of_two_processes_tests_on_what_the_run_has_not_used(backend, data, 
     with runs.start(None, tmp_path / "run", tmp_path / "on", [], 2, "torch") as start:
         alone = runs.scores_on_unseen(torch_impl, start._replace(folder=tmp_path / "run"), Loader())
     for key, value in alone._asdict().items():
-        assert json.loads(out)["test"][key] == (value and pytest.approx(value, rel=BOUNDS["losses"])), key
+        assert json.loads(out)["test"][key] == (value and pytest.approx(value, rel=TOLERANCES["losses"])), key
 
 
 @pytest.mark.long

@@ -14,9 +14,9 @@ import torch_impl
 from shared import networks, shapes, weights
 from twins import compare, ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 
-# So deep, or magnifying rounding so much, that PyTorch departs from itself by about a bound: `ladder.chaos` measures it.
+# So deep, or magnifying rounding so much, that PyTorch departs from itself by about a tolerance: `ladder.chaos` measures it.
 CHAOTIC = {"preact_resnet1001", "resnet110_bn_after_addition", "resnet110_half_shortcut", "resnet110_half_sum"}
 
 # What does not end in a global pooling and one linear layer or 1x1 convolution.
@@ -155,18 +155,18 @@ def gradients(pair, activations, class_maps):  # in training mode, in which the 
 
 
 @pytest.fixture(scope="module")
-def bounds(pair, activations, gradients):
+def tolerances(pair, activations, gradients):
     if pair.spec["name"] not in CHAOTIC:
-        return BOUNDS
+        return TOLERANCES
     chaos = ladder.chaos(torch_impl, pair.spec, pair.state, pair.images, pair.labels)
-    found = {rung: max(bound, 10 * chaos.get(rung, 0)) for rung, bound in BOUNDS.items()}
-    assert found != BOUNDS and max(found.values()) <= compare.CEILING
+    found = {rung: max(tolerance, 10 * chaos.get(rung, 0)) for rung, tolerance in TOLERANCES.items()}
+    assert found != TOLERANCES and max(found.values()) <= compare.CEILING
     return found
 
 
-def assert_within(differences, bound):
-    first = ladder.first_beyond(differences, bound)
-    assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the bound is {bound:g}"
+def assert_within(differences, tolerance):
+    first = ladder.first_beyond(differences, tolerance)
+    assert first is None, f"{first.name} is the first to diverge, by {first.value:.1e}; the tolerance is {tolerance:g}"
 
 
 def test_shapes(pair, activations):
@@ -191,28 +191,28 @@ def test_weights_go_through_both_bit_for_bit(pair, activations):
         assert np.array_equal(array, ours[name]) and np.array_equal(array, theirs[name]), name
 
 
-def test_activations(activations, bounds):
-    assert_within(activations, bounds["activations"])
+def test_activations(activations, tolerances):
+    assert_within(activations, tolerances["activations"])
 
 
-def test_class_maps(pair, class_maps, bounds):
+def test_class_maps(pair, class_maps, tolerances):
     if class_maps:
         ours, theirs, logits = class_maps
         head, _ = networks.head(pair.spec)
         before = next(row for row in shapes.layers(pair.spec, pair.size) if row.name == head[-1])
         assert ours.shape == theirs.shape == (1, logits.shape[1], *before.shape[1:])
-        assert ladder.relative(ours, theirs) <= bounds["activations"]
-        assert ladder.relative(logits, ours.mean((2, 3))) <= BOUNDS["activations"]
+        assert ladder.relative(ours, theirs) <= tolerances["activations"]
+        assert ladder.relative(logits, ours.mean((2, 3))) <= TOLERANCES["activations"]
 
 
-def test_gradients(gradients, bounds):
-    assert_within(gradients[0], bounds["gradients"])
+def test_gradients(gradients, tolerances):
+    assert_within(gradients[0], tolerances["gradients"])
 
 
-def test_running_statistics(pair, gradients, bounds):
+def test_running_statistics(pair, gradients, tolerances):
     running = [name for name in shapes.weights(shapes.layers(pair.spec)) if ".running_" in name]
     assert sorted(d.name for d in gradients[1]) == sorted(running)
-    assert_within(gradients[1], bounds["statistics"])
+    assert_within(gradients[1], tolerances["statistics"])
 
 
 @pytest.mark.parametrize("pair", at_full_width(TORCHVISION), indirect=True, scope="module")
@@ -238,16 +238,16 @@ def test_torchvision(pair, gradients):
     with torch.no_grad():
         logits = theirs.eval()(images).numpy()
     for engine in pair.engines:
-        assert ladder.relative(logits, engine.predict(pair.images)) <= BOUNDS["activations"], engine.framework
+        assert ladder.relative(logits, engine.predict(pair.images)) <= TOLERANCES["activations"], engine.framework
         after = engine.state()
         for name, array in theirs.state_dict().items():
             if ".running_" in name:
-                assert ladder.relative(array.numpy(), after[name]) <= BOUNDS["statistics"], (engine.framework, name)
+                assert ladder.relative(array.numpy(), after[name]) <= TOLERANCES["statistics"], (engine.framework, name)
     if not drops:
         loss.backward()
         found = pair.engines[0].gradients(pair.images, pair.labels)
         for name, parameter in theirs.named_parameters():
-            assert ladder.relative(parameter.grad.numpy(), found[name]) <= BOUNDS["gradients"], name
+            assert ladder.relative(parameter.grad.numpy(), found[name]) <= TOLERANCES["gradients"], name
 
 
 def test_the_papers_resnet50_differs_from_torchvisions():
@@ -280,8 +280,8 @@ def test_a_relu_anywhere_in_the_chain():
     engines = [package.Engine(package.build(spec, dtype="float64")) for package in (torch_impl, keras_impl)]
     images = np.random.default_rng(0).standard_normal((3, 3, 9, 9))
     before = images.copy()
-    assert_within(ladder.activations(engines, images), BOUNDS["activations"])
-    assert_within(ladder.gradients(engines, images, np.array([0, 1, 2])), BOUNDS["gradients"])
+    assert_within(ladder.activations(engines, images), TOLERANCES["activations"])
+    assert_within(ladder.gradients(engines, images, np.array([0, 1, 2])), TOLERANCES["gradients"])
     for engine in engines:
         engine.predict(images)
     assert np.array_equal(images, before)

@@ -20,7 +20,7 @@ from keras_impl import optimizers
 from shared import images, mixup, recipes, weights
 from twins import batches, ladder, runlog, training
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 # Batch norms, biases, dropout, and a projection that nothing uses.
 SPEC = {
@@ -94,9 +94,9 @@ def test_rung_5(option):
         losses.append([engine.step(*batch, rate / (1 + number)) for engine in pair])
         plain.step(batch[0], getattr(batch[1], "first", batch[1]), rate / (1 + number))
     for (ours, right), (theirs, same) in losses:
-        assert ladder.relative(ours, theirs) <= BOUNDS["losses"] and right == same
+        assert ladder.relative(ours, theirs) <= TOLERANCES["losses"] and right == same
     worst = ladder.largest(ladder.states(pair))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
     # The option does something: the run is another one without it.
     if option != "averaged weights":
         without = {name: array for name, array in plain.state().items() if not name.startswith("optimizer.")}
@@ -114,7 +114,7 @@ def test_rung_5(option):
             engine.step(*batch, rate / (1 + number))
     for engine, end in zip(pair, reversed(ends), strict=True):
         worst = ladder.largest(ladder.between(end, engine.state()))
-        assert worst.value <= BOUNDS["weights"], worst
+        assert worst.value <= TOLERANCES["weights"], worst
 
 
 def test_everything_is_plain_pytorchs():
@@ -252,9 +252,9 @@ def test_both_backends_make_the_same_run(whole):
     ours, theirs = (whole[backend][1] for backend in PACKAGES)
     for mine, other in zip(ours.history, theirs.history, strict=True):
         for key in mine.keys() - {"framework", "images_per_sec", "tested_on"}:
-            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(mine[key], other[key]) <= TOLERANCES["losses"], key
     worst = ladder.largest(ladder.between(ours.arrays, theirs.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
     assert len([name for name in ours.arrays if name.startswith("ema.")]) == len(weights.initial(SPEC))
 
 
@@ -269,7 +269,7 @@ def test_resumed_bit_for_bit(backend, whole, tmp_path):
     assert all(np.array_equal(found.arrays[name], array) for name, array in straight.arrays.items())
     ended = Run(tmp_path / "b", resume=tmp_path / "b", engine=other.engine).until()
     worst = ladder.largest(ladder.between(straight.arrays, ended.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 def test_the_best_are_the_better_of_weights_and_average(whole):
@@ -385,12 +385,12 @@ def test_two_devices(tmp_path):
     for backend in PACKAGES:
         found = on_two_devices(backend, spec, tmp_path)
         worst = ladder.largest(ladder.between(one.arrays, found.arrays))
-        assert worst.value <= BOUNDS["weights"], (backend, worst)
-        assert ladder.relative(one.history[-1]["loss"], found.history[-1]["loss"]) <= BOUNDS["losses"]
+        assert worst.value <= TOLERANCES["weights"], (backend, worst)
+        assert ladder.relative(one.history[-1]["loss"], found.history[-1]["loss"]) <= TOLERANCES["losses"]
     shutil.rmtree(tmp_path / "torch")
     shutil.rmtree(tmp_path / "tf")
     worst = ladder.largest(ladder.between(*(on_two_devices(backend, SPEC, tmp_path).arrays for backend in PACKAGES)))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 MISTAKES = {

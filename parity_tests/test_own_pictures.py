@@ -87,7 +87,7 @@ def test_a_folder_and_an_npz_are_the_same_run(place, run, twins):
 def test_both_frameworks(place, run, twins):
     assert twins(*FOLDER, "--backend", "tf", "--out", "keras", folder=place).returncode == 0
     for ours, theirs in zip(losses(run), losses(place / "keras"), strict=True):
-        assert np.allclose(ours, theirs, rtol=ladder.BOUNDS["float64"]["losses"], atol=0)
+        assert np.allclose(ours, theirs, rtol=ladder.TOLERANCES["float64"]["losses"], atol=0)
 
 
 def test_processes_and_a_change_of_framework_leave_the_run_as_it_is(place, run, twins):

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import experiment  # noqa: E402
 import segmentation as benchmark  # noqa: E402
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 NETWORK = {
     "name": "dense",
     "input": [3, 16, 16],
@@ -112,10 +112,11 @@ def test_twenty_steps():
             labels[:] = IGNORED
         images, rate = generator.standard_normal((4, 3, 16, 24)), recipes.learning_rate(recipe, step, 1)
         (ours, right), (theirs, as_right) = (engine.step(images, labels, rate) for engine in pair)
-        assert right == as_right and (ours == theirs == 0 if step == 7 else ladder.relative(ours, theirs) <= BOUNDS["losses"])
+        assert right == as_right
+        assert ours == theirs == 0 if step == 7 else ladder.relative(ours, theirs) <= TOLERANCES["losses"]
     worst = ladder.largest(ladder.states(pair))
-    assert worst.value <= BOUNDS["weights"], worst
-    assert ladder.largest(ladder.gradients(pair, images, labels)).value <= BOUNDS["gradients"]
+    assert worst.value <= TOLERANCES["weights"], worst
+    assert ladder.largest(ladder.gradients(pair, images, labels)).value <= TOLERANCES["gradients"]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -160,12 +161,12 @@ def test_a_run_switched_within_an_epoch_ends_where_the_other_does(place, run, mo
     assert list(training.run(engine, half.recipe, half.spec, data, "other", half))[-1].step == 6
     rows, others = runlog.read_log(run[0]), runlog.read_log("other")
     assert [row["framework"] for row in others] == ["PyTorch", "Keras", "Keras"]
-    assert runlog.largest_difference(rows, others) <= BOUNDS["losses"]
+    assert runlog.largest_difference(rows, others) <= TOLERANCES["losses"]
     assert [row["test_miou"] for row in rows] == [row["test_miou"] for row in others]
     assert np.allclose([row["accuracy"] for row in rows], [row["accuracy"] for row in others], rtol=1e-12)
     ends = [training.read_checkpoint(folder).arrays for folder in ("run", "other")]
     worst = ladder.largest(ladder.between(*ends))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 def test_an_epoch_cut_short_and_completed(place, monkeypatch):
@@ -192,7 +193,7 @@ def test_both_frameworks_make_one_run(place, run, twins):
     status, _, error = twins(*TRAIN, "--backend", "tf", "--out", "keras", folder=place)
     assert status == 0, error
     rows, others = runlog.read_log(run[0]), runlog.read_log(place / "keras")
-    assert runlog.largest_difference(rows, others) <= BOUNDS["losses"]
+    assert runlog.largest_difference(rows, others) <= TOLERANCES["losses"]
     for key in ("test_miou", "test_accuracy", "accuracy"):
         assert [row[key] for row in rows] == [row[key] for row in others]
 

@@ -16,7 +16,7 @@ import shared
 from shared import networks, weights
 from twins import compare, ladder
 
-BOUND = ladder.BOUNDS["float64"]["activations"]
+TOLERANCE = ladder.TOLERANCES["float64"]["activations"]
 UP, SAME = {"in": 4, "out": 8, "stride": 2}, {"in": 8, "out": 8}
 # A loader that has Keras and NumPy, and of this project nothing: it runs all networks of a folder. On JAX and PyTorch, Keras
 # casts float64 to float32 in batch norms and means; to see that the files say the same to the last digit it must not.
@@ -175,9 +175,9 @@ def test_files_load_without_this_package(backend, files):
     assert done.returncode == 0, done.stderr
     loaded = {name: np.load(folder / f"{name}.{backend}.npy") for name in expected}
     differences = {name: ladder.relative(logits, loaded[name]) for name, logits in expected.items()}
-    assert max(differences.values()) <= BOUND, differences
+    assert max(differences.values()) <= TOLERANCE, differences
     as_it_is = ladder.relative(expected["preactivation"], np.load(folder / f"as_it_is.{backend}.npy"))
-    assert as_it_is <= (BOUND if backend == "tensorflow" else ladder.BOUNDS["float32"]["logits"])
+    assert as_it_is <= (TOLERANCE if backend == "tensorflow" else ladder.TOLERANCES["float32"]["logits"])
 
 
 def test_layers_are_keras_own(files):
@@ -217,7 +217,8 @@ def test_precision_is_the_networks(dtype):
     images = random_images(spec).astype("float32")
     assert plain(images).dtype == net(images).dtype
     assert plain.get_layer("layer0").kernel.dtype == "float32"
-    assert ladder.relative(np.array(net(images), float), np.array(plain(images), float)) <= ladder.BOUNDS["bfloat16"]["logits"]
+    ours, theirs = (np.array(model(images), float) for model in (net, plain))
+    assert ladder.relative(ours, theirs) <= ladder.TOLERANCES["bfloat16"]["logits"]
 
 
 @pytest.mark.long
@@ -231,7 +232,7 @@ def test_networks_of_the_zoo(name):
         return
     net, plain = pair(spec)
     images = random_images(spec)
-    assert ladder.relative(net(images).numpy(), plain(images).numpy()) <= BOUND
+    assert ladder.relative(net(images).numpy(), plain(images).numpy()) <= TOLERANCE
     del net, plain
     keras.backend.clear_session()  # which would keep every layer of every network
     gc.collect()

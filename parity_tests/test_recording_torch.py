@@ -13,7 +13,7 @@ import torch_impl
 from shared.checks import Error
 from torch_impl import recording
 
-BOUND = 1e-12  # rung 2, float64
+TOLERANCE = 1e-12  # rung 2, float64
 
 
 class Everything(nn.Module):
@@ -58,7 +58,7 @@ def replayed(module, inputs, training=False):
             continue
         result = found.apply(each.name, [values[name] for name in each.inputs], weights_of(found, each))
         assert result.shape == each.shape == values[each.name].shape
-        np.testing.assert_allclose(result, values[each.name], rtol=BOUND, atol=BOUND, err_msg=each.name)
+        np.testing.assert_allclose(result, values[each.name], rtol=TOLERANCE, atol=TOLERANCE, err_msg=each.name)
     assert len({each.name for each in found.operations}) == len(found.operations)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     return found
@@ -82,7 +82,7 @@ def test_the_whole_is_the_module(everything):
     values = found.values(inputs)
     assert found.inputs == ["x"] and len(found.outputs) == 2
     for name, tensor in zip(found.outputs, expected.values(), strict=True):
-        np.testing.assert_allclose(values[name], tensor.numpy(), rtol=BOUND, atol=BOUND)
+        np.testing.assert_allclose(values[name], tensor.numpy(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_places_weights_and_lines(everything):
     assert operations["rsub"].operands == (1,) and found.weight("rsub", "constant") == 2
     assert operations["conv"].weights == {"kernel": "conv.weight"} and found.weight("fc", "kernel").shape == (6, 4)
     made = operations["conv2d"]  # the kernel without its mean, made of a weight
-    assert np.abs(found.weight(made.name, "kernel").mean((1, 2, 3))).max() < BOUND
+    assert np.abs(found.weight(made.name, "kernel").mean((1, 2, 3))).max() < TOLERANCE
     lines = open(__file__).read().splitlines()
     for name, text in (("norm", "self.norm(self.conv"), ("leaky_relu", "F.leaky_relu"), ("fc", "self.fc(y)")):
         path, _, line = operations[name].source.rpartition(":")
@@ -219,12 +219,12 @@ def test_casts():
     with torch.no_grad():
         y = module.double().conv(torch.tensor(x)) * torch.arange(4)
     values = found.values([x, np.arange(4)])
-    np.testing.assert_allclose(values[found.outputs[0]], y + (10 * y).long() + y.long(), rtol=BOUND, atol=BOUND)
+    np.testing.assert_allclose(values[found.outputs[0]], y + (10 * y).long() + y.long(), rtol=TOLERANCE, atol=TOLERANCE)
     assert "int64" in [each.attributes["dtype"] for each in found.operations if each.kind == "cast"]
     program = torch.export.export(module.float(), (torch.zeros(2, 2, 4), torch.arange(4)))
     loaded = replayed(program.module(), [x, np.arange(4)])
     np.testing.assert_allclose(
-        loaded.values([x, np.arange(4)])[loaded.outputs[0]], values[found.outputs[0]], rtol=BOUND, atol=BOUND
+        loaded.values([x, np.arange(4)])[loaded.outputs[0]], values[found.outputs[0]], rtol=TOLERANCE, atol=TOLERANCE
     )
 
 
@@ -236,7 +236,7 @@ def test_old_norms_of_weights(norm):
     module(torch.zeros(2, 3))
     found = replayed(module.eval(), [x])
     values = found.values([x])[found.outputs[0]]
-    np.testing.assert_allclose(values, module.double()(torch.tensor(x)).detach(), rtol=BOUND, atol=BOUND)
+    np.testing.assert_allclose(values, module.double()(torch.tensor(x)).detach(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_module_that_cannot_be_copied_is_one_message():
@@ -273,7 +273,7 @@ def test_what_runs_in_a_context(training):
     y = (y + torch.sigmoid(module.last(y).detach())).sum()
     y.backward()
     of_weights, _ = found.gradients([x], [np.ones((2, 3))])
-    np.testing.assert_allclose(of_weights["first", "kernel"], module.first.weight.grad.T, rtol=1e-10, atol=BOUND)
+    np.testing.assert_allclose(of_weights["first", "kernel"], module.first.weight.grad.T, rtol=1e-10, atol=TOLERANCE)
     assert (("last", "kernel") in of_weights) is not training
 
 
@@ -314,7 +314,7 @@ def test_a_file_of_torch_export(tmp_path):
     ours, loaded = recording.record(net, inputs), recording.record(recording.load(tmp_path / "net.pt2"), inputs)
     assert [each.kind for each in loaded.operations] == [each.kind for each in ours.operations]
     results = [found.values(inputs)[found.outputs[0]] for found in (ours, loaded)]
-    np.testing.assert_allclose(*results, rtol=BOUND, atol=BOUND)
+    np.testing.assert_allclose(*results, rtol=TOLERANCE, atol=TOLERANCE)
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as file:
         file.writestr("readme", "no program")
     with pytest.raises(Error, match="other.pt2: no program that torch.export loads: "):

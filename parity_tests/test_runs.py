@@ -22,7 +22,7 @@ from shared import files, images, networks, reading, recipes, weights
 from twins import backends, batches, datasets, ladder, plots, runlog, runs, training
 from twins.cli import train
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 PACKAGES = {"torch": torch_impl, "tf": keras_impl}
 NO_JAX = pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="JAX is not installed: pip install jax")
 SPEC = {
@@ -133,9 +133,9 @@ def test_both_backends_make_the_same_run(whole):
     ours, theirs = whole["torch"], whole["tf"]
     for mine, other in zip(without_speed(ours.history), without_speed(theirs.history), strict=True):
         for key in mine:
-            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(mine[key], other[key]) <= TOLERANCES["losses"], key
     worst = ladder.largest(ladder.between(ours.arrays, theirs.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 @pytest.mark.parametrize("backend", PACKAGES)
@@ -168,7 +168,7 @@ def test_resumed_in_the_other_framework(first, second, whole, tmp_path):
     Run(tmp_path, first).until(7)
     found = Run(tmp_path, second, tmp_path).until()
     worst = ladder.largest(ladder.between(whole[first].arrays, found.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
     assert [row["framework"] for row in found.history] == [PACKAGES[p].Engine.framework for p in (first, second, second)]
 
 
@@ -198,9 +198,9 @@ def test_compiled(backend, tmp_path):
         assert is_compiled == compiled
         runs.append(Run(tmp_path / f"{compiled}", engine=engine, network=small, epochs=1).until())
     for mine, other in zip(*(without_speed(found.history) for found in runs), strict=True):
-        assert ladder.relative(mine["loss"], other["loss"]) <= BOUNDS["losses"]
+        assert ladder.relative(mine["loss"], other["loss"]) <= TOLERANCES["losses"]
     worst = ladder.largest(ladder.between(runs[0].arrays, runs[1].arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 def test_the_optimizer_decides_what_is_kept(tmp_path):
@@ -462,7 +462,7 @@ def test_frozen_layers_are_the_same_in_both(tmp_path):
         kept = {name for name in start if np.array_equal(start[name], found[backend][name])}
         assert kept == {name for name in start if name.startswith(("bn1.", "layer1.0."))}
     worst = ladder.largest(ladder.between(found["torch"], found["tf"]))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 THAW = {"freeze": ["conv1", "bn1", "layer1"], "thaw": 2, "augmentation": {}, "epochs": 4}
@@ -489,7 +489,7 @@ def test_thawed_layers(tmp_path):
         straight[backend] = run.until()
         assert not any(np.array_equal(start[name], straight[backend].arrays[name]) for name in network_arrays(start))
     worst = ladder.largest(ladder.between(straight["torch"].arrays, straight["tf"].arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 def network_arrays(arrays):
@@ -518,7 +518,7 @@ def test_a_thaw_in_the_other_framework(end, tmp_path):
     assert switched.step == 14
     switched = Run(tmp_path / "switched", "torch", tmp_path / "switched", **THAW).until().arrays
     worst = ladder.largest(ladder.between(switched, straight))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 def test_patience_begins_at_the_thaw():
@@ -708,7 +708,7 @@ def test_the_commands_own_transfer(twins, folder):
         ends[backend] = training.read_checkpoint(folder / "runs" / f"tiny-{backend}")
     for one, other in zip(*(without_speed(end.history) for end in ends.values()), strict=True):
         for key in one:
-            assert ladder.relative(one[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(one[key], other[key]) <= TOLERANCES["losses"], key
     assert ends["torch"].spec["name"] == "tiny_2_classes" and ends["torch"].history[-1]["test_accuracy"] > 0.8
     start = weights.read_state(folder / "whole" / "best.safetensors")
     for end in ends.values():
@@ -737,9 +737,9 @@ def test_two_devices_do_what_one_does(backend, tmp_path):
     one, found = Run(tmp_path, network=spec, epochs=2).until(), on_two_devices(backend, spec, tmp_path)
     for mine, other in zip(without_speed(one.history), without_speed(found.history), strict=True):
         for key in mine:
-            assert ladder.relative(mine[key], other[key]) <= BOUNDS["losses"], key
+            assert ladder.relative(mine[key], other[key]) <= TOLERANCES["losses"], key
     worst = ladder.largest(ladder.between(one.arrays, found.arrays))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 @pytest.mark.long
@@ -748,7 +748,7 @@ def test_two_devices_with_batch_norm(whole, tmp_path):
     torch_run = on_two_devices("torch", SPEC, tmp_path)
     for backend in ("tf", "jax") if importlib.util.find_spec("jax") else ("tf",):
         worst = ladder.largest(ladder.between(torch_run.arrays, on_two_devices(backend, SPEC, tmp_path).arrays))
-        assert worst.value <= BOUNDS["weights"], (backend, worst)
+        assert worst.value <= TOLERANCES["weights"], (backend, worst)
     assert ladder.relative(whole["torch"].history[0]["loss"], torch_run.history[0]["loss"]) > 1e-6
 
 

@@ -13,7 +13,7 @@ import keras_impl
 from shared import interpolation, networks, reading, shapes, weights
 from twins import compare, export, ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 
 
 def conv3x3(in_channels, out_channels, stride=1, dilation=1):
@@ -99,7 +99,7 @@ def test_the_authors_checkpoints(letter, name, tmp_path):
         package.load(net, arrays)
         output = package.Engine(net).predict(images)
         assert output.shape == (2, 19, 40, 56)
-        assert ladder.relative(expected, output) <= BOUNDS["activations"]
+        assert ladder.relative(expected, output) <= TOLERANCES["activations"]
 
 
 def test_the_fixed_kernel_interpolates_bilinearly_inside():
@@ -143,7 +143,7 @@ def test_exported(type_, tmp_path):
     spec = networks.load(spec | {"layers": [*spec["layers"][:-1], up]})
     paths = [tmp_path / name for name in ("a.onnx", "a.keras", "saved")]
     for row in export.run(spec, weights.randomised(weights.initial(spec)), True, paths):
-        assert row.relative <= ladder.BOUNDS["float32"]["logits"], row
+        assert row.relative <= ladder.TOLERANCES["float32"]["logits"], row
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import torch_impl
 from shared import recipes, weights
 from twins import ladder
 
-BOUNDS = ladder.BOUNDS["float64"]
+TOLERANCES = ladder.TOLERANCES["float64"]
 PACKAGES = (torch_impl, keras_impl)
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
@@ -71,9 +71,9 @@ def batches(count, shape, seed=0):
 
 def assert_one_run(pair, losses):
     for step, (ours, theirs) in enumerate(losses, start=1):
-        assert ladder.relative(ours, theirs) <= BOUNDS["losses"], f"step {step}: {ours!r} and {theirs!r}"
+        assert ladder.relative(ours, theirs) <= TOLERANCES["losses"], f"step {step}: {ours!r} and {theirs!r}"
     worst = ladder.largest(ladder.states(pair))
-    assert worst.value <= BOUNDS["weights"], worst
+    assert worst.value <= TOLERANCES["weights"], worst
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_every_optimizer_with_every_schedule(kind, optimizer, schedule, small_en
     assert_one_run(pair, losses)
     assert losses[-1] != losses[0]
     # From training to evaluation: by the running statistics, not the batch's.
-    assert ladder.largest(ladder.activations(pair, batches(1, (3, 10, 10), 1)[0][0])).value <= BOUNDS["weights"]
+    assert ladder.largest(ladder.activations(pair, batches(1, (3, 10, 10), 1)[0][0])).value <= TOLERANCES["weights"]
     # Each goes on from where the other was after ten steps, and ends where the other ends.
     ends = [engine.state() for engine in pair]
     for engine, other in zip(pair, reversed(half), strict=True):
@@ -117,10 +117,10 @@ def test_every_optimizer_with_every_schedule(kind, optimizer, schedule, small_en
     for number, (images, labels) in enumerate(steps[10:], start=10):
         rate = recipes.learning_rate(recipe, number, 7)
         for engine, before in zip(pair, losses[number], strict=True):
-            assert ladder.relative(before, engine.step(images, labels, rate)[0]) <= BOUNDS["losses"]
+            assert ladder.relative(before, engine.step(images, labels, rate)[0]) <= TOLERANCES["losses"]
     for engine, end in zip(pair, reversed(ends), strict=True):
         worst = ladder.largest(ladder.between(end, engine.state()))
-        assert worst.value <= BOUNDS["weights"], worst
+        assert worst.value <= TOLERANCES["weights"], worst
     if kind == "with batch norm":
         unused = "layer1.downsample.0.weight"
         assert all(np.array_equal(engine.state()[unused], start[unused]) for engine in pair)
@@ -138,7 +138,7 @@ def test_losses_and_weights(name):
     assert not np.array_equal(pair[0].state()[last], weights.initial(name)[last])
     # Evaluation after training: by the running statistics, not the batch's.
     differences = ladder.activations(pair, steps[0][0][:2])
-    assert ladder.largest(differences).value <= BOUNDS["weights"]
+    assert ladder.largest(differences).value <= TOLERANCES["weights"]
 
 
 def test_a_rate_that_float32_cannot_hold():
@@ -158,7 +158,7 @@ def test_logits_in_lower_precision(name, dtype):
     channels, *size = shared.load(name)["input"]
     images = np.random.default_rng(0).standard_normal((4, channels, *size)).astype("float32")
     first, second = (package.Engine(package.build(name, dtype=dtype)).predict(images) for package in (torch_impl, keras_impl))
-    assert ladder.relative(first, second) <= ladder.BOUNDS[dtype]["logits"]
+    assert ladder.relative(first, second) <= ladder.TOLERANCES[dtype]["logits"]
 
 
 def test_the_fast_path_is_the_same_run():
@@ -168,10 +168,10 @@ def test_the_fast_path_is_the_same_run():
     nets = torch_impl.build(spec, dtype="float64"), keras_impl.build(spec)
     pair = [package.Engine(net, optimizer) for package, net in zip(PACKAGES, nets, strict=True)]
     losses = np.array([[engine.step(*batch)[0] for engine in pair] for batch in batches(10, (3, 10, 10))])
-    bound = ladder.BOUNDS["float32"]["logits"]
-    assert abs(losses[:, 0] / losses[:, 1] - 1).max() <= bound
+    tolerance = ladder.TOLERANCES["float32"]["logits"]
+    assert abs(losses[:, 0] / losses[:, 1] - 1).max() <= tolerance
     worst = ladder.largest(ladder.states(pair))
-    assert worst.value <= bound, worst
+    assert worst.value <= tolerance, worst
 
 
 @pytest.mark.parametrize("name, last", [("drn_b_18_small", False), ("resnet10_small", True)])

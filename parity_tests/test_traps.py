@@ -1,4 +1,4 @@
-"""The ladder bites: what a port by hand gets wrong is put back, trap by trap, and the ladder says where it was."""
+"""The ladder can fail: what a port by hand gets wrong is put back, trap by trap, and the ladder says where it was."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ LESSONS = {
     "preactivation",
 }
 
-# trap: (what turns red, and what is first beyond its bound). Rungs are the functions of `twins/ladder.py`.
+# trap: (what turns red, and what is first beyond its tolerance). Rungs are the functions of `twins/ladder.py`.
 MUTATIONS = {
     "same-padding": ("activations", "conv1"),
     "max-pool-padding": ("activations", "maxpool"),
@@ -104,18 +104,18 @@ def sums_in_half_precision():
 
 
 @pytest.mark.parametrize("trap", MUTATIONS)
-def test_a_naive_port_breaks_a_bound_that_this_one_keeps(trap):
+def test_a_naive_port_exceeds_a_tolerance_that_this_one_keeps(trap):
     found = measured(trap)
     if trap == "half-precision-sums" and not sums_in_half_precision():
         assert found.naive == found.ours == 0
         pytest.skip("this processor's kernel adds up in float32")
     assert (found.rung, found.where) == MUTATIONS[trap]
     assert found.naive >= traps.LEAST and bool(found.failure) == (trap == "grouped-convolution")
-    assert found.ours <= found.bound
+    assert found.ours <= found.tolerance
 
 
 def test_numbers_are_rounded_where_pytorch_rounds_them():
-    assert measured("half-precision-number").ours == 0  # the bound of the ladder is far wider than the trap
+    assert measured("half-precision-number").ours == 0  # the tolerance of the ladder is far wider than the trap
 
 
 @pytest.mark.long
@@ -126,7 +126,7 @@ def test_naive_ports_on_jax():
     with traps.on_jax([*expected]) as received:
         found = {one.name: one for one in received}
     assert {name: (one.rung, one.where) for name, one in found.items()} == expected
-    assert all(one.naive >= traps.LEAST and one.ours <= one.bound and not one.failure for one in found.values()), found
+    assert all(one.naive >= traps.LEAST and one.ours <= one.tolerance and not one.failure for one in found.values()), found
     assert found["half-precision-number"].ours == 0
 
 
@@ -367,7 +367,7 @@ def test_without_jax_the_rest_is_measured(twins, monkeypatch):
     assert done.returncode == 0 and "TensorFlow: 1.0e+00 from PyTorch" in done.stdout
 
 
-def test_status_if_a_bound_breaks(twins, instant, monkeypatch):
+def test_status_if_a_tolerance_is_exceeded(twins, instant, monkeypatch):
     monkeypatch.setattr(traps, "measure", lambda _, trap: traps.Measurement(trap, "activations", "conv1", 1, np.nan, 1e-12))
     assert twins("traps tf32").returncode == 1
     assert twins("traps tf32 --backend jax").returncode == 0

@@ -14,10 +14,10 @@ from shared.weights import State, initial, randomised
 
 from . import batches, datasets, ladder, predict
 from .backends import Engine, Package
-from .ladder import BOUNDS, Difference, relative
+from .ladder import TOLERANCES, Difference, relative
 
 MOMENTUM = 0.9  # of the training
-CEILING = 1e-6  # above this, the bound of a network that magnifies rounding says little
+CEILING = 1e-6  # above this, the tolerance of a network that magnifies rounding says little
 
 
 class Step(NamedTuple):
@@ -43,7 +43,7 @@ class Report:
     statistics: list[Difference] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     weights: list[Difference] = field(default_factory=list)
-    chaos: dict[str, float] = field(default_factory=dict)  # as `ladder.chaos` measures it, if a rung exceeds its bound
+    chaos: dict[str, float] = field(default_factory=dict)  # as `ladder.chaos` measures it, if a rung exceeds its tolerance
     training: dict[str, Any] = field(default_factory=dict)  # data, size, batch, learning rate, images tested
     accuracy: tuple[float, ...] | None = None
     same_predictions: bool | None = None
@@ -51,29 +51,30 @@ class Report:
 
     @property
     def judged_steps(self) -> int:
-        """The number of steps before the run turns chaotic: those that a bound can hold for.
+        """The number of steps before the run turns chaotic: those that a tolerance can hold for.
 
-        A run is chaotic once the first framework, started again from weights one rounding apart, is a thousandth of the bound
-        away from itself: it magnifies the smallest difference, and another framework rounds differently in thousands of places.
+        A run is chaotic once the first framework, started again from weights one rounding apart, departs from itself by a
+        thousandth of the tolerance: it magnifies the smallest difference, and another framework rounds differently in thousands
+        of places.
         """
-        limit = BOUNDS[self.dtype].get("losses", np.inf) / 1000
+        limit = TOLERANCES[self.dtype].get("losses", np.inf) / 1000
         return next((i for i, step in enumerate(self.steps) if step.control > limit), len(self.steps))
 
     @property
-    def bounds(self) -> dict[str, float]:
-        """{rung: bound}: the ladder's, or ten times how far the first framework departs from itself, if that is more."""
-        return {rung: max(bound, 10 * self.chaos.get(rung, 0)) for rung, bound in BOUNDS[self.dtype].items()}
+    def tolerances(self) -> dict[str, float]:
+        """{rung: tolerance}: the ladder's, or ten times how far the first framework departs from itself, if that is more."""
+        return {rung: max(tolerance, 10 * self.chaos.get(rung, 0)) for rung, tolerance in TOLERANCES[self.dtype].items()}
 
     @property
     def first_diverging_layer(self) -> str | None:
-        """The name of the first layer whose output exceeds the bound, or None."""
-        bounds = self.bounds
-        first = ladder.first_beyond(self.activations, bounds.get("activations", bounds.get("logits", np.inf)))
+        """The name of the first layer whose output exceeds the tolerance, or None."""
+        tolerances = self.tolerances
+        first = ladder.first_beyond(self.activations, tolerances.get("activations", tolerances.get("logits", np.inf)))
         return first.name if first else None
 
     @property
     def broken(self) -> list[str]:
-        """A line for each bound of the ladder that is exceeded."""
+        """A line for each tolerance of the ladder that is exceeded."""
         lines = []
         if len(set(self.parameters)) > 1:
             expected, *counts = (f"{count:,}" for count in self.parameters)
@@ -82,16 +83,16 @@ class Report:
         if ended:
             lines.append(f"losses: the loss is NaN or infinite at step {ended}; try a smaller learning rate")
         rungs = self._judged()
-        for rung, bound in self.bounds.items():
-            first = ladder.first_beyond(rungs[rung], bound)
+        for rung, tolerance in self.tolerances.items():
+            first = ladder.first_beyond(rungs[rung], tolerance)
             if not first:
                 continue
-            by = f"by {first.value:.1e}{self.place(first)}; the bound is {bound:g}"
+            by = f"by {first.value:.1e}{self.place(first)}; the tolerance is {tolerance:g}"
             lines.append(
                 f"logits: they differ {by}" if rung == "logits" else f"{rung}: {first.name} is the first to diverge, {by}"
             )
         whole_run = self.judged_steps == len(self.steps)
-        if whole_run and self.same_predictions is False and "losses" in self.bounds:
+        if whole_run and self.same_predictions is False and "losses" in self.tolerances:
             lines.append("predictions: the trained networks predict different classes")
         return lines
 
@@ -100,7 +101,7 @@ class Report:
         return f" in {self.frameworks[difference.farthest]}" if len(self.frameworks) > 2 else ""
 
     def _judged(self) -> dict[str, list[Difference]]:
-        """{rung: the differences that its bound must hold for}."""
+        """{rung: the differences that its tolerance must hold for}."""
         steps = enumerate(self.steps[: self.judged_steps], start=1)
         return {
             "activations": self.activations,
@@ -196,9 +197,9 @@ def _rungs_two_to_four(
     labels = _of_pixels(np.arange(len(noise)) % rows[-1].shape[0], rows[-1].shape)
     report.gradients = ladder.gradients(engines, noise, labels)
     report.statistics = ladder.statistics(engines)
-    bounds = BOUNDS[setup.dtype]
-    rungs = [rung for rung in ("activations", "gradients", "statistics") if rung in bounds]
-    if any(ladder.first_beyond(getattr(report, rung), bounds[rung]) for rung in rungs):
+    tolerances = TOLERANCES[setup.dtype]
+    rungs = [rung for rung in ("activations", "gradients", "statistics") if rung in tolerances]
+    if any(ladder.first_beyond(getattr(report, rung), tolerances[rung]) for rung in rungs):
         say(f"how far {engines[0].framework} departs from itself")
         report.chaos = ladder.chaos(setup.packages[0], spec, setup.start, noise, labels, setup.dtype, viewed)
     return report

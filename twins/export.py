@@ -23,7 +23,7 @@ from shared.weights import State
 
 from . import backends, checkpoints
 from .backends import Backend, Package
-from .ladder import BOUNDS, relative
+from .ladder import TOLERANCES, relative
 
 # What a path ends in, and what reads it back; without an extension it is the folder of a SavedModel. None: the framework
 # that the logits are compared with.
@@ -36,7 +36,7 @@ READERS: dict[str, str | None] = {
 }
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # what .onnx needs
 SAVED_MODEL = {"saved_model.pb", "variables", "assets", "fingerprint.pb"}  # the content of such a folder
-BOUND = BOUNDS["float32"]["logits"]
+TOLERANCE = TOLERANCES["float32"]["logits"]
 IMAGES = 3
 PYTORCH, KERAS = (".pth", ".onnx"), (".keras", "")  # written by that framework
 

@@ -1,4 +1,4 @@
-"""Judge a reader's code by the ladder of parity: where it first parts from the reference, how far, and which mistake that is.
+"""Judge a reader's code by the ladder of parity: where it first diverges from the reference, how far, and by which mistake.
 
 `run` judges in a process of its own, with a time limit, since the reader's file is run; `judge` does in this one.
 """
@@ -30,7 +30,7 @@ SECONDS = 120.0  # for the reader's file, the start of its framework included
 
 @dataclass
 class Verdict:
-    """What the judge says. `rung` is where the code first parts from the reference; `suspect` the mistake, if it is known."""
+    """What the judge says. `rung` is where the code first diverges from the reference; `suspect` the mistake, if known."""
 
     exercise: str
     file: str
@@ -39,7 +39,7 @@ class Verdict:
     rung: int | None = None
     place: str = ""
     difference: float | None = None
-    bound: float | None = None
+    tolerance: float | None = None
     suspect: str | None = None
     trap: str | None = None
     message: str = ""
@@ -136,7 +136,7 @@ def _climb(verdict: Verdict, subjects: Any, exercise: Any) -> None:
         for key in (*ours, *extra):
             difference = _difference(ours[key], theirs[key]) if key in ours and key in theirs else np.inf
             if not difference <= limit:
-                verdict.rung, verdict.bound = rung, limit
+                verdict.rung, verdict.tolerance = rung, limit
                 verdict.difference = float(difference) if np.isfinite(difference) else None
                 verdict.place = ": ".join(reversed(key))
                 _diagnose(verdict, subjects, exercise, rung, key, ours, theirs)
@@ -159,7 +159,7 @@ def _diagnose(
     """Say which known mistake it is, if it is one; otherwise, honestly, where it differs and by how much."""
     near = verdict.difference is not None and verdict.difference < 100 * FLOAT32
     tolerances = [subjects.limit(rung)] if near else [subjects.limit(rung), FLOAT32]
-    # One mistake explains all cases; of several, the first case to part may show one alone.
+    # One mistake explains all cases; of several, the first case to diverge may show one alone.
     tries = [(only, limit) for only in (None, key[0]) for limit in tolerances]
     known = (s for only, limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit, only))
     suspect = next(known, None) or subjects.general(rung, key, theirs)

@@ -14,8 +14,8 @@ from shared.weights import State
 
 from .backends import Engine, Package
 
-# What may differ by how much, by the precision of the networks: one bound a rung, for every network.
-BOUNDS = {
+# What may differ by how much, by the precision of the networks: one tolerance a rung, for every network.
+TOLERANCES = {
     "float64": {"activations": 1e-12, "gradients": 1e-9, "statistics": 1e-12, "losses": 1e-10, "weights": 1e-10},
     "float32": {"logits": 1e-4},
     "bfloat16": {"logits": 3e-2},
@@ -59,9 +59,9 @@ def _nan_last(value: float) -> float:
     return np.inf if np.isnan(value) else value
 
 
-def first_beyond(differences: Sequence[Difference], bound: float) -> Difference | None:
-    """The first that exceeds the bound or is NaN, or None."""
-    return next((d for d in differences if not d.value <= bound), None)
+def first_beyond(differences: Sequence[Difference], tolerance: float) -> Difference | None:
+    """The first that exceeds the tolerance or is NaN, or None."""
+    return next((d for d in differences if not d.value <= tolerance), None)
 
 
 def activations(engines: Sequence[Engine], images: np.ndarray) -> list[Difference]:
@@ -148,8 +148,8 @@ def chaos(
 ) -> dict[str, float]:
     """{rung: largest difference} of a framework from itself, when its weights start one rounding apart: rungs 2 to 4.
 
-    Rung 2 is measured on the images `viewed`, if given. What exceeds a bound here is due to the network, which magnifies the
-    smallest difference, and not to a framework.
+    Rung 2 is measured on the images `viewed`, if given. What exceeds a tolerance here is due to the network, which magnifies
+    the smallest difference, and not to a framework.
     """
     nets = [package.build(spec, dtype=dtype) for _ in range(2)]
     for net in nets:

@@ -22,7 +22,7 @@ from shared.spec import Spec, unroll
 from . import backends
 from .exercises import arithmetic, form
 from .exercises.form import Suspect
-from .ladder import BOUNDS, relative
+from .ladder import TOLERANCES, relative
 
 RUNGS = {
     0: "it runs",
@@ -32,7 +32,7 @@ RUNGS = {
     4: "running statistics after a step",
     5: "steps of training",
 }
-EXACT = BOUNDS["float64"]
+EXACT = TOLERANCES["float64"]
 LIMITS = {1: 0.0, 2: EXACT["activations"], 3: EXACT["gradients"], 4: EXACT["statistics"], 5: EXACT["weights"]}
 DIFFERENCES = 1e-6  # of gradients by central differences
 FLOAT32 = 1e-5  # what is this near and not equal was rounded to float32 on its way
@@ -190,7 +190,7 @@ class Layers(Code):
                     found[label, "output in training"] = layer.output(self.images[case], True)
                     layer.load({own: self.states[case][name] for name, own in names.items()})
                     gradients = layer.gradients(self.images[case], self.projections[case])
-                    # From the output back, as they are computed: the first to part is next to the mistake.
+                    # From the output back, as they are computed: the first to diverge is next to the mistake.
                     backwards = reversed(gradients.items())
                     found |= {(label, f"gradient of {self._name(layer, n)}"): g for n, g in backwards}
                 else:

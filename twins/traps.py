@@ -1,7 +1,7 @@
 """The traps measured: how far a port by hand is from PyTorch, and how far this one is, on small networks.
 
 A naive behaviour is put back by `torch_impl.naive`, `keras_impl.naive` or `FORCED` here, and the ladder is climbed until a
-bound breaks. Where no rung shows a trap, a probe of its own measures what it changes.
+tolerance is exceeded. Where no rung shows a trap, a probe of its own measures what it changes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from shared.spec import Spec
 
 from . import backends, ladder, remote
 from .backends import Backend, Engine, Package
-from .ladder import BOUNDS, Difference
+from .ladder import TOLERANCES, Difference
 
 Layers = list[dict[str, Any]]
 LEAST = 1e-6  # the error of a naive port that is worth the name
@@ -32,10 +32,10 @@ class Measurement(NamedTuple):
 
     name: str  # of the trap
     rung: str  # of the ladder, or what else is compared
-    where: str  # what is first beyond the bound: a layer, an array, a step
+    where: str  # what is first beyond the tolerance: a layer, an array, a step
     naive: float  # the largest relative difference at this rung; infinite if the framework refuses
     ours: float
-    bound: float
+    tolerance: float
     failure: str = ""  # the first sentence of the framework's refusal
 
 
@@ -174,15 +174,15 @@ def climb(packages: list[Package], case: Case, trap: str | None = None) -> Itera
 
 
 def _climbed(packages: list[Package], trap: str) -> Measurement:
-    """A trap of the ladder: the first rung that breaks its bound."""
-    case, bounds = CASES.get(trap, USUAL), BOUNDS["float64"]
-    order = list(bounds)
+    """A trap of the ladder: the first rung whose tolerance is exceeded."""
+    case, tolerances = CASES.get(trap, USUAL), TOLERANCES["float64"]
+    order = list(tolerances)
     reached, first, naive, failure = "", None, np.inf, ""
     try:
         for rung, differences in climb(packages, case, trap):
             if order.index(rung) < order.index(case.judged_from):
                 continue
-            reached, first = rung, ladder.first_beyond(differences, bounds[rung])
+            reached, first = rung, ladder.first_beyond(differences, tolerances[rung])
             if first:
                 naive = ladder.largest(differences).value
                 break
@@ -192,7 +192,7 @@ def _climbed(packages: list[Package], trap: str) -> Measurement:
         reached = order[order.index(reached) + 1] if reached else order[0]
         failure = _first_sentence(error)
     ours = _ours(tuple(packages), case, reached)
-    return Measurement(trap, reached, first.name if first else "", naive, ours, bounds[reached], failure)
+    return Measurement(trap, reached, first.name if first else "", naive, ours, tolerances[reached], failure)
 
 
 @functools.cache
@@ -265,7 +265,7 @@ def _output(dtype: str, name: str, packages: list[Package], trap: str) -> Measur
 
     naive, ours = _both(packages, trap, measure)
     rung = f"{dtype} {'logits' if name == 'fc' else 'activations'}"
-    return Measurement(trap, rung, name, naive.value, ours.value, BOUNDS[dtype]["logits"])
+    return Measurement(trap, rung, name, naive.value, ours.value, TOLERANCES[dtype]["logits"])
 
 
 def _upsampled(packages: list[Package], trap: str) -> Measurement:
@@ -277,7 +277,7 @@ def _upsampled(packages: list[Package], trap: str) -> Measurement:
         return Difference("upsampled", ((), ()), ladder.relative(ours, theirs))
 
     naive, ours = _both(packages, trap, measure)
-    return Measurement(trap, "class maps", naive.name, naive.value, ours.value, BOUNDS["float64"]["activations"])
+    return Measurement(trap, "class maps", naive.name, naive.value, ours.value, TOLERANCES["float64"]["activations"])
 
 
 def _parameters(packages: list[Package], trap: str) -> Measurement:
@@ -301,7 +301,7 @@ def _bgr(packages: list[Package], trap: str) -> Measurement:
         return Difference("fc", ((), ()), ladder.relative(expected, logits))
 
     naive, ours = _both(packages, trap, measure)
-    return Measurement(trap, "logits", naive.name, naive.value, ours.value, BOUNDS["float64"]["activations"])
+    return Measurement(trap, "logits", naive.name, naive.value, ours.value, TOLERANCES["float64"]["activations"])
 
 
 def _resized(packages: list[Package], trap: str) -> Measurement:

@@ -82,7 +82,7 @@ def _judge(exercise: str, file: Path, limit: float, as_json: bool) -> bool:
     by = (
         ""
         if verdict.difference is None or rung < 2
-        else f"differs by {verdict.difference:.1e}; the bound is {verdict.bound:.0e}"
+        else f"differs by {verdict.difference:.1e}; the tolerance is {verdict.tolerance:.0e}"
     )
     output.show(f"  {_rung(rung)}  {judge.RUNGS[rung]:32}  no{': ' if by else ''}{by}")
     if verdict.place:

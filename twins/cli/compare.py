@@ -42,7 +42,7 @@ def compare(
 
     With --backend jax or keras-torch, Keras runs there; with all, on TensorFlow and JAX, and PyTorch is the reference of both.
 
-    Exit status 1 if a bound of the ladder of parity is exceeded.
+    Exit status 1 if any parity tolerance is exceeded.
     """
     from shared import images, reading
 
@@ -97,7 +97,7 @@ def _summary(report: "Report") -> dict[str, Any]:
             summary[f"largest_{rung}"] = row(largest(differences))
     summary["steps"] = [row(step) for step in report.steps]
     summary |= {"first_diverging_layer": report.first_diverging_layer, "judged_steps": report.judged_steps}
-    return summary | {"bounds": report.bounds, "broken": report.broken, "passed": not report.broken}
+    return summary | {"tolerances": report.tolerances, "broken": report.broken, "passed": not report.broken}
 
 
 def _show_report(report: "Report") -> None:
@@ -105,9 +105,9 @@ def _show_report(report: "Report") -> None:
     columns = [f">{framework}" for framework in report.frameworks]
     distance = ">difference" if len(columns) == 2 else ">largest difference"
     table = output.table("layer", *columns, distance, title="Activations")
-    bound = report.bounds.get("activations", report.bounds.get("logits", math.inf))
+    tolerance = report.tolerances.get("activations", report.tolerances.get("logits", math.inf))
     for name, sizes, value, _ in report.activations:
-        style = None if value <= bound else "red"
+        style = None if value <= tolerance else "red"
         table.add_row(name, *map(shapes.text, sizes), f"{value:.1e}", style=style)
     output.show(table)
     if report.steps:
@@ -115,11 +115,11 @@ def _show_report(report: "Report") -> None:
     _show_rungs(report)
     _show_notes(report)
     for line in report.broken:
-        output.show(Text(f"Bound exceeded: {line}", style="red"))
+        output.show(Text(f"Tolerance exceeded: {line}", style="red"))
     if not report.broken:
         everything = report.judged_steps == len(report.steps) and not _says_little(report)
-        judged = "Every bound of the ladder" if everything else "Every bound that says something"
-        output.show(Text(f"{judged} holds.", style="green"))
+        judged = "All parity tolerances" if everything else "All parity tolerances that can be judged"
+        output.show(Text(f"{judged} are met.", style="green"))
 
 
 def _show_steps(report: "Report") -> None:
@@ -141,26 +141,26 @@ def _show_steps(report: "Report") -> None:
 def _show_rungs(report: "Report") -> None:
     from ..ladder import largest
 
-    bounds, count = report.bounds, len(report.steps)
-    table = output.table("", ">largest difference", "where", ">bound", title="Overall")
+    tolerances, count = report.tolerances, len(report.steps)
+    table = output.table("", ">largest difference", "where", ">tolerance", title="Overall")
     table.add_row("parameters", "equal" if len(set(report.parameters)) == 1 else "differ", f"{report.parameters[0]:,}", "equal")
     labels = {"statistics": "running statistics", "weights": f"weights after {count} steps"}
     for rung in ("activations", "gradients", "statistics", "weights"):
         if getattr(report, rung):
             worst = largest(getattr(report, rung))
-            bound = f"{bounds[rung]:.2g}" if rung in bounds else "none"
+            tolerance = f"{tolerances[rung]:.2g}" if rung in tolerances else "none"
             judged = rung != "weights" or report.judged_steps == count
             where = f"{worst.name}{report.place(worst)}"
-            table.add_row(labels.get(rung, rung), f"{worst.value:.1e}", where, bound if judged else "not judged")
+            table.add_row(labels.get(rung, rung), f"{worst.value:.1e}", where, tolerance if judged else "not judged")
     if count:
         judged_steps = report.steps[: report.judged_steps]
         step = max(judged_steps, default=None, key=lambda step: _nan_last(step.difference))
-        bound = f"{bounds['losses']:g}" if "losses" in bounds else "none"
+        tolerance = f"{tolerances['losses']:g}" if "losses" in tolerances else "none"
         where = report.place(step).strip() if step else ""
-        table.add_row(f"losses of {len(judged_steps)} steps", f"{step.difference if step else 0:.1e}", where, bound)
-    if "logits" in bounds:
+        table.add_row(f"losses of {len(judged_steps)} steps", f"{step.difference if step else 0:.1e}", where, tolerance)
+    if "logits" in tolerances:
         logits = report.activations[-1]
-        table.add_row("logits", f"{logits.value:.1e}", f"{logits.name}{report.place(logits)}", f"{bounds['logits']:g}")
+        table.add_row("logits", f"{logits.value:.1e}", f"{logits.name}{report.place(logits)}", f"{tolerances['logits']:g}")
     output.show("", table, "")
 
 
@@ -172,7 +172,7 @@ def _show_notes(report: "Report") -> None:
         apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
         output.show(
             f"This network magnifies rounding: started from weights one rounding apart, {one} departs from itself: {apart}. "
-            f"Where ten times that exceeds the bound of the ladder, it is the bound; above {CEILING:g} it says little.",
+            f"Where ten times that exceeds the ladder's tolerance, it replaces it; above {CEILING:g} it says little.",
         )
     if report.judged_steps < len(report.steps):
         output.show(

@@ -59,7 +59,7 @@ def diff(
         Weights, typer.Option(help="copy: judge B with A's weights; own: judge both with the weights they have.")
     ] = Weights.COPY,
     train: Annotated[
-        int, typer.Option(metavar="N", help="Train both for N steps too, by the same optimiser, and say what parts first.")
+        int, typer.Option(metavar="N", help="Train both for N steps too, by the same optimiser, and say what diverges first.")
     ] = 0,
     a_optimizer: OptimizerOfA = None,
     b_optimizer: OptimizerOfB = None,
@@ -186,7 +186,7 @@ def _show_finding(number: int, finding: "Finding") -> None:
     elif math.isfinite(finding.difference):
         output.show(f"   differs by {finding.difference:.1e} on A's input")
     if finding.remedy:
-        output.show(f"   to mend B: {finding.remedy}")
+        output.show(f"   to fix B: {finding.remedy}")
     if finding.trap:
         output.show(f"   see: twins traps {finding.trap}")
     output.show("")

@@ -64,10 +64,10 @@ def export(
     with output.status(f"starting {in_words(backends.frameworks(exports.needed_backend(out)))}") as say:
         backends.start(exports.needed_backend(out))
         rows = exports.run(spec, state, folds, out, say, plain)
-    broken = [row for row in rows if not row.relative <= exports.BOUND]
+    broken = [row for row in rows if not row.relative <= exports.TOLERANCE]
     if as_json:
         files = [row._asdict() | {"path": f"{row.path}"} for row in rows]
-        output.show_json({"network": folded_spec["name"], "files": files, "bound": exports.BOUND, "passed": not broken})
+        output.show_json({"network": folded_spec["name"], "files": files, "tolerance": exports.TOLERANCE, "passed": not broken})
     else:
         _show_rows(spec, rows, broken)
     sys.exit(1 if broken else 0)
@@ -83,7 +83,7 @@ def _show_rows(spec: Spec, rows: list["Row"], broken: list["Row"]) -> None:
     origin = f"{spec['name']} in {rows[0].framework}"
     output.show(table, f"The differences are from {origin}: logits for {exports.IMAGES} random images.")
     for row in broken:
-        message = f"{row.path}: its logits are more than {exports.BOUND:g} apart, relative to their norm."
+        message = f"{row.path}: its logits are more than {exports.TOLERANCE:g} apart, relative to their norm."
         output.show(Text(message, style="red"))
 
 

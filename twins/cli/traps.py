@@ -39,7 +39,7 @@ def traps(
 
     Each trap is put back and measured on a small network: how far the naive port is from PyTorch, and how far the port here is.
     Keras is measured on TensorFlow, and on JAX in a process of its own. For TF32, which needs a GPU, and for a TPU's products
-    in bfloat16, the rounding is emulated. Exit status 1 if a network here exceeds a bound of the ladder.
+    in bfloat16, the rounding is emulated. Exit status 1 if a network here exceeds a parity tolerance.
     """
     if backend:
         backends.check_backend(backend, KERAS, "the traps are measured on TensorFlow and on JAX")
@@ -52,7 +52,7 @@ def traps(
         _show_trap(chosen[0], measured)
     else:
         _show_table(chosen, measured)
-    sys.exit(1 if any(not m.ours <= m.bound for found in measured.values() for m in found.values()) else 0)
+    sys.exit(1 if any(not m.ours <= m.tolerance for found in measured.values() for m in found.values()) else 0)
 
 
 def _measured(chosen: list[Trap], wanted: list[Backend]) -> Measured:
@@ -104,14 +104,14 @@ def _summary(trap: Trap, measured: Measured) -> dict[str, Any]:
 
 def _show_table(chosen: list[Trap], measured: Measured) -> None:
     wide = output.width() >= 130
-    table = output.table("trap", *(["title"] if wide else []), "first beyond its bound", ">TensorFlow", ">JAX", ">ours")
+    table = output.table("trap", *(["title"] if wide else []), "first beyond its tolerance", ">TensorFlow", ">JAX", ">ours")
     for trap in chosen:
         found = _of(trap, measured)
         values = [*found.values()]
         first = ": ".join(filter(None, (values[0].rung, values[0].where))) if values else ""
         naive = [_error(found[one]) if one in found else "–" * (one in measured) for one in KERAS]
         ours = f"{max(one.ours for one in values):.1e}" if values else ""
-        broken = any(not one.ours <= one.bound for one in values)
+        broken = any(not one.ours <= one.tolerance for one in values)
         table.add_row(trap.name, *([trap.title] if wide else []), first, *naive, ours, style="red" if broken else None)
     output.show(table)
     if measured:
@@ -130,7 +130,7 @@ def _show_trap(trap: Trap, measured: Measured) -> None:
         where = f"{found.rung}, first at {found.where}" if found.where else found.rung
         error = f"fails: {found.failure}" if found.failure else f"{found.naive:.1e} from PyTorch"
         naive.append(f"{KERAS[one]}: {error} ({where})")
-        ours.append(f"{KERAS[one]}: {found.ours:.1e} from PyTorch (bound {found.bound:g})")
+        ours.append(f"{KERAS[one]}: {found.ours:.1e} from PyTorch (tolerance {found.tolerance:g})")
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(max_width=WIDEST - 10, overflow="fold")

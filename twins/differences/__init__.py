@@ -1,4 +1,4 @@
-"""Any two networks beside one another: which operations differ, in what, and what would mend it."""
+"""Any two networks beside one another: which operations differ, in what, and what would fix it."""
 
 import contextlib
 import math
@@ -72,7 +72,7 @@ class Comparison:
     def sound(self) -> bool:
         """Whether they are the same function and, if they were to be trained, were seen to train alike."""
         trained = self.trained
-        return self.same and (trained is None or bool(trained.measures and not trained.parting and not self.training))
+        return self.same and (trained is None or bool(trained.measures and not trained.divergence and not self.training))
 
     @property
     def in_words(self) -> str:
@@ -169,7 +169,7 @@ def _judged_by_results(
         known = not verdict.findings and not verdict.uncopied
         if aligned.certain and known and not (apart is not None and apart <= 1e3 * _loosest(verdict)):
             theirs = _values_of_b(aligned, verdict, laid[1], copy)
-            verdict.findings = _parting(aligned, one.values(laid[0].arrays), theirs, apart)
+            verdict.findings = _divergence(aligned, one.values(laid[0].arrays), theirs, apart)
     else:
         verdict.findings += number
     return apart
@@ -428,7 +428,7 @@ def _between(one: tuple[int, ...], two: tuple[int, ...]) -> Layout:
 
 
 def _loosest(verdict: blame.Verdict) -> float:
-    return max((judgement.bound for judgement in verdict.judgements), default=1e-12)
+    return max((judgement.tolerance for judgement in verdict.judgements), default=1e-12)
 
 
 def _values(recording: Recording, laid: _Laid, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -463,10 +463,10 @@ def _outputs(aligned: Alignment, values: Mapping[str, np.ndarray], theirs: Mappi
     return max(value for value in apart if value is not None)
 
 
-def _parting(
+def _divergence(
     aligned: Alignment, values: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], apart: float | None
 ) -> list[Finding]:
-    """One finding that blames nothing: the first value to part where each operation alone is sound."""
+    """One finding that blames nothing: the first value to diverge where each operation alone is sound."""
     for a, b in aligned.pairs:
         wanted = alignment.carried(values[a.name], aligned.layouts.get(b.name))
         difference = blame.apart(wanted, theirs[b.name])
@@ -515,7 +515,7 @@ def as_json(report: Comparison) -> dict[str, Any]:
 def _steps_as_json(trained: steps.Training) -> dict[str, Any]:
     fields = {name: getattr(trained, name) for name in trained.__dataclass_fields__}
     measures = [measure._asdict() | {"sound": measure.sound} for measure in trained.measures]
-    return fields | {"measures": measures, "parting": trained.parting and trained.parting._asdict()}
+    return fields | {"measures": measures, "divergence": trained.divergence and trained.divergence._asdict()}
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which operations of B do something else than A's: each is run on A's inputs, so that no fault hides or makes another.
 
-An operation is at fault by its own difference on A's values, ||a - b|| / ||a||, beyond rounding: the bound of the ladder, or
+An operation is at fault by its own difference on A's values, ||a - b|| / ||a||, beyond rounding: the ladder's tolerance, or
 ten times what A's operation departs from itself on inputs and weights one rounding apart. What differs between the two is then
 named by their attributes.
 """
@@ -17,7 +17,7 @@ from .. import ladder
 from . import remedies
 from .alignment import Alignment, Graph, Layout, Node, Root, by_channels, carried, swapped
 
-BOUND32 = 1e-5  # of one operation whose result is float32
+TOLERANCE32 = 1e-5  # of one operation whose result is float32
 CONSTANTS = 1e-6  # what constants may change that a framework keeps in float32, as TensorFlow does a slope
 OTHERWISE = ("left out", "added", "place", "operands", "operation", "transposed")  # what may be another way to write the same
 REACH = 8.0  # from minus this to this, activations are compared beside the values at hand
@@ -50,12 +50,12 @@ class Judgement(NamedTuple):
     a: str
     b: str
     difference: float
-    bound: float
+    tolerance: float
 
     @property
     def sound(self) -> bool:
         """Whether the two do the same."""
-        return self.difference <= self.bound
+        return self.difference <= self.tolerance
 
 
 @dataclass
@@ -119,10 +119,10 @@ class _Judge:
         out, problem = self._run(a, b, layouts, twos, weights, self.values)
         wanted = carried(self.values[a.name], alignment.layouts.get(b.name))
         difference = apart(_wide(wanted), _wide(out)) if out is not None else math.inf
-        bound = _bound(wanted, out)
-        if not difference <= bound and math.isfinite(difference):
-            bound = max(bound, 10 * self._control(a))
-        wrong = not difference <= bound
+        tolerance = _tolerance(wanted, out)
+        if not difference <= tolerance and math.isfinite(difference):
+            tolerance = max(tolerance, 10 * self._control(a))
+        wrong = not difference <= tolerance
         findings = self._wiring(a, b, ones, twos)
         resized = self._resized(a, b, layouts)
         activations = a.kind == b.kind == "activation"
@@ -131,7 +131,7 @@ class _Judge:
         told = differing(alignment, a, b, layouts, weights) if wrong or elsewhere or unseen else []
         told = [item for item in told if not (resized and _of_size(alignment, a, b, item[0]))]
         if not told and difference <= CONSTANTS:
-            wrong, bound = False, max(bound, difference)
+            wrong, tolerance = False, max(tolerance, difference)
         told += [always for always in _always(a, b) if always not in told]
         if (wrong or elsewhere) and not told and not findings and not resized:
             if self._is_uncopied(a, b, weights):
@@ -139,7 +139,7 @@ class _Judge:
                 return []
             told = self._unnamed(a, b, layouts, problem)
         if told or not (wrong and resized):
-            verdict.judgements.append(Judgement(a.name, b.name, difference, bound))
+            verdict.judgements.append(Judgement(a.name, b.name, difference, tolerance))
         findings += [self._finding(a, b, attribute, pair, difference) for attribute, pair in told]
         for key in ("momentum", "rate"):
             pair = a.attributes.get(key), b.attributes.get(key)
@@ -167,7 +167,7 @@ class _Judge:
         for grid in np.linspace(-REACH, REACH, count * math.prod(shape)).reshape(count, *shape):
             out, _ = self._run(a, b, layouts, twos, weights, {a.inputs[0]: grid})
             wanted = carried(self.alignment.a.apply(a, [grid]), self.alignment.layouts.get(b.name))
-            if out is not None and not apart(_wide(wanted), _wide(out)) <= max(CONSTANTS, _bound(wanted, out)):
+            if out is not None and not apart(_wide(wanted), _wide(out)) <= max(CONSTANTS, _tolerance(wanted, out)):
                 return True
         return False
 
@@ -301,7 +301,7 @@ class _Judge:
             if node.name in parts[0] or node.name in random[0]:
                 continue
             difference = self._own_effect(self.values.get(node.name), [self.values[name] for name in node.inputs])
-            if difference <= _bound(self.values[node.name], None):
+            if difference <= _tolerance(self.values[node.name], None):
                 verdict.harmless.append(node.name)
                 continue
             with_it = tuple((name, None) for name, owner in parts[0].items() if owner == node.name)
@@ -315,7 +315,7 @@ class _Judge:
                 difference = self._own_effect(self.alignment.b.apply(node, operands), operands)
             except Exception:  # whatever a framework raises for shapes that do not fit, and for operands that are not known
                 difference = math.nan
-            if difference <= BOUND32 / 1e3:
+            if difference <= TOLERANCE32 / 1e3:
                 verdict.harmless.append(node.name)
                 continue
             more = tuple((None, name) for name, owner in parts[1].items() if owner == node.name)
@@ -411,9 +411,9 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype.kind in "fiub" else array
 
 
-def _bound(one: np.ndarray, two: np.ndarray | None) -> float:
+def _tolerance(one: np.ndarray, two: np.ndarray | None) -> float:
     narrow = any(array is not None and array.dtype in (np.float32, np.float16) for array in (one, two))
-    return BOUND32 if narrow else ladder.BOUNDS["float64"]["activations"]
+    return TOLERANCE32 if narrow else ladder.TOLERANCES["float64"]["activations"]
 
 
 def _permuted(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def differing(
     ends = [np.concatenate([array.ravel() for array in each.steps(weights, gradients)]) for each in (a, b)]
     start = np.concatenate([array.ravel() for array in weights])
     difference = ladder.relative(ends[0] - start, ends[1] - start)
-    if difference <= (ladder.BOUNDS["float64"]["gradients"] if a.framework == b.framework else SINGLE):
+    if difference <= (ladder.TOLERANCES["float64"]["gradients"] if a.framework == b.framework else SINGLE):
         return []
     one, two = a.settings, b.settings
     told = [(key, (one[key], two[key])) for key in one if key in two and not _close(one[key], two[key])]
@@ -125,7 +125,7 @@ def _by_framework(settings: Mapping[str, Any], torch_first: bool) -> list[tuple[
 
 
 def _finding(attribute: str, values: tuple[Any, Any], difference: float, keras: bool) -> Finding:
-    """A finding, with what mends it."""
+    """A finding, with its remedy."""
     wanted, trap = values[0], {"weight decay": "weight-decay", "epsilon": "adam-epsilon"}.get(attribute)
     if attribute == "weight decay" and isinstance(wanted, str):
         beside = "AdamW, or shrink the weights before each step"

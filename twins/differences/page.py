@@ -63,7 +63,7 @@ def _finding(number: int, finding: "Finding") -> str:
     )
     more = f"<br>and in {len(finding.others)} more" if finding.others else ""
     size = f"<br>differs by {finding.difference:.1e} on A's input" if math.isfinite(finding.difference) else ""
-    remedy = f"<br>To mend B: <code>{html.escape(finding.remedy)}</code>" if finding.remedy else ""
+    remedy = f"<br>To fix B: <code>{html.escape(finding.remedy)}</code>" if finding.remedy else ""
     trap = f"<br>See <code>twins traps {finding.trap}</code>" if finding.trap else ""
     title = html.escape(f"{finding.kind}: {finding.attribute}".replace("_", " "))
     return f'<li id="finding-{number}"><b>{title}</b>{sides}{more}{size}{remedy}{trap}</li>'

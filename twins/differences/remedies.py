@@ -1,4 +1,4 @@
-"""What mends a fault that `twins diff` finds, in words of the framework that has it, and the trap that it is."""
+"""What fixes a fault that `twins diff` finds, in words of the framework that has it, and the trap that it is."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ ARGUMENTS = {
 
 
 def of(kind: str, attribute: str, values: tuple[Any, Any], framework: str) -> tuple[str, str | None]:
-    """(what would mend it in B, which runs in `framework`; the name of the trap or None) where `values` are A's and B's."""
+    """(what would fix it in B, which runs in `framework`; the name of the trap or None) where `values` are A's and B's."""
     keras, wanted = framework.startswith("Keras"), values[0]
     trap = TRAPS.get(attribute)
     if attribute == "epsilon" and kind != "normalization":
@@ -113,7 +113,7 @@ def _words(kind: str, attribute: str, values: tuple[Any, Any], keras: bool) -> s
 
 
 def _of_training(attribute: str, wanted: str, keras: bool) -> str:
-    """What mends what differs in training alone."""
+    """What fixes what differs in training alone."""
     if attribute == "training":
         if wanted == "True":
             return "trainable=True, and training=True in the call" if keras else "leave it in training mode: no .eval()"

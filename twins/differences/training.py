@@ -1,10 +1,10 @@
-"""Some steps of training in both networks, by the same loss and optimiser, and the first quantity that parts.
+"""Some steps of training in both networks, by the same loss and optimiser, and the first quantity that diverges.
 
-All is done in float64 on recordings, which have weights of their own. The loss is the mean squared distance of the outputs from
-random targets. The optimiser is SGD with momentum, in NumPy, so that what parts is due to a network, or those of the frameworks
-that are given. Dropout
-and other layers without weights run as in evaluation, since no two random masks are the same. A quantity parts where it differs
-by more than the bound of the ladder, or than ten times what A differs from itself when its weights start one rounding apart.
+All is done in float64 on recordings, which have weights of their own. The loss is the mean squared distance of the outputs
+from random targets. The optimiser is SGD with momentum, in NumPy, so that what diverges is due to a network, or those of the
+frameworks that are given. Dropout and other layers without weights run as in evaluation, since no two random masks are alike.
+A quantity diverges where it differs by more than the ladder's tolerance, or than ten times what A differs from itself when its
+weights start one rounding apart.
 """
 
 import math
@@ -25,7 +25,12 @@ from .optimizers import SINGLE, Optimizer, differing
 
 MOMENTUM = 0.9
 LOSS, GRADIENTS, STATISTICS, UPDATE = "loss", "gradients", "running statistics", "update"  # in the order of a step
-RUNGS = {LOSS: "losses", GRADIENTS: "gradients", STATISTICS: "statistics", UPDATE: "gradients"}  # their bounds of the ladder
+RUNGS = {
+    LOSS: "losses",
+    GRADIENTS: "gradients",
+    STATISTICS: "statistics",
+    UPDATE: "gradients",
+}  # rungs of the ladder
 FIT = 1e-6  # how well a running statistic must follow from the batch's for its momentum to be told
 Key = tuple[str, str]  # (operation, role)
 
@@ -36,7 +41,7 @@ class Measure(NamedTuple):
     Fields:
         name: The frameworks' names of the weight or statistic, or "loss" twice.
         values: The two numbers that differ most, of A and of B, or the losses; None: B has none.
-        bound: What rounding explains.
+        tolerance: What rounding explains.
     """
 
     quantity: str
@@ -44,12 +49,12 @@ class Measure(NamedTuple):
     name: tuple[str, str]
     values: tuple[float | None, float | None]
     difference: float
-    bound: float
+    tolerance: float
 
     @property
     def sound(self) -> bool:
         """Whether the two agree."""
-        return self.difference <= self.bound
+        return self.difference <= self.tolerance
 
 
 @dataclass
@@ -57,9 +62,9 @@ class Training:
     """What some steps of training in both showed.
 
     Fields:
-        steps: The number of steps asked for; the last that was taken is the first that parted.
+        steps: The number of steps asked for; the last that was taken is the first that diverged.
         rate: The learning rate, A's if the two have optimisers of their own.
-        measures: Of each quantity the largest difference in any step, up to the one that parted, which is the last.
+        measures: Of each quantity the largest difference in any step, up to the one that diverged, which is the last.
         dropouts: The layers of A and of B that would drop or add something at random, and did not.
         notes: Why the comparison is not whole, in words.
         optimizers: Their names; none for SGD with a momentum of 0.9, which is then the same for both.
@@ -73,8 +78,8 @@ class Training:
     optimizers: tuple[str, ...] = ()
 
     @property
-    def parting(self) -> Measure | None:
-        """The first quantity that parted, or None."""
+    def divergence(self) -> Measure | None:
+        """The first quantity that diverged, or None."""
         return next((measure for measure in self.measures if not measure.sound), None)
 
 
@@ -115,28 +120,28 @@ def train(
     if optimizers:
         training.optimizers = tuple(f"{each.kind.__name__}" for each in optimizers)
         least = 0.0 if optimizers[0].framework == optimizers[1].framework else SINGLE
-    loosest = max((judgement.bound for judgement in verdict.judgements if judgement.sound), default=0.0)
+    loosest = max((judgement.tolerance for judgement in verdict.judgements if judgement.sound), default=0.0)
     try:
         findings += _Steps(aligned, inputs, outputs, values, max(least, 1e3 * loosest), optimizers).run(training, say)
     except Exception as error:  # whatever a framework raises for what has no gradient
         line = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
         training.notes.append(f"no step can be taken: {line[:200]}")
-    parting = training.parting
-    if training.measures and not (parting and parting.quantity == LOSS):
+    divergence = training.divergence
+    if training.measures and not (divergence and divergence.quantity == LOSS):
         blame.excuse(verdict)
-    if parting and parting.quantity != STATISTICS:  # a gradient that is stopped where there is none matters to none
+    if divergence and divergence.quantity != STATISTICS:  # a gradient that is stopped where there is none matters to none
         findings += _stops(aligned)
-    if parting and not _explained(parting, findings, verdict):
-        findings.append(_unnamed(aligned, parting))
+    if divergence and not _explained(divergence, findings, verdict):
+        findings.append(_unnamed(aligned, divergence))
     return training, blame.grouped(findings), verdict
 
 
-def _explained(parting: Measure, findings: Sequence[Finding], verdict: blame.Verdict) -> bool:
-    """Whether something that was found can be why a quantity parts."""
+def _explained(divergence: Measure, findings: Sequence[Finding], verdict: blame.Verdict) -> bool:
+    """Whether something that was found can be why a quantity diverges."""
     told = {finding.attribute.partition(" ")[0] for finding in findings}
-    if parting.quantity == STATISTICS:
+    if divergence.quantity == STATISTICS:
         return bool(told & {"momentum", "running"})
-    if parting.quantity == UPDATE:
+    if divergence.quantity == UPDATE:
         return any(finding.kind == "optimizer" for finding in findings)
     return bool(verdict.findings or told & {"training", "gradient", "trainable"})
 
@@ -214,14 +219,16 @@ def _with_remedy(finding: Finding, framework: str) -> Finding:
     return replace(finding, remedy=remedy, trap=trap)
 
 
-def _unnamed(aligned: Alignment, parting: Measure) -> Finding:
-    """The first weight to part, where nothing that is known explains it."""
+def _unnamed(aligned: Alignment, divergence: Measure) -> Finding:
+    """The first weight to diverge, where nothing that is known explains it."""
     for a, b in aligned.pairs:
         for role in a.weights:
-            if role in b.weights and aligned.a.weights_name(a, role) == parting.name[0]:
-                values = tuple("none" if value is None else f"{value:.6g}" for value in parting.values)
-                return _between(aligned, a, b, f"{parting.quantity} of the {role}", (values[0], values[1]), parting.difference)
-    return Finding((None, None), "training", parting.quantity, parting.values, parting.difference)
+            if role in b.weights and aligned.a.weights_name(a, role) == divergence.name[0]:
+                values = tuple("none" if value is None else f"{value:.6g}" for value in divergence.values)
+                return _between(
+                    aligned, a, b, f"{divergence.quantity} of the {role}", (values[0], values[1]), divergence.difference
+                )
+    return Finding((None, None), "training", divergence.quantity, divergence.values, divergence.difference)
 
 
 class _Output(NamedTuple):
@@ -326,7 +333,7 @@ class _Pair(NamedTuple):
 
 
 class _Steps:
-    """Both networks, and A from weights one rounding apart, in step; `least` is the least bound, of operations less exact."""
+    """Both networks, and A from weights one rounding apart, in step; `least` is the least tolerance, for inexact operations."""
 
     def __init__(
         self, aligned: Alignment, inputs: tuple[Sequence[np.ndarray], Sequence[np.ndarray]], outputs: list[_Output],
@@ -353,7 +360,7 @@ class _Steps:
                 yield _Pair(a.weights[role], b.weights[role], names, positions.ravel())
 
     def run(self, training: Training, say: Callable[[str], None]) -> list[Finding]:
-        """Take the steps, up to the one that parts, and note what is measured; what differs in the running statistics."""
+        """Take the steps, up to the one that diverges, and note what is measured; what differs in the running statistics."""
         found: list[Finding] = []
         largest: dict[str, Measure] = {}
         for step in range(1, training.steps + 1):
@@ -377,8 +384,8 @@ class _Steps:
                 if not measure.sound:
                     break
             training.measures = list(largest.values())
-            if training.parting:
-                training.measures = [each for each in training.measures if each.sound] + [training.parting]
+            if training.divergence:
+                training.measures = [each for each in training.measures if each.sound] + [training.divergence]
                 break
         if self.optimizers and self.a.history:
             weights = [self.a.start[key] for key in self.a.history[0]]
@@ -405,26 +412,26 @@ class _Steps:
                 max(apart[1], ladder.relative(one, near)),
             ]
         difference = max(apart[0], ladder.relative(ours.loss, theirs.loss))
-        bound = max(
-            self.least, ladder.BOUNDS["float64"][RUNGS[LOSS]], 10 * apart[1], 10 * ladder.relative(ours.loss, control.loss)
+        tolerance = max(
+            self.least, ladder.TOLERANCES["float64"][RUNGS[LOSS]], 10 * apart[1], 10 * ladder.relative(ours.loss, control.loss)
         )
-        return Measure(LOSS, step, ("loss", "loss"), (ours.loss, theirs.loss), difference, bound)
+        return Measure(LOSS, step, ("loss", "loss"), (ours.loss, theirs.loss), difference, tolerance)
 
     def _measure(self, quantity: str, step: int, pair: _Pair, sides: Sequence[Mapping[Key, np.ndarray]]) -> Measure:
         one, near, two = sides[0].get(pair.a), sides[1].get(pair.a), sides[2].get(pair.b)
-        bound = max(self.least, ladder.BOUNDS["float64"][RUNGS[quantity]])
+        tolerance = max(self.least, ladder.TOLERANCES["float64"][RUNGS[quantity]])
         if one is None or two is None:
             some = one if one is not None else two
             assert some is not None
             size = float(np.linalg.norm(some))
             values = (None if one is None else size, None if two is None else size)
-            return Measure(quantity, step, pair.names, values, math.inf if self._matters(pair, one, near) else 0.0, bound)
+            return Measure(quantity, step, pair.names, values, math.inf if self._matters(pair, one, near) else 0.0, tolerance)
         assert near is not None
         laid, theirs = one.ravel()[pair.positions], two.ravel()
         at = int(np.argmax(np.abs(laid - theirs)))
-        bound = max(bound, 10 * ladder.relative(one, near))
+        tolerance = max(tolerance, 10 * ladder.relative(one, near))
         values = (float(laid[at]), float(theirs[at]))
-        return Measure(quantity, step, pair.names, values, ladder.relative(laid, theirs), bound)
+        return Measure(quantity, step, pair.names, values, ladder.relative(laid, theirs), tolerance)
 
     @staticmethod
     def _matters(pair: _Pair, one: np.ndarray | None, near: np.ndarray | None) -> bool:
@@ -519,7 +526,7 @@ def in_words(training: Training) -> list[str]:
     if dropped:
         lines.append(f"Random in training, compared as in evaluation: {first_few(dropped)}.")
     lines += [f"Training: {note}." for note in training.notes]
-    parting, done = training.parting, max((measure.step for measure in training.measures), default=0)
+    divergence, done = training.divergence, max((measure.step for measure in training.measures), default=0)
     if not done:
         return lines
     taken = f"SGD (momentum {MOMENTUM}, rate {training.rate:.2g})"
@@ -527,10 +534,10 @@ def in_words(training: Training) -> list[str]:
         taken = " and ".join(dict.fromkeys(training.optimizers))
     count = f"{done} step{'s' * (done > 1)} of {taken}"
     sound = ", ".join(f"{each.quantity} {each.difference:.1e}" for each in training.measures if each.sound)
-    if not parting:
+    if not divergence:
         return [*lines, f"Training agrees: {count}.", f"   apart by: {sound}"]
-    lines.append(f"Training parts at step {done}: {parting.quantity}")
-    for side, name, value in zip("AB", parting.name, parting.values, strict=True):
+    lines.append(f"Training diverges at step {done}: {divergence.quantity}")
+    for side, name, value in zip("AB", divergence.name, divergence.values, strict=True):
         lines.append(f"   {side}  {name}: {'none' if value is None else f'{value:.9g}'}")
-    size = [f"differs by {parting.difference:.1e}"] if math.isfinite(parting.difference) else []
+    size = [f"differs by {divergence.difference:.1e}"] if math.isfinite(divergence.difference) else []
     return [*lines, f"   {'; '.join([*size, *([f'until then: {sound}'] if sound else [])])}"] if size or sound else lines
