@@ -92,22 +92,33 @@ def test_every_way_to_import_is_seen(line, imported):
     assert imported in set(imports("twins.cli.show", ast.parse(line), False))
 
 
-def test_contributing_names_every_file():
-    """Its section on who imports whom has a bullet a package, with the names of the files."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Who imports whom")[2].partition("\n## ")[0]
-    bullets = [" ".join(bullet.split()) for bullet in text.split("\n- ")[1:]]
-    for package in ("shared", "twins"):
-        bullet = next(bullet for bullet in bullets if bullet.startswith(f"`{package}`"))
-        files = {path.stem for path in (ROOT / package).glob("[a-z]*.py")}
-        assert files == set(re.findall(r"`(\w+)`", bullet)) - {package}, package
-
-
-def test_contributing_says_who_is_at_the_bottom():
-    """Of the files that it says import nothing of ours, none does."""
+def rows(package):
+    """The files in each row of the table in CONTRIBUTING.md that has a package."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(\w+)`", text.partition("- `shared`:")[2].partition("import nothing of ours")[0])
-    edges = graph("shared")
-    assert named and all(not edges[f"shared.{name}"] for name in named)
+    table = next(part for part in text.split("\n### ") if f"`{package}`" in part.splitlines()[0]).partition("\n## ")[0]
+    return [re.findall(r"`(\w+)`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_contributing_names_every_file(package):
+    files = {path.stem for path in (ROOT / package).glob("[a-z]*.py")}
+    named = [name for row in rows(package) for name in row]
+    assert len(named) == len(set(named)) and files <= set(named), package
+    other = {"torch_impl": "keras_impl", "keras_impl": "torch_impl"}.get(package, package)  # these two share a table
+    assert not [name for name in named if name not in files and not (ROOT / other / f"{name}.py").exists()]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_file_imports_files_of_its_row_and_above(package):
+    place = {name: number for number, row in enumerate(rows(package)) for name in row}
+    below = [
+        f"{name} imports {imported}"
+        for name, edges in graph(package).items()
+        for imported in edges
+        if imported.startswith(f"{package}.") and {name, imported} <= {f"{package}.{file}" for file in place}
+        and place[imported.removeprefix(f"{package}.")] > place[name.removeprefix(f"{package}.")]
+    ]  # fmt: skip
+    assert not below
 
 
 def test_only_backends_starts_a_framework():
