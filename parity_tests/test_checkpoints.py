@@ -166,9 +166,9 @@ def test_caffes_googlenet(separator):
         for word in ("weight", "bias")
     }
     heads = {f"loss{n}{separator}{layer}.weight": np.zeros((3, 3)) for n in (1, 2) for layer in ("conv", "fc", "classifier")}
-    state, moves = renaming.fit(theirs | heads, shared.load("googlenet"))
-    assert_same(state, ours)
-    assert [move.source for move in moves if move.ignored] == list(heads)
+    found = renaming.match(theirs | heads, shared.load("googlenet"))
+    assert_same(renaming.state_of(theirs | heads, found), ours)
+    assert [move.source for move in renaming.moves_of(theirs | heads, found) if move.ignored] == list(heads)
     assert [spec["name"] for spec in renaming.guess_networks(theirs)] == ["googlenet"]
 
 
@@ -177,7 +177,8 @@ def test_torchvisions_auxiliary_classifiers_are_ignored_and_said_so():
 
     theirs = googlenet(weights=None, init_weights=False, aux_logits=True).state_dict()
     arrays = {f"module.{name}": tensor.numpy() for name, tensor in theirs.items()}
-    state, moves = renaming.fit(arrays, shared.load("googlenet_bn"))
+    found = renaming.match(arrays, shared.load("googlenet_bn"))
+    state, moves = renaming.state_of(arrays, found), renaming.moves_of(arrays, found)
     assert np.array_equal(state["inception5b.branch3.1.conv.weight"], theirs["inception5b.branch3.1.conv.weight"].numpy())
     ignored = {move.source: move.ignored for move in moves if move.ignored}
     assert ignored["module.aux2.fc1.weight"] == "auxiliary classifier, used only in training"

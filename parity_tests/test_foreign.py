@@ -66,6 +66,11 @@ def assert_same(ours, theirs):
         assert array.dtype == theirs[name].dtype and np.array_equal(array, theirs[name]), name
 
 
+def fitted(arrays):
+    """The state of the small network that a checkpoint's arrays are."""
+    return renaming.state_of(arrays, renaming.match(arrays, SMALL))
+
+
 def run(*arguments):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
@@ -420,7 +425,7 @@ def test_two_networks_in_one_state_dict(prefixes, state, tmp_path):
 )
 def test_a_prefix_that_all_names_share(prefix, state):
     arrays = {prefix + name: array for name, array in state.items()} | {f"{prefix}bn1.total_ops": np.zeros(1)}
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
 
 
 def test_a_second_copy_beside_plain_names(state):
@@ -428,16 +433,16 @@ def test_a_second_copy_beside_plain_names(state):
     found = renaming.match(both, SMALL)
     assert_same(renaming.state_of(both, found), state)
     assert found.notes == ["There is another copy of the weights, for --weights-key: ema."]
-    assert_same(renaming.fit(weights.under_key(both, "ema"), SMALL)[0], other(state))
+    assert_same(fitted(weights.under_key(both, "ema")), other(state))
     with pytest.raises(shared.Error, match="unexpected: criterion.weight 3"):
         renaming.match(state | {"criterion.weight": np.zeros(3)}, SMALL)
 
 
 def test_a_wrapper_inside_names(state):
     arrays = {name.replace("layer2.", "layer2.module."): array for name, array in state.items()}
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
     arrays = {name.replace("layer1.0.", "layer1._orig_mod.0._checkpoint_wrapped_module."): a for name, a in state.items()}
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
 
 
 def without_head(state):
@@ -450,7 +455,7 @@ def test_a_backbone_and_its_head(prefix, head, state):
     parent = "model." if prefix.startswith("model.") else ""
     arrays = {prefix + name: array for name, array in without_head(state).items()}
     arrays |= {f"{parent}{head}{word}": state[f"fc.{word}"] for word in ("weight", "bias")}
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
 
 
 @pytest.mark.parametrize("prefix", ["backbone.", "backbone.body.", "model.", ""])
@@ -546,7 +551,7 @@ DIALECTS = {
 def test_dialects_in_pytorch(dialect, prefix, state):
     arrays = {prefix + DIALECTS[dialect](name): array for name, array in state.items()}
     assert len(arrays) == len(state)
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
 
 
 OTHER_WORDS = {"weight": "kernel", "bias": "bias"}
@@ -590,7 +595,7 @@ def test_tf_slims_names(state, small, tmp_path):
 @pytest.mark.parametrize("layer_of", [APPLICATION.get, lambda layer: RES2A(f"{layer}.")[:-1]], ids=["conv2_block1", "res2a"])
 def test_dialects_in_keras(layer_of, prefix, state):
     arrays = {prefix + name: array for name, array in as_keras(state, layer_of).items()}
-    assert_same(renaming.fit(arrays, SMALL)[0], state)
+    assert_same(fitted(arrays), state)
 
 
 def numbered(state, shortcut_first, start=3):
@@ -714,6 +719,12 @@ def test_a_rename_that_does_not_work(rule, words, state):
         mapping.renamed(state, [rule], {})
 
 
+def test_a_file_without_arrays_has_no_numbering():
+    with pytest.raises(shared.Error, match="missing: conv1.weight") as error:
+        renaming.match({}, SMALL)
+    assert "numbering" not in str(error.value)
+
+
 def test_draft_map_then_map(state, small, tmp_path):
     """From names that say nothing, in order: what the shape decides is certain, the rest is marked, and right here."""
     arrays = {f"array{number:03}": array for number, array in enumerate(state.values())}
@@ -737,7 +748,32 @@ def test_draft_map_of_keras_numbers(state, small, tmp_path):
     drafted = mapping.draft(arrays, SMALL)
     assert {ours.removesuffix(" ?") for ours in drafted.values()} == state.keys()
     found, _ = mapping.renamed(arrays, (), {theirs: ours.removesuffix(" ?") for theirs, ours in drafted.items()})
-    assert_same(renaming.fit(found, SMALL)[0], state)
+    assert_same(fitted(found), state)
+
+
+def test_a_map_whose_names_overlap():
+    """Two layers that swap their names, a row that moves on by one, and Keras's names with dots for slashes."""
+    one, two, three = (np.full(3, number, np.float32) for number in range(3))
+    found, _ = mapping.renamed({"x.w": one, "y.w": two}, (), {"x.w": "y.w", "y.w": "x.w"})
+    assert found["y.w"] is one and found["x.w"] is two and len(found) == 2
+    row = {"0.w": one, "1.w": two, "2.w": three}
+    found, ignored = mapping.renamed(row, (), {"0.w": "1.w", "1.w": "2.w", "2.w": None})
+    assert found == {"1.w": one, "2.w": two} and ignored["2.w"] is three
+    keras = {"conv1/kernel": one, "conv2/kernel": two}
+    found, _ = mapping.renamed(keras, (), {"conv1.kernel": "conv2.weight", "conv2.kernel": "conv1.weight"})
+    assert found["conv2/kernel"] is one and found["conv1/kernel"] is two and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"x.w": "y.w"}, "'x.w' would be y.w, which is the name of another array"),
+        ({"x.w": "z.w", "y.w": "z.w"}, "'y.w' and 'x.w' would both be z.w"),
+    ],
+)
+def test_a_map_that_gives_two_arrays_one_name(names, words):
+    with pytest.raises(shared.Error, match=f"--map: {words}"):
+        mapping.renamed({"x.w": np.zeros(1), "y.w": np.ones(1)}, (), names)
 
 
 @pytest.mark.parametrize(
@@ -869,7 +905,8 @@ def test_a_note_is_no_reason_to_fail(tmp_path):
 def test_counters_are_ignored_with_the_reason(state):
     extra = {"n_averaged": np.array(3), "total_ops": np.zeros(1), "layer1.0.total_params": np.zeros(1)}
     extra |= {"layer1.0.bn1.num_batches_tracked": np.array(3)}
-    _, moves = renaming.fit(state | extra, networks.load(SMALL))
+    arrays = state | extra
+    moves = renaming.moves_of(arrays, renaming.match(arrays, networks.load(SMALL)))
     assert {move.source: move.ignored.partition(",")[0] for move in moves if move.ignored} == {
         "n_averaged": "counter of an average of weights",
         "total_ops": "counter of a profiler",

@@ -52,6 +52,8 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
             raise Error(f"--rename {rule}: no name has {old!r} in it; the first is {next(iter(state), 'none')}")
         state = dict(pairs)
     dotted = {name.replace("/", "."): name for name in state}
+    moved: State = {}  # apart from the rest, since a name may be an old one and a new one: two layers that swap theirs
+    origins: dict[str, str] = {}
     for name, ours in names.items():
         theirs = name if name in state else dotted.get(name, name)
         if theirs not in state:
@@ -62,10 +64,13 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
             continue
         layer, _, word = ours.rpartition(".")
         destination = f"{layer}/{_keras_word(theirs, word)}" if source_of(theirs).keras else ours
-        if destination in state and destination not in names:
-            raise Error(f"--map: {theirs!r} would be {ours}, which is the name of another array")
-        state[destination] = array
-    return state, ignored
+        if destination in moved:
+            raise Error(f"--map: {theirs!r} and {origins[destination]!r} would both be {ours}")
+        moved[destination], origins[destination] = array, theirs
+    for destination in moved:
+        if destination in state:
+            raise Error(f"--map: {origins[destination]!r} would be {destination}, which is the name of another array")
+    return state | moved, ignored
 
 
 def _keras_word(theirs: str, word: str) -> str:

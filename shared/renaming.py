@@ -102,9 +102,7 @@ class Names:
             if self._from_keras:
                 ways.append({layer: application.get(name, name) for layer, name in rest.items()})
             if any(name.removeprefix(dialects.BASE)[:1].isdigit() for name in rest.values()):
-                ways += _translations(
-                    {layer: dialects.numbered_children(name, children) for layer, name in rest.items()}, always=True
-                )
+                ways += _translations({layer: dialects.numbered_children(name, children) for layer, name in rest.items()})
             for way in ways:
                 yield Reading(prefix, way, self._hits(way, expected))
             for automatic in dialects.automatic(rest.values(), rows):
@@ -150,7 +148,7 @@ def same_shape(shape: Sequence[int], expected: Sequence[int]) -> bool:
     return tuple(shape) == tuple(expected)
 
 
-def _translations(rest: dict[str, str], always: bool = False) -> list[dict[str, str]]:
+def _translations(rest: dict[str, str]) -> list[dict[str, str]]:
     """The dialects of a set of names, {layer in the file: its name so far}, without those that change nothing."""
     stages, blocks = dialects.shifts(rest.values())[0], dialects.block_shift(rest.values())
     ways = [dict(rest)]
@@ -307,7 +305,7 @@ def _misfit(names: Names, state: State, unexpected: list[str], expected: dict[st
         weights.check_state(everything, expected)
     except Error as error:
         text = str(error)
-        if all(dialects.is_automatic(layer) for layer in names.layers):
+        if names.layers and all(dialects.is_automatic(layer) for layer in names.layers):
             text += (
                 "\n  the names are Keras's own numbering; --draft-map FILE.json writes by order and shape which may be which"
             )
@@ -340,18 +338,6 @@ def state_of(arrays: State, found: Match) -> State:
         state[ours] = array.reshape(shape)
     weights.check_state(state, expected)
     return state
-
-
-def fit(arrays: State, spec: Spec) -> tuple[State, list[Move]]:
-    """The arrays of a checkpoint as the state of a whole network, and a list of `Move`, both in the order of the network.
-
-    Raises one `Error` that lists missing, unexpected and misshapen arrays.
-    """
-    found = match(arrays, spec)
-    if found.spec is not spec:
-        missing = [name for name in shapes.weights(shapes.layers(spec)) if name not in found.destinations.values()]
-        raise Error("the weights do not fit the network:\n  " + "\n  ".join(f"missing: {name}" for name in missing[:10]))
-    return state_of(arrays, found), moves_of(arrays, found)
 
 
 def match_variant(arrays: State, spec: Spec, names: Names | None = None) -> Match:
