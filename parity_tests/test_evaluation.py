@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -136,3 +137,23 @@ def test_labels_are_the_networks(files):
     (files / "folder" / "fox").rename(files / "folder" / "gnu")
     with pytest.raises(Error, match="^folder: has 6 classes, resnet18 has 1,000, none of which is called 'cat'"):
         predict.labelled_images("folder", networks.load("resnet18"))
+
+
+def test_one_misspelt_name_is_refused(files):
+    """In the order of names, all would be other classes."""
+    spec = networks.load(SPEC | {"classes": ["elk", "fox", "ant", "bee", "cat", "hound"]})
+    with pytest.raises(Error, match="^folder: has 6 classes, brightest has 6, none of which is called 'dog'"):
+        predict.labelled_images("folder", spec)
+
+
+def test_an_accent_may_be_a_character_of_its_own(files):
+    names = ["\u00e9lan", "fox", "ant", "bee", "cat", "dog"]
+    (files / "folder" / "elk").rename(files / "folder" / "e\u0301lan")
+    assert networks.class_key("e\u0301lan") == names[0]
+    spec = networks.load(SPEC | {"classes": names})
+    assert sorted(predict.labelled_images("folder", spec).y.tolist()) == [0, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5]
+
+
+def test_letters_that_the_font_has_not_are_no_warnings(files):
+    with warnings.catch_warnings(action="error"):
+        plots.draw_confusion(np.eye(2, dtype=int), ["\u732b", "\u72ac"], files / "c.png")

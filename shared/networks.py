@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -318,5 +319,8 @@ def class_numbers(spec: Spec) -> dict[str, int]:
 
 
 def class_key(name: str) -> str:
-    """A name of a class without what is written one way or another: "Golden_Retriever" is "golden retriever"."""
-    return re.sub(r"[\W_]+", " ", name).strip().casefold()
+    """A name of a class without what is written one way or another: "Golden_Retriever" is "golden retriever".
+
+    Accented letters are one character each, as macOS's names of folders do not have them.
+    """
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()

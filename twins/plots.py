@@ -1,6 +1,7 @@
 """All drawing: curves of runs, comparisons, maps, boxes. Files end in .png, .pdf or .svg."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def figure(
 
     canvas = Figure(figsize=size, layout="constrained")
     yield canvas, canvas.subplots(rows, columns, **options)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):  # of letters that the font has not
         canvas.savefig(temporary, dpi=dpi)
 
 

@@ -37,8 +37,8 @@ def check_classifies(spec: Spec) -> None:
 def labelled_images(name: str, spec: Spec, holdout: float | None = None) -> Labelled:
     """The images of a data set to test a network on, as `datasets.load_test` gives them, labelled by the network's classes.
 
-    Where all classes of a folder have names of classes of the network, they are those; otherwise they are the network's in the
-    order of their names. Raises `Error` if the images or their labels do not fit the network.
+    The classes of a folder are those of the network that have their names, or if none has, the network's in the order of their
+    names. Raises `Error` if only some have, and if the images or their labels do not fit the network.
     """
     test = datasets.load_test(name, holdout)
     try:
@@ -58,7 +58,7 @@ def _numbers(classes: list[str], spec: Spec) -> np.ndarray:
     if None not in numbers and len({*numbers}) == len(classes):
         return np.array(numbers)
     outputs = shapes.layers(spec)[-1].shape[0]
-    if len(classes) == outputs:
+    if len(classes) == outputs and not any(number is not None for number in numbers):
         return np.arange(outputs)
     unknown = next(name for name, number in zip(classes, numbers, strict=True) if number is None or numbers.count(number) > 1)
     raise Error(f"has {len(classes):,} classes, {spec['name']} has {outputs:,}, none of which is called {unknown!r}")
