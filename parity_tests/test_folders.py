@@ -74,6 +74,31 @@ def test_tests_without_labels_are_left_out(tmp_path):
     assert folders.read(tmp_path).parts.keys() == {"train", "val"}
 
 
+@pytest.mark.parametrize("name", ["train", "test", "Val"])
+def test_a_class_may_be_called_as_a_part(name, tmp_path):
+    pictures(tmp_path, "bus/1.png", f"{name}/1.png", "tram/1.png")
+    found = folders.read(tmp_path)
+    assert found.classes == sorted(["bus", name, "tram"]) and found.parts.keys() == {""}
+
+
+def test_what_stands_beside_parts_is_no_class(tmp_path):
+    pictures(tmp_path, "notes/1.png", "test/1.png", "train/a/1.png")
+    assert folders.read(tmp_path).classes == ["a"] and folders.read(tmp_path).parts.keys() == {"train"}
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    picture(tmp_path / os.fsdecode(b"caf\xe9") / "1.png")
+    with pytest.raises(Error, match=r"the name of class 'caf\\udce9' is not UTF-8; rename it") as error:
+        folders.read(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_the_word_digits_is_the_data_set_and_a_path_is_the_folder(root, monkeypatch):
+    pictures(root, "digits/a/1.png", "digits/a/2.png", "digits/b/1.png", "digits/b/2.png")
+    monkeypatch.chdir(root)
+    assert data.load("digits").classes is None and data.load("./digits").classes == ["a", "b"]
+
+
 def test_what_is_held_out_of_arrays():
     whole = data.load("digits")
     assert whole.tested_on == "test" and whole.unseen is None
@@ -82,6 +107,16 @@ def test_what_is_held_out_of_arrays():
     assert len(apart.x_train) + len(apart.x_test) == len(whole.x_train)
     assert [*np.bincount(apart.y_test)] == [round(0.1 * count) for count in np.bincount(whole.y_train)]
     assert np.array_equal(data.load("digits", 0.1).x_test, apart.x_test)
+
+
+@pytest.mark.parametrize("share", [20, 1, 0, -0.1, float("nan")])
+def test_a_share_that_is_none(share, root):
+    with pytest.raises(Error, match=f"'holdout' is {share}, expected a number above 0, below 1"):
+        data.load("digits", share)
+    for name in ("train/a/1.png", "val/a/1.png"):
+        picture(root / "parts" / name)
+    with pytest.raises(Error, match=f"parts: 'holdout' is {share}, expected a number above 0, below 1"):
+        data.load(root / "parts", share)
 
 
 def test_the_share_that_is_held_out(root):
@@ -140,6 +175,12 @@ def test_a_csv(root):
             "line 3: expected a file, a label and train, val or test",
         ),
         (lambda root: written(root / "x.csv", ("file", "label"), ("cat/0.png", 10**9)), "label 1,000,000,000, expected"),
+        (lambda root: written(root / "x.csv", ("file", "label"), (), (), ("cat/0.png", "")), "line 4: expected a file and a"),
+        (
+            lambda root: written(root / "x.csv", "file label split".split(), ("cat/0.png", 1, "val"), ("cat/1.png", 2, "test")),
+            "x.csv: val has no pictures of 2, of which test has",
+        ),
+        (lambda root: pictures(root, "a b/c/1.png", "a b/d/1.png"), "pass --data '.*a b', or move its pictures up"),
     ],
 )  # fmt: skip
 def test_folders_that_are_not_in_order(make, words, root):

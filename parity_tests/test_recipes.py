@@ -172,6 +172,7 @@ def test_changes():
         (["schedule.every=3"], "schedule: unknown key 'every'"),
         (["schedule.name=step"], "schedule: the keys 'every', 'divide_by' are missing"),
         (["schedule.name=multi_step", "schedule.divide_by=10", "schedule.milestones=[5,2]"], "each larger than the one before"),
+        (["data="], "'data' is \"\", expected a string that is not empty"),
         (["batch=0"], "'batch' is 0, expected a whole number of at least 1"),
         (["epochs=1.5"], "'epochs' is 1.5"),
         (["precision=float16"], 'expected one of "float32", "float64", "mixed_bfloat16", "mixed_float16"'),

@@ -81,6 +81,11 @@ FRACTION = Value(
     "a number of at least 0, below 1",
     {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
 )
+SHARE = Value(
+    lambda v: FRACTION.accepts(v) and v > 0,
+    "a number above 0, below 1",
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+)
 BOOLEAN = Value(lambda v: type(v) is bool, "one of true, false", {"type": "boolean"})
 TEXT = Value(lambda v: type(v) is str, "a string", {"type": "string"})
 NAME = Value(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import folders, masks
-from .checks import Error, nearest
+from .checks import SHARE, Error, nearest
 from .files import check_readable
 from .folders import Pictures
 from .formats import open_zip
@@ -56,6 +56,7 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
       testing;
     - any name for which the folder `TWINS_DATA` has an `.npz` or a folder.
 
+    A folder beside you that has such a name is a path with a dot: "./digits".
     A file has `x_train y_train x_test y_test`, and may have `x_val y_val`. A folder or CSV is as `folders.read` has it. The
     part "train" is trained on, "val" tested on, or else "test". With `holdout`, or in a folder without either, images to test
     on are chosen by `hold_out`. Raises `Error` for a data set that does not exist or is not of this form; `others` are names
@@ -86,15 +87,18 @@ def hold_out(data: Data, holdout: float | None) -> Data:
     """The data with the fraction `holdout` of each class tested on instead of trained on, always the same images.
 
     If it is None, only where there are no images to test on; not where there are some for validation. The images that were to
-    test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image.
+    test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image,
+    and for a fraction that is none.
     """
+    if holdout is not None and not SHARE.accepts(holdout):
+        raise Error(f"'holdout' is {holdout}, expected {SHARE.words}")
     if data.tested_on == "val" or (holdout is None and len(data.x_test)):
         return data
     labels, names = data.y_train, dict(enumerate(data.classes or ()))
     if data.coding:
         labels, names = np.zeros(len(labels), np.int64), {0: folders.ALL}
     names = names or {label: str(label) for label in np.unique(labels).tolist()}
-    rest, held = folders.held_out(labels, names, holdout or HOLDOUT)
+    rest, held = folders.held_out(labels, names, HOLDOUT if holdout is None else holdout)
     train, test = ((data.x_train[places], data.y_train[places]) for places in (rest, held))
     unseen = Labelled(data.x_test, data.y_test, data.classes, data.coding) if len(data.x_test) else None
     return Data(*train, *test, data.classes, "train", unseen, data.coding)

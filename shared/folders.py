@@ -5,6 +5,7 @@ Only names are kept in memory. Classes are in the order of their names, as torch
 
 import csv
 import os
+import shlex
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ def read(path: str | Path) -> Folder:
         raise Error(f"{path}: has images and masks, for a network that classifies every pixel; see the key 'head' of recipes")
     if not divided:
         files, skipped = _classes(path, path)
-        return _folder(path, {"": files}, skipped)
+        return _folder(path, path, {"": files}, skipped)
     found, skipped = {}, 0
     for part, name in divided.items():
         if part == "test" and not _folders(path / name):
@@ -94,18 +95,25 @@ def read(path: str | Path) -> Folder:
         skipped += more
     if not found:
         raise Error(f"{path}: has no labels: {divided['test']} has no folders of classes, and there is no train or val")
-    return _folder(path, found, skipped)
+    return _folder(path, path, found, skipped)
 
 
 def divisions(path: Path) -> dict[str, str]:
-    """{"train", "val" or "test": the name of that folder} of a folder that is divided. Raises `Error` for two of one kind."""
+    """{"train", "val" or "test": the name of that folder} of a folder that is divided.
+
+    It is not if other folders stand beside these and none of these has folders in it: then all are classes, one called train.
+    Raises `Error` for two of one kind.
+    """
+    names = _folders(path)
+    parts = [name for name in names if name.lower() in PARTS]
+    if len(parts) < len(names) and not any(_folders(path / name) for name in parts):
+        return {}
     found: dict[str, str] = {}
-    for name in _folders(path):
-        if name.lower() in PARTS:
-            part = PARTS[name.lower()]
-            if part in found:
-                raise Error(f"{path}: has both {found[part]} and {name}; expected one of them")
-            found[part] = name
+    for name in parts:
+        part = PARTS[name.lower()]
+        if part in found:
+            raise Error(f"{path}: has both {found[part]} and {name}; expected one of them")
+        found[part] = name
     return found
 
 
@@ -128,14 +136,22 @@ def held_out(labels: np.ndarray, classes: Mapping[int, str], share: float, seed:
             which = "" if name == ALL else f"class {name} "
             raise Error(f"{which}has {pictures}, expected at least 2: one to train on and one to test on")
         count = min(max(1, round(share * len(places))), len(places) - 1)
-        generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogateescape"))])
+        generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         chosen[places[generator.permutation(len(places))[:count]]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _folder(path: Path, found: dict[str, dict[str, list[str]]], skipped: int) -> Folder:
-    """A `Folder` from {part: {class: names of files}}. Raises `Error` unless all parts have the same classes."""
+def _folder(path: Path, root: Path, found: dict[str, dict[str, list[str]]], skipped: int) -> Folder:
+    """A `Folder` from {part: {class: names of files, relative to the root}}; messages name the `path`.
+
+    Raises `Error` unless all parts have the same classes, whose names are text.
+    """
     classes = sorted({name for files in found.values() for name in files})
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a folder whose name is other bytes
+            raise Error(f"{path}: the name of class {name!r} is not UTF-8; rename it") from None
     _check_case(path, classes, "the classes")
     for part, files in found.items():
         missing = [name for name in classes if name not in files]
@@ -146,7 +162,7 @@ def _folder(path: Path, found: dict[str, dict[str, list[str]]], skipped: int) ->
     for part, files in found.items():
         names = [name for label in classes for name in files[label]]
         counts = [len(files[label]) for label in classes]
-        parts[part] = Part(Pictures(path, names), np.repeat(np.arange(len(classes)), counts))
+        parts[part] = Part(Pictures(root, names), np.repeat(np.arange(len(classes)), counts))
     return Folder(classes, parts, skipped)
 
 
@@ -168,7 +184,7 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
             listed = first_few(inner)
             raise Error(
                 f"{folder / name}: has only folders, {listed}, so classes could be these or {name}; "
-                f"pass --data {folder / name}, or move its pictures up"
+                f"pass --data {shlex.quote(str(folder / name))}, or move its pictures up"
             )
         _check_case(folder, files[name], "the files")
     return files, skipped
@@ -222,9 +238,9 @@ def _check_case(folder: Path, names: Iterable[str], what: str) -> None:
 
 def _read_csv(path: Path) -> Folder:
     rows = _csv_rows(path)
-    divided = any(row.get("split") for row in rows)
+    divided = any(row.get("split") for _, row in rows)
     found: dict[str, dict[str, list[str]]] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         file, label, split = (str(row.get(column) or "").strip() for column in COLUMNS)
         if not file or not label or (divided and split.lower() not in PARTS):
             expected = "a file, a label and train, val or test" if divided else "a file and a label"
@@ -235,7 +251,7 @@ def _read_csv(path: Path) -> Folder:
         if missing:
             others = f", nor {len(missing) - 1:,} others of its class" if missing[1:] else ""
             raise Error(f"{path}: there is no file {path.parent / missing[0]}{others}")
-    folder = _folder(path.parent, found, 0)
+    folder = _folder(path, path.parent, found, 0)
     twice = [
         name for name, count in Counter(n for part in folder.parts.values() for n in part.pictures.names).items() if count > 1
     ]
@@ -244,14 +260,15 @@ def _read_csv(path: Path) -> Folder:
     return _numbered(folder, path) if all(name.isascii() and name.isdigit() for name in folder.classes) else folder
 
 
-def _csv_rows(path: Path) -> list[dict[str, str]]:
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, {column: cell}) of each row, without blank lines."""
     check_readable(path, most=limits.JSON)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             header = [name.strip().lower() for name in reader.fieldnames or ()]
             reader.fieldnames = header
-            rows = list(reader) if {"file", "label"} <= {*header} else []
+            rows = [(reader.line_num, row) for row in reader] if {"file", "label"} <= {*header} else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Error(f"{path}: cannot be read: {error}") from None
     if not rows:

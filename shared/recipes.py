@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import limits, networks, shapes
-from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, Error, Value, check_keys, first_few, nearest, one_of, whole
+from .checks import BOOLEAN, FRACTION, NAME, POSITIVE, SHARE, Error, Value, check_keys, first_few, nearest, one_of, whole
 from .files import read_json
 from .spec import LISTS, Spec, classifier, unroll
 
@@ -85,14 +85,9 @@ def _are_groups(value: Any) -> bool:
     return all(map(whole(0).accepts, labels)) and len({*labels}) == len(labels)
 
 
-_TEXT = Value(lambda v: type(v) is str and v, "a string", {"type": "string", "minLength": 1})
+_TEXT = Value(lambda v: type(v) is str and v, "a string that is not empty", {"type": "string", "minLength": 1})
 _LABELS = {"type": "array", "minItems": 1, "items": whole(0).schema}
 
-_SHARE = Value(
-    lambda v: FRACTION.accepts(v) and v > 0,
-    "a number above 0, below 1",
-    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-)
 _AT_MOST_ONE = Value(
     lambda v: POSITIVE.accepts(v) and v <= 1,
     "a number above 0, at most 1",
@@ -155,7 +150,7 @@ VALUES = {
         f'"{BALANCED}", or a list of a number above 0 for each class',
         {"anyOf": [{"const": BALANCED}, {"type": "array", "minItems": 2, "items": POSITIVE.schema}]},
     ),
-    **dict.fromkeys(("holdout", "ema", "pct_start"), _SHARE),
+    **dict.fromkeys(("holdout", "ema", "pct_start"), SHARE),
     "no_decay": Value(
         lambda v: type(v) is list and v and all(kind in KINDS_WITHOUT_DECAY for kind in v),
         "a list of " + " or ".join(f'"{kind}"' for kind in KINDS_WITHOUT_DECAY),
