@@ -394,6 +394,57 @@ def test_what_is_no_file_is_one_message(no_file, ending, read):
         read(path)
 
 
+# What may not be read, or replaced
+
+
+def test_a_file_without_permission(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    with pytest.raises(shared.Error, match="a.png: cannot be read: Permission denied"):
+        images.read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_is_not_replaced_by_a_file(link, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    if link:
+        (tmp_path / "link").symlink_to(path)
+        path = tmp_path / "link"
+    for write in (files.check_writable, lambda path: files.write_text(path, "text")):
+        with pytest.raises(shared.Error, match=f"{path.name}: cannot be written"):
+            write(path)
+    assert (tmp_path / "pipe").is_fifo() and path.is_symlink() == link
+
+
+def test_a_link_remains_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "link"
+    for target in (tmp_path / "folder" / "a", tmp_path / "none" / "a"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        if target.parent.exists():
+            files.check_writable(path)
+            files.write_text(path, "text")
+            assert path.is_symlink() and target.read_text() == "text" and not target.is_symlink()
+        else:
+            with pytest.raises(shared.Error, match="link: there is no folder .*none"):
+                files.check_writable(path)
+
+
+def test_a_text_that_no_file_can_have(tmp_path):
+    with pytest.raises(shared.Error, match="a.csv: cannot be written: .*surrogates not allowed"):
+        files.write_text(tmp_path / "a.csv", "caf\udce9")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_in_a_file(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(shared.Error, match="report: cannot be made: .*notes.txt is a file"):
+        files.check_folder(tmp_path / "notes.txt" / "report")
+    files.check_folder(tmp_path / "new" / "report")
+
+
 # Numbers
 
 

@@ -400,6 +400,12 @@ def test_segment_says_what_is_wrong(words, message, place, run, twins):
     assert status == 2 and message in error and error.count("\n") == 1
 
 
+def test_segment_looks_for_the_pictures_before_it_reads_the_weights(twins, tmp_path):
+    words = ("segment", "drn_d_22_seg", "none.png", "--weights", "none.pth", "--out", "x")
+    status, _, error = twins(*words, folder=tmp_path)
+    assert status == 2 and error == "twins: none.png: there is no such file\n"
+
+
 def test_segment_what_a_training_has_held_out(place, run, twins, monkeypatch):
     save_tiles(place / "whole", range(4))
     status, out, error = twins(*SEGMENT, "--data", "whole", "--holdout", "0.5", "--json", folder=place)

@@ -33,6 +33,8 @@ def check_readable(path: str | Path, called: str | Path | None = None, most: int
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise Error(f"{called}: is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
+    if not os.access(path, os.R_OK):
+        raise Error(f"{called}: cannot be read: {os.strerror(errno.EACCES)}")
     if most is not None and status.st_size > most:
         raise Error(f"{called}: has {status.st_size:,} bytes, expected at most {most:,}")
     return status.st_size
@@ -73,28 +75,52 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_writable(path: str | Path, folder: bool = False) -> None:
-    """Raise `Error` if a file, or a `folder`, cannot be written, so that we fail before the work rather than after it."""
+    """Raise `Error` if a file, or a `folder`, cannot be written, so that we fail before the work rather than after it.
+
+    Nor is a device or a pipe, which would be replaced by a file.
+    """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise Error(f"{path}: there is no folder {path.parent}")
-    if (path.is_dir() and not folder) or not os.access(path.parent, os.W_OK):
+    target = _target(path)
+    if not target.parent.is_dir():
+        raise Error(f"{path}: there is no folder {target.parent}")
+    replaced = target.is_file() or (folder and target.is_dir()) or not target.exists()
+    if not replaced or not os.access(target.parent, os.W_OK):
         raise Error(f"{path}: cannot be written")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `Error` if a folder cannot be made, or written in, so that we fail before the work rather than after it."""
+    if folder.exists() and not folder.is_dir():
+        raise Error(f"{folder}: is a file; --out names a folder")
+    existing = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+    if not existing.is_dir():
+        raise Error(f"{folder}: cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise Error(f"{folder}: cannot be written: {existing} is not writable")
+
+
+def _target(path: Path) -> Path:
+    """What is written in a path's place: of a link, what it leads to."""
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written.
 
-    Once the block is done, `path` has the new content also if the power fails; before, the old one.
+    Once the block is done, `path` has the new content also if the power fails; before, the old one. A link remains one: the
+    file that it leads to is written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the same extension: Keras selects the format by it
+    target = _target(Path(path))
+    if target.exists() and not target.is_file():
+        raise Error(f"{path}: cannot be written: it is not a file")
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")  # the same extension: Keras selects the format by it
     try:
         yield temporary
         sync(temporary)  # else the name may be on the disk before the content
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (OSError, RuntimeError) as error:
+        os.replace(temporary, target)
+        sync(target.parent)
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -154,9 +180,10 @@ def append_text(path: str | Path, text: str) -> None:
 
 def remove_temporaries(path: str | Path) -> None:
     """Remove temporary files, `.PID.NAME`, that `atomic_path` left beside `path` in processes that are no more."""
-    for temporary in Path(path).parent.glob(f".*.{glob.escape(Path(path).name)}"):
+    target = _target(Path(path))
+    for temporary in target.parent.glob(f".*.{glob.escape(target.name)}"):
         process = temporary.name[1:].partition(".")[0]
-        if temporary.name == f".{process}.{Path(path).name}" and process.isdecimal() and not _is_alive(int(process)):
+        if temporary.name == f".{process}.{target.name}" and process.isdecimal() and not _is_alive(int(process)):
             temporary.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from shared import networks, shapes
 from shared.checks import Error
+from shared.files import check_folder
 
 from .. import backends
 from ..backends import Backend
@@ -46,7 +47,7 @@ def evaluate(
     if weights is None:
         raise Error("--weights is missing: an untrained network predicts nothing; expected a file, or the word imagenet")
     if out:
-        options.check_folder(out)
+        check_folder(out)
     predictions.check_classifies(spec)
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     test = predictions.labelled_images(data, spec, holdout)

@@ -1,6 +1,7 @@
 """`twins locate`."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from shared import networks
 from shared.checks import Error, in_words
+from shared.files import check_folder
 from shared.spec import Spec
 
 from .. import backends
@@ -148,18 +150,26 @@ def _is_without_boxes(data: Path) -> bool:
 
 def _files(folder: Path, entries: list[dict[str, Any]]) -> list[Path]:
     """A file in the folder for each picture, by its name; where two share a name, with a number. Raises `Error`."""
-    options.check_folder(folder)
+    check_folder(folder)
     images: list[Path] = [entry["image"] for entry in entries]
-    files: list[Path] = []
+    originals = {_identity(image) for image in images if image.exists()}
+    files: dict[Path, None] = {}
+    numbers: Counter[str] = Counter()  # by name, the last that was given
     for image in images:
-        number, file = 1, folder / f"{image.stem}.png"
+        file = folder / f"{image.stem}.png"
         while file in files:
-            number += 1
-            file = folder / f"{image.stem}-{number}.png"
-        if file.exists() and any(file.samefile(other) for other in images if other.exists()):
+            numbers[image.stem] += 1
+            file = folder / f"{image.stem}-{numbers[image.stem] + 1}.png"
+        if file.exists() and _identity(file) in originals:
             raise Error(f"{file}: this is one of the images; choose another folder with --out")
-        files.append(file)
-    return files
+        files[file] = None
+    return [*files]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two paths of one file have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _show_summary(summary: dict[str, Any]) -> None:

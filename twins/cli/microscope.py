@@ -7,6 +7,7 @@ import typer
 
 from shared import networks
 from shared.checks import Error, first_few
+from shared.files import check_folder
 
 from .. import backends
 from ..backends import Backend
@@ -37,7 +38,7 @@ def microscope(
         raise Error(f"two of the networks are called {repeated[0]!r}; the page tells them apart by name")
     chains = [page.layers(spec) for spec in specs]
     backends.check_backend(backend, backends.ENGINES, "the fields are of one framework")
-    options.check_folder(out)
+    check_folder(out)
     with options.starting(backend):
         packages = backends.start(backend)
     summaries = []

@@ -139,12 +139,3 @@ def check_pictures(paths: list[Path]) -> None:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise Error(f"{missing[0]}: there is no such file" + (f", nor {', '.join(missing[1:])}" if missing[1:] else ""))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `Error` if the folder of --out is a file or cannot be made or written in, so that we fail before the work."""
-    if folder.exists() and not folder.is_dir():
-        raise Error(f"{folder}: is a file; --out names a folder")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        raise Error(f"{folder}: {existing} is not writable")

@@ -8,6 +8,7 @@ import typer
 
 from shared import networks
 from shared.checks import Error
+from shared.files import check_folder
 from shared.spec import Spec
 
 from .. import backends
@@ -50,8 +51,8 @@ def segment(
     spec = networks.load(network)
     factors = _factors(scales)
     _check(spec, images, weights, out, data)
-    spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark, classes)
     options.check_pictures(images or [])
+    spec, state = reading.load_weights(weights or "", spec, weights_key, output.remark, classes)
     pairs.check_network(spec)
     test = segmentation.load_test(data, spec, holdout, ignore, factors, skip) if data else None
     with options.starting(backend):
@@ -108,7 +109,7 @@ def _check(spec: Spec, images: list[Path] | None, weights: str | None, out: Path
     if weights is None:
         raise Error("--weights is missing: an untrained network segments nothing; expected a file")
     if out:
-        options.check_folder(out)
+        check_folder(out)
         stems = [path.stem for path in images or []]
         twice = next((path for path, stem in zip(images or [], stems, strict=True) if stems.count(stem) > 1), None)
         if twice:
