@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ import localisation  # noqa: E402
 
 from shared import images, networks, reading, recipes, weights
 from twins import backends, batches, boxes, datasets, ladder, locate, plots, scattered
+from twins.cli import locate as command
 
 REAL = pytest.mark.skipif("TWINS_DATA" not in os.environ, reason="TWINS_DATA names no folder with weights and photographs")
 TOLERANCE = ladder.TOLERANCES["float64"]["activations"]
@@ -357,6 +358,27 @@ def test_pictures_of_one_name_get_files_of_their_own(twins, files):
     arguments = "locate small.json a-2.png a.png data/images/a.png --weights w.safetensors --out drawn"
     status, _, _ = twins(arguments)
     assert status == 0 and sorted(path.name for path in (files / "drawn").iterdir()) == ["a-2.png", "a-3.png", "a.png"]
+
+
+def test_pictures_of_one_name_are_few_comparisons(tmp_path, monkeypatch):
+    count, compared = 40, []
+    equal = PurePath.__eq__
+    monkeypatch.setattr(PurePath, "__eq__", lambda one, other: compared.append(other) or equal(one, other))
+    found = command._files(tmp_path, [{"image": tmp_path / f"{number}" / "a.png"} for number in range(count)])
+    assert [path.name for path in found[:3]] == ["a.png", "a-2.png", "a-3.png"] and len(compared) < 10 * count
+    monkeypatch.undo()
+    assert len({*found}) == count
+
+
+@pytest.mark.parametrize("name", ["digits", "scattered_digits", "mine"])
+def test_a_folder_is_a_path_whatever_data_sets_are_called_so(name, files, monkeypatch):
+    """The built-in digits, and what TWINS_DATA has."""
+    for folder, label in ((name, "cat"), (f"elsewhere/{name}", "dog")):
+        (files / folder / label).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(files / folder / label / "1.png")
+    monkeypatch.setenv("TWINS_DATA", "elsewhere")
+    found = locate.read_pictures(Path(name), networks.load(small()))
+    assert found == [{"image": Path(name, "cat", "1.png"), "class": 3}]
 
 
 def test_boxes_of_less_than_a_pixel_are_drawn(twins, files):

@@ -3,6 +3,7 @@
 Boxes are [left, top, right, bottom] in pixels of the original picture, right and bottom exclusive.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,12 @@ def read_pictures(path: str | Path, spec: Spec) -> list[Entry]:
 
     Where the network does not have these classes, that of each is None. Raises `Error` for a folder that is not in order.
     """
+    name = os.path.join(os.curdir, path)  # else a data set of this name may be meant, digits or one in TWINS_DATA
     try:
-        test = predict.labelled_images(str(path), spec)
+        test = predict.labelled_images(name, spec)
         classes: list[int | None] = test.y.tolist()
     except Error:
-        test = datasets.load_test(path)
+        test = datasets.load_test(name)
         classes = [None] * len(test.x)
     assert isinstance(test.x, Pictures)
     return [{"image": Path(file), "class": number} for file, number in zip(test.x.paths(), classes, strict=True)]
