@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from shared import folders, images
+from shared import folders, images, recipes
 from shared.checks import Error
 from shared.data import Data
-from twins import augmentation, batches
+from twins import augmentation, batches, training
 from twins.loading import Loader
 
 RECIPE = {"batch": 4, "seed": 3, "precision": "float64", "augmentation": {}}
@@ -130,6 +131,27 @@ def test_an_unreadable_picture(data):
         open(data.x_train.paths()[place], "w").close()
     with pytest.raises(Error, match="no image of a whole batch can be read: .*png: not an image"):
         taken(RECIPE, data, 0, 1, Loader(skip=True))
+
+
+def test_a_picture_too_thin_to_be_resized(data, tmp_path):
+    preprocessing = {"resize": 256, "crop": 8, "channels": "RGB", "scale": 255, "mean": [0] * 3, "std": [1] * 3}
+    layers = [*SPEC["layers"], {"name": "fc", "type": "linear", "in": 192, "out": 2}]
+    spec = SPEC | {"preprocessing": preprocessing, "layers": layers}
+    about = {"name": "thin", "network": spec, "data": str(tmp_path), "batch": 2, "epochs": 1}
+    recipe = recipes.load(about | {"optimizer": {"name": "sgd", "learning_rate": 0.1}})
+    x = training.prepare(recipe)[1].x_train
+    path = x.paths()[0]
+    Image.new("RGB", (4000, 1)).save(path)
+    words = f"{re.escape(path)}: an image of 4000x1 becomes one of"
+    with pytest.raises(Error, match=f"^{words}"):
+        batches.read_plain(x[:2], spec)
+    read = batches.read_plain(x[:2], spec, skip=True)
+    assert read.places == [1] and len(read.errors) == 1 and read.errors[0].startswith(path)
+    with pytest.raises(Error, match=words):
+        training.prepare(recipe)
+    training.prepare(recipe, skip=True)
+    with pytest.raises(Error, match="none of the images can be read"):
+        batches.image_size(x[:1], spec, skip=True)
 
 
 def test_a_picture_that_vanishes(data):

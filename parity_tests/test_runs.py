@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -993,6 +994,39 @@ def test_epochs_are_as_a_recipe_with_as_many_steps(twins, folder):
     assert status == 2 and "'warmup' is 5, expected less than the run's length, 4" in error
     status, _, error = twins("train", "--resume", "longer", "--epochs", "3", folder=folder)
     assert status == 0 and training.read_checkpoint(folder / "longer").step == 12, error
+
+
+def test_balanced_weights_remain_where_epochs_become_steps(tmp_path):
+    (tmp_path / "steps.json").write_text(json.dumps(STEPS | {"steps": 3}))
+    changes = ["class_weights=balanced"]
+    with runs.start(str(tmp_path / "steps.json"), None, tmp_path / "run", changes, 2, "torch") as beginning:
+        assert beginning.steps == beginning.recipe["steps"] == 8 and len(beginning.recipe["class_weights"]) == 10
+
+
+def test_the_folder_of_a_run_may_be_a_dot(tmp_path, monkeypatch):
+    """Another run is in it, so that this one goes to a folder beside it, whose name has a number."""
+    (tmp_path / "runs" / "inside").mkdir(parents=True)
+    (tmp_path / "runs" / training.LAST).touch()
+    for place, out in (("runs", "."), ("runs/inside", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert runs._folder(Path(out), None, "tiny-torch", 0) == (tmp_path / "runs-2", False)
+    monkeypatch.chdir(tmp_path)
+    assert runs._folder(Path("."), None, "tiny-torch", 0) == (Path("."), False)
+
+
+def test_a_checkpoint_by_another_name_has_no_run_beside_it(tmp_path):
+    words = "epoch3.safetensors: there is no .*last.safetensors to be continued; choose a folder with --out"
+    with pytest.raises(shared.Error, match=words):
+        runs._folder(None, tmp_path / "epoch3.safetensors", "tiny-torch", 0)
+    assert runs._folder(tmp_path / "on", tmp_path / "epoch3.safetensors", "tiny-torch", 0) == (tmp_path / "on", False)
+
+
+def test_a_path_with_a_space_is_quoted_where_it_is_part_of_a_command(tmp_path):
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / training.LAST).touch()
+    (tmp_path / "steps.json").write_text(json.dumps(STEPS | {"steps": 3}))
+    with runs.start(str(tmp_path / "steps.json"), None, tmp_path / "my run", [], None, "torch") as beginning:
+        assert f"which --resume '{tmp_path}/my run' continues. This one goes to {tmp_path}/my run-2." in beginning.notes[0]
 
 
 @pytest.mark.parametrize("more", [{}, {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}])

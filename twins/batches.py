@@ -185,27 +185,37 @@ def read_plain(x: Images, spec: Spec, skip: bool = False) -> Read:
 
 def _read(x: Images, prepared: Callable[[int, Picture], np.ndarray], skip: bool) -> Read:
     """The images that can be read, each `prepared`, a function of its place and of itself."""
+    if isinstance(x, np.ndarray):
+        return Read(np.stack([prepared(place, one) for place, one in enumerate(x)]), [*range(len(x))], [])
     read, errors = {}, []
-    for place, one in enumerate(_each(x)):
-        if isinstance(one, Error):
+    for place, path in enumerate(x.paths()):
+        try:
+            read[place] = _opened(path, place, prepared)
+        except Error as error:
             if not skip:
-                raise one
-            errors.append(str(one))
-        else:
-            read[place] = prepared(place, one)
+                raise
+            errors.append(str(error))
     return Read(np.stack([*read.values()]) if read else np.zeros((0, 1, 1, 1), np.uint8), [*read], errors)
 
 
-def _each(x: Images) -> Iterator[Picture | Error]:
-    """The images, one by one, or the error of one that cannot be read."""
-    if isinstance(x, np.ndarray):
-        yield from x
-        return
-    for path in x.paths():
-        try:
-            yield images.open_picture(path)
-        except Error as error:
-            yield error
+def _opened(path: str, place: int, prepared: Callable[[int, Picture], np.ndarray]) -> np.ndarray:
+    picture = images.open_picture(path)
+    try:
+        return prepared(place, picture)
+    except Error as error:  # it may be too thin to resize
+        raise Error(f"{path}: {error}") from None
+
+
+def image_size(x: Images, spec: Spec, skip: bool = False) -> tuple[int, int]:
+    """(height, width) of the images in a batch, by the first of them.
+
+    Raises `Error` if that cannot be read, or with `skip` if none can.
+    """
+    for place in range(len(x)):
+        read = read_plain(x[place : place + 1], spec, skip)
+        if read.places:
+            return read.pixels.shape[1], read.pixels.shape[2]
+    raise Error("none of the images can be read")
 
 
 def _changed(image: Picture, spec: Spec, changes: Mapping[str, Any], generator: np.random.Generator) -> np.ndarray:

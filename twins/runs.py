@@ -1,7 +1,7 @@
 """What a training run starts from: a recipe or a checkpoint, a folder, and weights."""
 
 import contextlib
-import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,28 +79,28 @@ def start(
     if "init" in recipe and not resume:
         init = reading.fit_weights(recipe["init"], recipes.network(recipe), recipe.get("weights_key"))
     spec, data = training.prepare(recipe, checkpoint.spec if checkpoint else None, init and init.whole, skip)
-    recipe |= {"classes": data.classes} if data.classes else {}
-    recipe = pairs.balanced(recipe, data, spec, skip) if data.coding else batches.balanced(recipe, data, spec)
     per_epoch = batches.steps_per_epoch(recipe, data)
     if checkpoint:
         training.check_epochs(checkpoint, per_epoch)
     if epochs and "steps" in recipe:
         recipe = _changed(checkpoint, recipe, [*changes, f"steps={epochs * per_epoch}"])
+    recipe |= {"classes": data.classes} if data.classes else {}
+    recipe = pairs.balanced(recipe, data, spec, skip) if data.coding else batches.balanced(recipe, data, spec)
     folder, in_place = _folder(out, resume, f"{recipe['name']}-{backend}", rank)
     steps = recipes.length(recipe, per_epoch)
     pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
     notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
     if out and not in_place and folder != out:
-        notes.insert(0, f"{out}: has a run already, which --resume {out} continues. This one goes to {folder}.")
+        again = f"--resume {shlex.quote(str(out))}"
+        notes.insert(0, f"{out}: has a run already, which {again} continues. This one goes to {folder}.")
     beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     done = beginning.done
-    complete = Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {-(-done // per_epoch)} to continue")
     if done >= steps and (rank or not in_place):
-        raise complete
+        raise _complete(resume, done, per_epoch)
     if checkpoint and done < steps and training.is_over(recipe, checkpoint.history):
-        epochs = recipe["patience"]
+        patience = recipe["patience"]
         raise Error(
-            f"{resume}: the run has ended, with no better epoch in {epochs}; pass --set patience above {epochs} to continue"
+            f"{resume}: the run has ended, with no better epoch in {patience}; pass --set patience above {patience} to continue"
         )
     with contextlib.nullcontext() if rank else training.locked(folder):
         if checkpoint and in_place:
@@ -108,8 +108,13 @@ def start(
         if checkpoint and done >= steps:  # what a process that was killed at the very end did not come to
             training.mend_best(folder, checkpoint, whole_epoch=done % per_epoch == 0)
             draw_curves(folder, checkpoint.history, beginning.title)
-            raise complete
+            raise _complete(resume, done, per_epoch)
         yield beginning
+
+
+def _complete(resume: Path | None, done: int, per_epoch: int) -> Error:
+    epochs = -(-done // per_epoch)
+    return Error(f"{resume}: the run is complete, {done:,} steps; pass --epochs above {epochs} to continue")
 
 
 def copy_best(resume: Path | None, folder: Path) -> None:
@@ -166,15 +171,21 @@ def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> tupl
     """
     own = resume and (resume if resume.is_dir() else resume.parent)
     if resume and own and (not out or (out.exists() and out.samefile(own))):
-        if resume.is_file() and not resume.samefile(own / "last.safetensors"):
+        last = own / training.LAST
+        if not last.exists():
+            raise Error(f"{resume}: there is no {last} to be continued; choose a folder with --out")
+        if resume.is_file() and not resume.samefile(last):
             raise Error(f"{resume}: the run in {own} has been continued since; choose another folder with --out")
         return own, True
-    wanted, number = out or Path("runs", name), 1
-    folder = wanted
-    while (folder / training.LAST).exists() and not rank if out else not training.is_unused(folder):
+
+    def is_taken(folder: Path) -> bool:
+        """Whether another run is there; the first of several processes makes the folder for all that name it."""
+        return (folder / training.LAST).exists() and not rank if out else not training.is_unused(folder)
+
+    folder, number = out or Path("runs", name), 1
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    while is_taken(folder):
         number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    existing = next(path for path in (folder, *folder.parents, Path()) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise Error(f"{folder}: cannot be made: {existing} is {'not writable' if existing.is_dir() else 'a file'}")
+        folder = named.with_name(f"{named.name}-{number}")
+    files.check_folder(folder)
     return folder, False

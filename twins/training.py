@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from shared import files, images, networks, recipes, shapes, weights
+from shared import files, networks, recipes, shapes, weights
 from shared.checks import Error, RunError, Value, check_keys, first_few, one_of, whole
 from shared.data import Data, Images
 from shared.folders import Pictures
@@ -102,10 +103,10 @@ def prepare(recipe: Recipe, spec: Spec | None = None, start: Spec | None = None,
         for x, y in () if dense else ((data.x_train, data.y_train), (data.x_test, data.y_test), *unseen):
             batches.check_fits(x, y, spec)
             batches.check_one_size(x, spec)
-            shapes.layers(spec, images.pixels(x[:1], spec).shape[1:3])
+            shapes.layers(spec, batches.image_size(x, spec, skip))
     except Error as error:
         raise Error(f"{recipe['data']}: {error}") from None
-    _check_batch(recipe, spec, data)
+    _check_batch(recipe, spec, data, skip=skip)
     return spec, data
 
 
@@ -122,11 +123,11 @@ def _class_names(recipe: Recipe, names: list[str], spec: Spec | None) -> list[st
     return names
 
 
-def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1) -> None:
+def _check_batch(recipe: Recipe, spec: Spec, data: Data, shares: int = 1, skip: bool = False) -> None:
     """Raise `Error` unless `shares` devices can divide a batch of the recipe, and batch norms normalise their shares."""
     if recipe["batch"] % shares:
         raise Error(f"'batch' is {recipe['batch']}, expected a multiple of {shares}: each device takes an equal share")
-    size = pairs.training_size(recipe, data) if data.coding else images.pixels(data.x_train[:1], spec).shape[1:3]
+    size = pairs.training_size(recipe, data) if data.coding else batches.image_size(data.x_train, spec, skip)
     batches.check_normalises(spec, size, recipe["batch"], shares, recipes.kept(recipe, spec))
 
 
@@ -150,7 +151,7 @@ def run(
     Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
     training in the folder: the last checkpoint stays.
     """
-    _check_batch(recipe, spec, data, engine.shares)
+    _check_batch(recipe, spec, data, engine.shares, bool(loader and loader.skip))
     the_run = _Run(engine, recipe, spec, data, Path(folder), checkpoint, loader)
     lock = locked(Path(folder)) if the_run.writes and not is_locked else contextlib.nullcontext()
     with lock, the_run.loader:
@@ -508,7 +509,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         checkpoint = _checked(arrays, about)
     except Error as error:
         why = f": {error}" if about is not None else ""
-        raise Error(f"{path}: not a checkpoint of a run{why}; its weights can start a new one, with --init {path}") from None
+        again = f"--init {shlex.quote(str(path))}"
+        raise Error(f"{path}: not a checkpoint of a run{why}; its weights can start a new one, with {again}") from None
     expected = shapes.weights(shapes.layers(checkpoint.spec))
     frozen = recipes.kept(checkpoint.recipe, checkpoint.spec)
     for slot in weights.slots(checkpoint.recipe["optimizer"]):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,5 +105,5 @@ def _show_draft(path: Path, counts: tuple[int, int, int], as_json: bool) -> None
         return
     output.show(
         f"{names} names written to {path}: {uncertain} uncertain, with ? at the end, {ignored} without a place (null). "
-        f"Correct it, then pass --map {path}."
+        f"Correct it, then pass --map {shlex.quote(str(path))}."
     )

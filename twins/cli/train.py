@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -88,7 +89,7 @@ def train(
                 output.complain(f"skipped: {line}")
             _end(start, package, engine.framework, loader, last, history, as_json)
     if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun speaks for its processes, TensorFlow has no such
-        again = f"--resume {start.folder} --backend {backend}" + (f" --devices {devices}" if devices else "")
+        again = f"--resume {shlex.quote(str(start.folder))} --backend {backend}" + (f" --devices {devices}" if devices else "")
         output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
         sys.exit(128 + (signals.number or signal.SIGTERM))  # with torchrun, another process may have got the signal
 
@@ -124,7 +125,7 @@ def _train(
     except LostProcessError as error:
         raise RunError(
             f"{error}: it has ended, or its machine or the network is down. "
-            f"Start all processes again, with --resume {start.folder}, which has the last checkpoint"
+            f"Start all processes again, with --resume {shlex.quote(str(start.folder))}, which has the last checkpoint"
         ) from None
     except RuntimeError as error:
         if engine.processes == 1:
