@@ -144,6 +144,12 @@ def test_a_file_in_bfloat16(tmp_path):
     assert array.dtype == np.float32 and array.tolist() == [1.0, -0.5]
 
 
+def test_complex_numbers_are_reported_with_their_file(tmp_path):
+    save_file({"a": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "w.safetensors")
+    with pytest.raises(shared.Error, match="w.safetensors: a holds complex64, expected floating-point numbers"):
+        weights.read_state(tmp_path / "w.safetensors")
+
+
 def test_a_truncated_file_of_real_weights(tmp_path):
     path = tmp_path / "w.safetensors"
     weights.save_state(path, weights.initial("mnist_residual"))

@@ -208,7 +208,10 @@ def read_state(path: str | Path) -> State:
         raise Error(
             f"{path}: its arrays are of a type that cannot be read, {error}; expected float32, float64, float16 or bfloat16"
         ) from None
-    return normalised(state)
+    try:
+        return normalised(state)
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
 
 
 def read_shards(path: str | Path) -> list[Path]:

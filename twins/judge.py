@@ -120,8 +120,6 @@ def check_file(name: str, path: Path) -> None:
     if path.suffix != suffix:
         what = "a spec, a file ending in .json" if suffix == ".json" else "code, a file ending in .py"
         raise Error(f"{path}: {name} asks for {what}")
-    if not path.exists():
-        raise Error(f"{path}: there is no such file")
     check_readable(path, most=limits.SPEC)
 
 

@@ -499,8 +499,7 @@ class Networks(Subjects):
         self.raw = read_json(path, path, limits.SPEC)
         self.shapes: list[list[shapes.Row]] = []
         self.installed = [b for b in (backends.Backend.TORCH, backends.Backend.TF) if backends.installed(b)]
-        names = [{"torch": "PyTorch", "tf": "Keras"}[backend] for backend in self.installed]
-        self.framework = " and ".join(names)
+        self.framework = " and ".join(backends.TITLES[backend] for backend in self.installed)
         try:
             self.spec = networks.load(path)
         except Error as error:

@@ -134,8 +134,7 @@ def _input(text: str) -> Any:
             f"--input {text}: there is no such file; expected a picture, a shape, channels first: 3x224x224, or a shape of "
             "whole numbers: 16:int, 16:0-999"
         )
-    picture = images.read_picture(text)
-    return (picture.reshape(*picture.shape[:2], -1).transpose(2, 0, 1) / 255)[None]
+    return (images.read_picture(text).transpose(2, 0, 1) / 255)[None]
 
 
 def _show(report: "Comparison") -> None:

@@ -18,7 +18,6 @@ from shared.operations import Operation, Recording
 COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
 ARITHMETIC = ("add", "subtract", "multiply", "divide")
 SPATIAL = ("convolution", "pool", "upsample", "local_response_normalization")
-REARRANGES = ("reshape", "transpose", "cast")
 GAP = {"activation": 1.0, "pad": 0.7, "scaling": 1.0, "add": 1.2}  # what an operation without a partner costs; others 1.5
 FOREIGN = math.inf  # the cost of pairing kinds that are never one another's port
 

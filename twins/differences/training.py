@@ -425,18 +425,13 @@ class _Steps:
             assert some is not None
             size = float(np.linalg.norm(some))
             values = (None if one is None else size, None if two is None else size)
-            return Measure(quantity, step, pair.names, values, math.inf if self._matters(pair, one, near) else 0.0, tolerance)
+            return Measure(quantity, step, pair.names, values, math.inf if _matters(one, near) else 0.0, tolerance)
         assert near is not None
         laid, theirs = one.ravel()[pair.positions], two.ravel()
         at = int(np.argmax(np.abs(laid - theirs)))
         tolerance = max(tolerance, 10 * ladder.relative(one, near))
         values = (float(laid[at]), float(theirs[at]))
         return Measure(quantity, step, pair.names, values, ladder.relative(laid, theirs), tolerance)
-
-    @staticmethod
-    def _matters(pair: _Pair, one: np.ndarray | None, near: np.ndarray | None) -> bool:
-        """Whether a gradient that B lacks is more than rounding noise in A, as that of a bias before a batch norm is."""
-        return one is None or near is None or ladder.relative(one, near) < 1e-3
 
     def _momenta(
         self, before: Sequence[Mapping[Key, np.ndarray]], after: Sequence[Mapping[Key, np.ndarray]]
@@ -448,11 +443,9 @@ class _Steps:
             if not all(node.kind == "normalization" and {"mean", "variance"} <= set(node.weights) for node in (a, b)):
                 continue
             fits = [
-                _follows(graph.recording, node, values, old, new)
-                for graph, node, values, old, new in (
-                    (self.aligned.a, a, self.values, before[0], after[0]), (self.aligned.b, b, theirs, before[1], after[1]),
-                )
-            ]  # fmt: skip
+                _follows(node, values, old, new)
+                for node, values, old, new in ((a, self.values, before[0], after[0]), (b, theirs, before[1], after[1]))
+            ]
             if None in fits:
                 continue
             one, two = fits
@@ -481,10 +474,14 @@ class _Follows(NamedTuple):
         return f"{self.factor:.6g} times the biased one"
 
 
+def _matters(one: np.ndarray | None, near: np.ndarray | None) -> bool:
+    """Whether a gradient that B lacks is more than rounding noise in A, as that of a bias before a batch norm is."""
+    return one is None or near is None or ladder.relative(one, near) < 1e-3
+
+
 def _follows(
-    recording: Recording, node: Node, values: Mapping[str, np.ndarray], before: Mapping[Key, np.ndarray],
-    after: Mapping[Key, np.ndarray],
-) -> _Follows | None:  # fmt: skip
+    node: Node, values: Mapping[str, np.ndarray], before: Mapping[Key, np.ndarray], after: Mapping[Key, np.ndarray]
+) -> _Follows | None:
     """What explains the statistics after a batch by those before, or None."""
     attributes, x = node.attributes, values[_input_of(node)]
     axes = tuple(axis for axis in range(x.ndim) if axis != attributes["channels"] % x.ndim)
