@@ -1016,6 +1016,7 @@ def test_the_folder_of_a_run_may_be_a_dot(tmp_path, monkeypatch):
 
 def test_a_checkpoint_by_another_name_has_no_run_beside_it(tmp_path):
     words = "epoch3.safetensors: there is no .*last.safetensors to be continued; choose a folder with --out"
+    (tmp_path / "epoch3.safetensors").touch()
     with pytest.raises(shared.Error, match=words):
         runs._folder(None, tmp_path / "epoch3.safetensors", "tiny-torch", 0)
     assert runs._folder(tmp_path / "on", tmp_path / "epoch3.safetensors", "tiny-torch", 0) == (tmp_path / "on", False)
