@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -202,6 +203,51 @@ def test_compiled(backend, tmp_path):
         assert ladder.relative(mine["loss"], other["loss"]) <= TOLERANCES["losses"]
     worst = ladder.largest(ladder.between(runs[0].arrays, runs[1].arrays))
     assert worst.value <= TOLERANCES["weights"], worst
+
+
+@pytest.mark.parametrize(
+    "gpus, variable, installed, message",
+    [
+        (0, None, [], "a C++ compiler: install g++, or name another in the environment variable CXX"),
+        (0, None, ["gcc"], "a C++ compiler"),
+        (0, "mine", ["g++"], "a C++ compiler"),
+        (0, "mine", ["mine"], ""),
+        (0, None, ["g++"], ""),
+        (1, None, ["g++"], "a C compiler: install gcc, or name another in the environment variable CC"),
+        (1, "mine", ["gcc"], "a C compiler"),
+        (1, "mine", ["mine"], ""),
+        (1, None, ["clang"], ""),
+    ],
+)
+def test_the_compiler_that_compiling_needs(gpus, variable, installed, message, monkeypatch):
+    """As `triton.runtime.build` looks for it on a GPU."""
+    for name in ("CC", "CXX"):
+        monkeypatch.setenv(name, variable or "")
+        if not variable:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in installed else None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    recipe = recipes.load(RECIPE)
+    if message:
+        with pytest.raises(shared.Error, match=f"torch.compile needs {re.escape(message)}"):
+            torch_impl.trainer(SPEC, recipe, compiled=True)
+    else:
+        torch_impl.engine._check_compiler(gpus)
+
+
+def test_resumed_slots_lie_as_the_weights_do():
+    """In the same order of memory, in which a step updates both."""
+    recipe = recipes.load(RECIPE | {"precision": "float32", "optimizer": {"name": "adam", "learning_rate": 0.01}})
+    layers = [{"name": "conv", "type": "conv", "in": 3, "out": 4, "kernel": 3}]
+    engine = torch_impl.trainer({"name": "small", "input": [3, 8, 8], "layers": layers}, recipe)
+    state = engine.state()
+    drawn = {name: np.random.default_rng(0).random(array.shape, np.float32) for name, array in state.items()}
+    engine.load(drawn, steps=1)
+    weight = engine.net.conv.weight
+    assert not weight.is_contiguous()
+    for slot in ("exp_avg", "exp_avg_sq"):
+        array = engine.optimizer.state[weight][slot]
+        assert array.stride() == weight.stride() and np.array_equal(array, drawn[f"optimizer.{slot}.conv.weight"])
 
 
 def test_the_optimizer_decides_what_is_kept(tmp_path):
@@ -803,7 +849,7 @@ def test_the_folder_is_locked_before_a_framework_starts(twins, folder, monkeypat
     """And to the end: a second process is refused at any time in between, with one message, and leaves nothing."""
     seen = []
 
-    def second(*_):
+    def second(*_, **options):
         seen.append(twins("train", "tiny.json", "--out", "locked", folder=folder))
         raise shared.Error("no framework")
 
@@ -815,7 +861,7 @@ def test_the_folder_is_locked_before_a_framework_starts(twins, folder, monkeypat
     # What a process that was killed meanwhile leaves is no run: its folder is used.
     (folder / "runs" / "other-torch").mkdir(parents=True)
     (folder / "runs" / "other-torch" / training.LOCK).touch()
-    monkeypatch.setattr(backends, "start", lambda _: [][0])
+    monkeypatch.setattr(backends, "start", lambda *_, **options: [][0])
     with pytest.raises(IndexError):
         twins("train", "tiny.json", "--set", "name=other", folder=folder)
     assert [path.name for path in (folder / "runs").glob("other*")] == ["other-torch"]
@@ -834,7 +880,7 @@ def test_two_that_resume_one_folder(twins, folder):
 def test_a_signal_while_a_framework_starts(number, twins, folder, monkeypatch, request):
     before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     request.addfinalizer(lambda: signal.signal(number, before))  # a shell's background job starts with SIGINT ignored
-    monkeypatch.setattr(backends, "start", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(backends, "start", lambda *_, **options: os.kill(os.getpid(), number))
     status, out, error = twins("train", "tiny.json", "--out", "early", folder=folder)
     assert (status, out, error) == (128 + number, "", "twins: interrupted before the first step\n")
     assert not (folder / "early").exists() and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)

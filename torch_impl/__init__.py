@@ -5,7 +5,7 @@ from shared import coexist
 coexist.isolate_triton("tensorflow")
 
 from . import checkpoints, datasets, export, naive, submission  # noqa: E402
-from .engine import Engine, trainer  # noqa: E402
+from .engine import Engine, device, trainer  # noqa: E402
 from .feature_maps import features  # noqa: E402
 from .network import Network, build, folded  # noqa: E402
 from .weights import load, state  # noqa: E402
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "checkpoints",
     "datasets",
+    "device",
     "export",
     "features",
     "folded",

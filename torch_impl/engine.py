@@ -222,8 +222,13 @@ class Engine:
             self.optimizer.state.clear()
             self._load_scaler(arrays.get(weights.SCALER))
         for name, weight in self.weights.items():
-            names = [slot for slot in self.slots if f"optimizer.{slot}.{name}" in arrays]
-            slots = {slot: torch.from_numpy(np.array(arrays[f"optimizer.{slot}.{name}"])).to(weight) for slot in names}
+            saved = {slot: arrays.get(f"optimizer.{slot}.{name}") for slot in self.slots}
+            # In the weight's memory format: where the two differ, every step takes longer.
+            slots = {
+                slot: torch.empty_like(weight).copy_(torch.from_numpy(np.array(array)))
+                for slot, array in saved.items()
+                if array is not None
+            }
             if slots:
                 counter = {"step": torch.tensor(float(steps - self.skipped))} if "exp_avg" in slots else {}
                 self.optimizer.state[weight] = counter | slots
@@ -364,8 +369,8 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched else 1
     if 0 < gpus < processes:
         raise shared.Error(f"torchrun has started {processes} processes, but there are {gpus} GPUs")
-    if compiled and not gpus and not shutil.which(os.environ.get("CXX", "g++")):
-        raise shared.Error("torch.compile needs a C++ compiler: install g++, or name another in the environment variable CXX")
+    if compiled:
+        _check_compiler(gpus)
     if launched and not distributed.is_initialized():
         try:
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -377,14 +382,29 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
         net.get_submodule(name).requires_grad_(False)
     if precision != "float64" and (gpus or not any(map(_crashes_channels_last, net.modules()))):
         net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs, except in float64
-    if torch.cuda.is_available():
-        net.to(torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0))
+    net.to(device())
     options = recipes.engine_options(recipe)
     mixed = {"mixed_bfloat16": torch.bfloat16, "mixed_float16": torch.float16}.get(precision)
     engine = Engine(net, recipe["optimizer"], seed, mixed, compiled, **options)
     if "thaw" in recipe:
         engine.freeze(recipes.frozen(recipe, spec))
     return engine
+
+
+def device() -> torch.device:
+    """What this process computes on for speed: the GPU if there is one, and with torchrun its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", distributed.get_node_local_rank(0) if distributed.is_initialized() else 0)
+
+
+def _check_compiler(gpus: int) -> None:
+    """Raise `shared.Error` unless there is the compiler that `torch.compile` runs: Triton's, on a GPU, is of C."""
+    kind, variable, known = ("C", "CC", ("gcc", "clang")) if gpus else ("C++", "CXX", ("g++",))
+    if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else known)):
+        raise shared.Error(
+            f"torch.compile needs a {kind} compiler: install {known[0]}, or name another in the environment variable {variable}"
+        )
 
 
 def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
