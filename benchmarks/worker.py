@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from candidates import AGAIN, CEILING, OURS, Case, Device, Dtype, Format, Mode, Peer
-from origin import processor
+from origin import cores, processor
 
 from shared import renaming, shapes, weights
-from shared.checks import Error
+from shared.checks import Error, is_out_of_memory
 from shared.spec import Spec
 from twins.backends import KERAS_BACKENDS, Backend
 
@@ -191,7 +191,8 @@ class Torch(Side):
             target.copy_(source)
             self.wait()
 
-        return matrix, matrix.to(self.dtype), (product, convolution), copy
+        ways = (product, convolution) if self.device == "cpu" else (product,)
+        return matrix, matrix.to(self.dtype), ways, copy
 
 
 class Keras(Side):
@@ -520,11 +521,6 @@ def missing_package(case: Case) -> str | None:
     return next((name for name in needed if not importlib.util.find_spec(name)), None)
 
 
-def cores() -> int | None:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def peak_memory() -> int:
     """The most main memory that this process has had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -544,14 +540,6 @@ def turn(step: Callable[[], object]) -> list[float]:
     while sum(times) < TURN:
         times.append(timed(step))
     return times
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory has run out."""
-    # By name, since only one framework is there; PyTorch has no class of its own for a CPU's memory.
-    words = f"{type(error).__name__} {error}".lower().replace(" ", "").replace("_", "")
-    signs = ("outofmemory", "resourceexhausted", "defaultcpuallocator", "allocfailed", "badalloc")
-    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
 
 
 def serve_ceiling(side: Side, case: Case, requests: Iterable[str], answer: Callable[..., None]) -> None:

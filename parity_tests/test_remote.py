@@ -45,6 +45,7 @@ class Package:
             if word == "sleep":
                 time.sleep(60)
             kinds = {"mistake": Error, "run": RunError, "file": FileNotFoundError, "bug": ZeroDivisionError}
+            kinds["memory"] = type("OutOfMemoryError", (RuntimeError,), {})  # of a framework
             raise kinds[word]("one line\ntwo")
 
         def state(self):
@@ -107,6 +108,7 @@ def test_the_environment_is_that_process_s_alone(package):
         ("run", RunError, "one line\ntwo"),
         ("file", FileNotFoundError, "one line\ntwo"),
         ("bug", RunError, "JAX: ZeroDivisionError: one line"),
+        ("memory", MemoryError, "JAX"),
     ],
 )
 def test_errors_travel(package, word, kind, message):

@@ -291,6 +291,31 @@ def instant(monkeypatch):
     return asked
 
 
+def test_jax_leaves_some_of_a_gpu_to_tensorflow(monkeypatch):
+    class Process:
+        def __init__(self, title, starter, environment):
+            assert environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(traps.remote, "Process", Process)
+    monkeypatch.setattr(backends, "check_installed", lambda *packages: None)
+    with traps.on_jax([]) as measured:
+        assert list(measured) == []
+
+
+def test_memory_that_has_run_out_is_no_trap(monkeypatch):
+    def climb(packages, case, trap=None):
+        if trap:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        yield "activations", [ladder.Difference("conv1", (), 0.0)]
+
+    monkeypatch.setattr(traps, "climb", climb)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        traps.measure(PACKAGES, "same-padding")
+
+
 def test_every_screen_fits_a_terminal(twins, instant):
     for trap in texts.load():
         done = twins("traps", trap)

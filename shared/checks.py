@@ -27,6 +27,14 @@ class LostProcessError(RunError):
     """Another of the processes of a run has ended or cannot be reached, so that this one cannot go on."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of any framework, means that memory has run out."""
+    # By name, since no framework is imported here; PyTorch has no class of its own for a CPU's memory.
+    words = f"{type(error).__name__} {error}".lower().replace(" ", "").replace("_", "")
+    signs = ("outofmemory", "resourceexhausted", "defaultcpuallocator", "allocfailed", "badalloc")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
+
+
 class Value(NamedTuple):
     """What the value of a key must be."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shared import processes
-from shared.checks import Error, RunError
+from shared.checks import Error, RunError, is_out_of_memory
 
 from .loading import prepare_worker
 
@@ -171,6 +171,8 @@ def _attempt(title: str, function: Callable[..., Any], *arguments: Any) -> tuple
     except (Error, OSError, MemoryError) as error:
         return None, error
     except Exception as error:  # perhaps of a class that this process has alone
+        if is_out_of_memory(error):
+            return None, MemoryError(title)
         first = f"{error}".partition("\n")[0]
         told = RunError(f"{title}: {type(error).__name__}: {first}")
         told.add_note(traceback.format_exc())

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from shared import images, recipes, shapes, traps, weights
+from shared.checks import is_out_of_memory
 from shared.spec import Spec
 
 from . import backends, ladder, remote
@@ -189,6 +190,8 @@ def _climbed(packages: list[Package], trap: str) -> Measurement:
         else:
             naive = 0.0
     except Exception as error:  # a framework's refusal, of no common class
+        if is_out_of_memory(error):
+            raise
         reached = order[order.index(reached) + 1] if reached else order[0]
         failure = _first_sentence(error)
     ours = _ours(tuple(packages), case, reached)
@@ -348,7 +351,7 @@ def on_jax(names: Sequence[str]) -> Iterator[Iterator[Measurement]]:
     backends.check_installed(*dict.fromkeys([*backends.needed(Backend.TORCH), *backends.needed(Backend.JAX)]))
     # Each function runs once or twice: most of the time, XLA would compile.
     quick = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    environment = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "XLA_FLAGS": quick}
+    environment = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "XLA_FLAGS": quick, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     process = remote.Process("JAX", _start_with_jax, environment)
     try:
         for name in names:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from shared.checks import Error, printable
+from shared.checks import Error, RunError, is_out_of_memory, printable
 
 from . import (
     activations,
@@ -108,8 +108,12 @@ def main() -> None:
         app()
     except SystemExit as end:
         status = end.code
-    except (Error, OSError, MemoryError) as error:
-        message = f"{error}" or "there is not enough memory"
+    except Exception as error:
+        if not isinstance(error, (Error, OSError)):
+            if not is_out_of_memory(error):
+                raise
+            error = RunError("out of memory; try a smaller batch or image size")  # the frameworks' own words fill a screen
+        message = f"{error}"
         if options.rank():
             options.tell_torchrun(message)
         else:
