@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import types
 
 import numpy as np
@@ -170,3 +171,68 @@ def test_the_farthest_of_several_counts():
     states = [{"a": np.ones(2)}, {"a": np.ones(2)}, {"a": np.ones(2), "b": np.ones(3)}]
     found = ladder.between(*states)
     assert found[0].value == 0 and found[1] == ("b", ((), (), (3,)), np.inf, 1)
+
+
+def test_frameworks_beside_each_other_compute_float32_in_full_and_share_a_gpu(monkeypatch):
+    """And one that trains does by default what it does."""
+    import tensorflow
+    import torch
+
+    tf32 = tensorflow.config.experimental
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "")
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH")
+    tf32.enable_tensor_float_32_execution(True)
+    for backend in (Backend.TORCH, Backend.TF):
+        backends.start(backend, tf32=True)
+    assert torch.backends.cudnn.allow_tf32 and tf32.tensor_float_32_execution_enabled()
+    assert "TF_FORCE_GPU_ALLOW_GROWTH" not in os.environ
+    backends.start(Backend.BOTH)
+    assert not torch.backends.cudnn.allow_tf32 and not tf32.tensor_float_32_execution_enabled()
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    changed = []
+    jax = types.SimpleNamespace(config=types.SimpleNamespace(update=lambda *change: changed.append(change)))
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setattr(backends, "_missing", lambda packages: [])  # JAX need not be there
+    monkeypatch.setattr(backends, "keras", lambda backend: keras_impl)
+    backends.start(Backend.JAX, tf32=True)
+    assert changed == []
+    backends.start(Backend.JAX)
+    assert changed == [("jax_default_matmul_precision", "float32")]
+
+
+def test_pytorch_predicts_on_the_gpu_if_it_is_told_to(monkeypatch):
+    """The device stands for a GPU."""
+    import torch
+
+    monkeypatch.setattr(torch_impl, "device", lambda: torch.device("meta"))
+    spec = shared.load("lenet")
+    packages, state = [torch_impl, keras_impl], weights.initial(spec)
+    for on_gpu in (False, True):
+        engine, _ = backends.engines(packages, spec, state, on_gpu=on_gpu)
+        assert {weight.is_meta for weight in engine.net.parameters()} == {on_gpu}
+    monkeypatch.undo()
+    assert torch_impl.device() == torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch_impl.device() == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict small 0.png",
+        "evaluate small --data mine.npz",
+        "locate small 0.png --out boxes",
+        "segment dense 0.png --out maps",
+        "activations small 0.png --layer layer1 --out o.png",
+    ],
+)
+def test_these_commands_predict_on_the_gpu(words, files, twins, monkeypatch):
+    def engines(*arguments, **options):
+        raise shared.Error(f"{options}")
+
+    monkeypatch.setattr(backends, "engines", engines)
+    command, network, *rest = words.split()
+    file = "dense.safetensors" if network == "dense" else "w.safetensors"
+    done = twins(command, f"{network}.json", *rest, "--weights", file)
+    assert done == (2, "", "twins: {'on_gpu': True}\n")

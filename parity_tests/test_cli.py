@@ -210,8 +210,8 @@ REFUSED = {
 def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(command, backend, twins, monkeypatch, tmp_path):
     arguments, refused = REFUSED[command]
 
-    def started(asked):
-        raise shared.Error(f"started {asked}")
+    def started(asked, **options):
+        raise shared.Error(f"started {asked}" + " with TF32" * options.get("tf32", False))
 
     monkeypatch.setattr("twins.backends.start", started)
     Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
@@ -220,9 +220,43 @@ def test_a_backend_means_the_same_everywhere_or_is_refused_with_the_reason(comma
     given = ["--weights", "w.safetensors"] if picture else []
     Image.new("L", (28, 28)).save(tmp_path / "p.png") if command == "predict" else None
     done = twins(command, *arguments, *picture, *given, "--backend", backend, folder=tmp_path)
-    expected = f"--backend {backend}: " if backend in refused else f"started {backend}"
+    expected = f"--backend {backend}: " if backend in refused else f"started {backend}{' with TF32' * (command == 'train')}\n"
     assert done.returncode == 2 and expected in done.stderr
     assert ("; expected torch" in done.stderr) == (backend in refused)
+
+
+def failure(name, message):
+    """An exception of a framework's, by its name alone."""
+    return type(name, (RuntimeError,), {})(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.45 GiB"),
+        failure("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has"),
+        failure("RuntimeError", "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        failure("ResourceExhaustedError", "{{function_node __wrapped__}} OOM when allocating tensor with shape[9]"),
+        failure("JaxRuntimeError", "RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_has_run_out_is_one_message(error, twins, monkeypatch):
+    monkeypatch.setattr("shared.networks.load", lambda name: raise_(error))
+    assert twins("show lenet") == (1, "", "twins: out of memory; try a smaller batch or image size\n")
+
+
+def test_what_is_no_lack_of_memory_stays_what_it_is(twins, monkeypatch):
+    monkeypatch.setattr("shared.networks.load", lambda name: raise_(failure("RuntimeError", "shapes do not fit")))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        twins("show lenet")
+    monkeypatch.undo()
+    done = twins("show out_of_memory.json")
+    assert done == (2, "", "twins: out_of_memory.json: there is no such file\n")
+
+
+def raise_(error):
+    raise error
 
 
 def test_version(twins):

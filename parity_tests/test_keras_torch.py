@@ -6,7 +6,8 @@ import other_backends
 import pytest
 from other_backends import python
 
-from twins import ladder, training
+from shared.checks import Error
+from twins import backends, ladder, training
 
 KERAS_TORCH = {"KERAS_BACKEND": "torch"}
 again = functools.partial(other_backends.again, KERAS_TORCH)
@@ -123,6 +124,15 @@ def test_a_gpu_that_is_not_there(tmp_path):
     )
     message = "twins: KERAS_TORCH_DEVICE is 'cuda:7', but PyTorch sees no GPU: unset it, or set it to cpu\n"
     assert (done.returncode, done.stderr) == (2, message)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "", "cuda:99"])
+def test_a_device_that_is_none(device, monkeypatch):
+    """Also where there is a GPU, but not as many."""
+    monkeypatch.setenv("KERAS_TORCH_DEVICE", device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(Error, match=f"KERAS_TORCH_DEVICE is '{device}': .*; unset it, or set it to cpu$"):
+        backends._device_of_keras_torch()
 
 
 def test_every_command_that_runs_a_network_does_on_keras_torch(tmp_path):

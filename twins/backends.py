@@ -116,11 +116,12 @@ def frameworks(backend: Backend) -> list[str]:
     return [TITLES[each] for each in SEVERAL.get(backend, (backend,))]
 
 
-def start(backend: Backend) -> list[Package]:
+def start(backend: Backend, tf32: bool = False) -> list[Package]:
     """The packages of a backend, one of `ENGINES` or of `SEVERAL`, with their frameworks started.
 
     A process has one Keras backend, so JAX beside TensorFlow runs in a process of its own, as `remote` says, and the package
-    is a proxy. Raises `Error`, naming all that is missing, unless they are installed.
+    is a proxy. Frameworks compute float32 in full, but with `tf32` on a GPU as they do by default, which is faster and parts
+    by more than the tolerance of the ladder. Raises `Error`, naming all that is missing, unless they are installed.
     """
     try:
         check_installed(*needed(backend))
@@ -129,25 +130,46 @@ def start(backend: Backend) -> list[Package]:
         other = others.get(backend)
         hint = f", or pass --backend {other}" if other and installed(other) else ""
         raise Error(f"{error}{hint}") from None
+    if backend in SEVERAL:
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # TensorFlow would take all of a GPU's memory
     # First, since it starts while the others do.
     beside: list[Any] = [_jax_apart()] if backend == Backend.ALL else []
     packages: list[Package] = []
     # PyTorch before TensorFlow: it looks for a GPU, and warns if TensorFlow has looked before it.
     if backend in (Backend.TORCH, *SEVERAL):
-        packages.append(pytorch())
+        packages.append(_started(Backend.TORCH, tf32))
     if backend != Backend.TORCH:
         # TensorFlow leaves its faster kernels off where the processor has no AVX-512. Not for anyone's models: see `Conv` in
         # `keras_impl.layers` for what these kernels do to some.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-        packages.append(keras(backend=Backend.TF if backend in SEVERAL else backend))
+        packages.append(_started(Backend.TF if backend in SEVERAL else backend, tf32))
     return packages + beside
+
+
+def _started(backend: Backend, tf32: bool = False) -> Any:
+    """The package of one of `ENGINES`, as `start` gives it."""
+    package = pytorch() if backend == Backend.TORCH else keras(backend=backend)
+    if not tf32:
+        _switch_tf32_off(KERAS_BACKENDS.get(backend, "torch"))
+    return package
+
+
+def _switch_tf32_off(framework: str) -> None:
+    """Have a framework multiply float32 numbers as they are: recent GPUs would round them to 10 bits of mantissa, TPUs to 7."""
+    module = importlib.import_module(framework)
+    if framework == "tensorflow":
+        module.config.experimental.enable_tensor_float_32_execution(False)
+    elif framework == "jax":
+        module.config.update("jax_default_matmul_precision", "float32")
+    else:
+        module.backends.cudnn.allow_tf32 = False  # for products it is off
 
 
 def _jax_apart() -> Any:
     from . import remote
 
     environment = {"KERAS_BACKEND": KERAS_BACKENDS[Backend.JAX], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return remote.KerasPackage(TITLES[Backend.JAX], functools.partial(keras, backend=Backend.JAX), environment)
+    return remote.KerasPackage(TITLES[Backend.JAX], functools.partial(_started, Backend.JAX), environment)
 
 
 def installed(backend: Backend) -> bool:
@@ -173,13 +195,21 @@ def _set_torch() -> None:
 def _device_of_keras_torch() -> dict[str, str]:
     """The variable that says where Keras on PyTorch runs: on CUDA's GPU or the processor, as PyTorch's twin.
 
-    By itself, Keras would take Apple's GPUs, which have no float64. Raises `Error` if the environment names a GPU, and there is
-    none.
+    By itself, Keras would take Apple's GPUs, which have no float64. Raises `Error` if the environment names a device that is
+    not there, or none.
     """
-    has_gpu = importlib.import_module("torch").cuda.is_available()
-    device = os.environ.get("KERAS_TORCH_DEVICE", "cuda" if has_gpu else "cpu")
+    torch = importlib.import_module("torch")
+    has_gpu = torch.cuda.is_available()
+    device = os.environ.get("KERAS_TORCH_DEVICE")
+    if device is None:
+        return {"KERAS_TORCH_DEVICE": "cuda" if has_gpu else "cpu"}
     if device.startswith("cuda") and not has_gpu:
         raise Error(f"KERAS_TORCH_DEVICE is {device!r}, but PyTorch sees no GPU: unset it, or set it to cpu")
+    try:
+        torch.zeros(1, device=device).item()  # which the device named "meta" refuses, too
+    except (RuntimeError, AssertionError) as error:
+        first = f"{error}".partition("\n")[0]
+        raise Error(f"KERAS_TORCH_DEVICE is {device!r}: {first}; unset it, or set it to cpu") from None
     return {"KERAS_TORCH_DEVICE": device}
 
 
@@ -249,11 +279,18 @@ def needed(backend: Backend) -> list[str]:
     return list(dict.fromkeys(name for each in SEVERAL.get(backend, (backend,)) for name in packages[each]))
 
 
-def engines(packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32") -> list[Engine]:
-    """An engine a package that holds the network with the weights of a state, ready to predict."""
+def engines(
+    packages: Iterable[Package], spec: "Spec", state: "State", dtype: str = "float32", on_gpu: bool = False
+) -> list[Engine]:
+    """An engine a package that holds the network with the weights of a state, ready to predict.
+
+    Where there is a GPU, Keras's are on it in any case, and PyTorch's `on_gpu`.
+    """
     ready = []
     for package in packages:
         net = package.build(spec, dtype=dtype)
         package.load(net, state)
+        if on_gpu and hasattr(package, "device"):
+            net.to(package.device())
         ready.append(package.Engine(net))
     return ready

@@ -132,7 +132,7 @@ def scores_on_unseen(package: Package, start: Start, loader: Loader) -> training
     if not start.data.unseen:
         return None
     dtype, state = batches.dtype(start.recipe), weights.of_network(weights.read_state(start.folder / training.BEST))
-    (engine,) = backends.engines([package], start.spec, state, dtype)
+    (engine,) = backends.engines([package], start.spec, state, dtype, on_gpu=True)
     data = start.data._replace(x_test=start.data.unseen.x, y_test=start.data.unseen.y)
     with loader:
         return training.evaluate(engine, start.spec, data, dtype, loader)

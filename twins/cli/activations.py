@@ -42,7 +42,7 @@ def activations(
         spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     picture, batch = predict.read_image(image, spec)
     with options.starting(backend):
-        (engine,) = backends.engines(backends.start(backend), spec, state)
+        (engine,) = backends.engines(backends.start(backend), spec, state, on_gpu=True)
     channel, values = gridding.strongest_map(engine, batch, name)
     title = spec["name"] + ("" if weights is not None else ", untrained")
     pixels = images.pixels([picture], spec)[0]

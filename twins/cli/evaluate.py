@@ -52,7 +52,7 @@ def evaluate(
     spec, state = reading.load_weights(weights, spec, weights_key, output.remark)
     test = predictions.labelled_images(data, spec, holdout)
     with options.starting(backend):
-        engines = backends.engines(backends.start(backend), spec, state)
+        engines = backends.engines(backends.start(backend), spec, state, on_gpu=True)
     with loading.Loader(loading.default_workers() if workers is None else workers, skip) as loader:
         with output.progress(spec["name"], len(test.x)) as advance:
             found = predictions.evaluate(engines, spec, test.x, test.y, advance, loader)

@@ -57,7 +57,7 @@ def locate(
     number, entries = _entries(spec, images, target, data)
     files = _files(out, entries) if out else []
     with options.starting(backend):
-        engines = backends.engines(backends.start(backend), spec, state)
+        engines = backends.engines(backends.start(backend), spec, state, on_gpu=True)
     if out:
         out.mkdir(parents=True, exist_ok=True)
     located: list[tuple[dict[str, Any], Localisation | None]] = []

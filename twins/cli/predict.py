@@ -52,7 +52,7 @@ def predict(
         raise Error(f"{data or weights}: {error}") from None
     examples = predictions.labelled_images(data, spec) if data else None
     with options.starting(backend):
-        engines = backends.engines(backends.start(backend), spec, state)
+        engines = backends.engines(backends.start(backend), spec, state, on_gpu=True)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
     with output.progress(spec["name"], len(examples.x if examples else images or [])) as advance:

@@ -56,7 +56,7 @@ def segment(
     pairs.check_network(spec)
     test = segmentation.load_test(data, spec, holdout, ignore, factors, skip) if data else None
     with options.starting(backend):
-        engines = backends.engines(backends.start(backend), spec, state)
+        engines = backends.engines(backends.start(backend), spec, state, on_gpu=True)
     results: dict[str, Any] = {"network": spec["name"], "weights": weights}
     results["frameworks"] = [engine.framework for engine in engines]
     if not test or not test.coding:

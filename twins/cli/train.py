@@ -80,7 +80,7 @@ def train(
     with _Signals(cluster > 1) as signals, runs.start(recipe, resume, out, changes, epochs, backend, rank, skip) as start:
         others = ", and waiting for the other processes" * (cluster > 1)
         with options.starting(backend, wait=others):
-            (package,) = backends.start(backend)
+            (package,) = backends.start(backend, tf32=True)
             engine = package.trainer(start.spec, start.recipe, compiled, **({"devices": devices} if devices else {}))
         loader = loading.Loader(_workers(workers), skip)
         last, history = _train(start, engine, resume, loader, signals, tensorboard, output.remark if as_json else output.show)
