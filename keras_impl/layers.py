@@ -132,7 +132,7 @@ class Conv(Layer):
 
     def call(self, x: Tensor) -> Tensor:
         x = pad(x, self.pixels)
-        if self.groups > 1 and keras.backend.backend() == "tensorflow":
+        if self.groups > 1 and fused and not fused.has_accelerator():
             # TensorFlow has no gradients of grouped convolutions on the CPU; Keras would compile each with XLA at every call.
             pairs = zip(ops.split(x, self.groups, -1), ops.split(self.weight, self.groups, -1), strict=True)
             x = ops.concatenate([self._conv(*pair) for pair in pairs], -1)
@@ -145,6 +145,8 @@ class Conv(Layer):
     def _conv(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = "same" if self.padding == "same" else "valid"
         stride = self.stride
+        if fused and fused.has_accelerator():
+            return fused.conv(x, kernel, stride, padding, self.dilation)
         if kernel.shape[:3] == (1, 1, x.shape[-1]) and by_xla_on_cpu(x):
             # XLA does not see that this is a matrix product, and its gradients take several times as long as a product's.
             return ops.matmul(x[:, ::stride, ::stride] if stride > 1 else x, kernel[0, 0])

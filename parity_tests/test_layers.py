@@ -423,6 +423,33 @@ def test_a_convolution_in_float32(kernel, stride, dilation, padding):
     assert ladder.relative(ours.weight.grad.numpy(), of_kernel.transpose(3, 2, 0, 1)) <= tolerance
 
 
+@pytest.mark.parametrize("dtype", ["float64", "mixed_bfloat16"])
+@pytest.mark.parametrize("options", [{"padding": 2, "dilation": 2}, {"padding": 1, "groups": 2}, {"kernel": 1, "stride": 2}])
+def test_a_convolution_on_a_gpu_is_one_operation(options, dtype, monkeypatch):
+    """And so are its gradients; there is no GPU in this test. The values are those of the CPU's ways around."""
+    x = np.random.default_rng(0).standard_normal((2, 11, 14, 6))
+    with keras_impl.layers.precision(dtype):
+        layer = keras_impl.layers.Conv(6, 6, **{"kernel": 3} | options)
+    layer.weight.assign(np.random.default_rng(1).standard_normal(layer.weight.shape))
+    expected = layer(x)
+    asked = []
+    monkeypatch.setattr(keras_impl.layers.fused, "has_accelerator", lambda: asked.append(1) or True)
+
+    def gradients(y):
+        with tensorflow.GradientTape() as tape:
+            tape.watch(y)
+            total = tensorflow.reduce_sum(layer(y))
+        return tape.gradient(total, [y, layer.weight.value])
+
+    graph = tensorflow.function(gradients).get_concrete_function(tensorflow.constant(x)).graph
+    kinds = collections.Counter(node.type for node in graph.get_operations())
+    assert {name: count for name, count in kinds.items() if name.startswith("Conv2D")} == dict.fromkeys(
+        ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter"), 1
+    )
+    assert not {"SpaceToBatchND", "Split", "StridedSlice", "PartitionedCall", "StatefulPartitionedCall"} & set(kinds)
+    assert asked and ladder.relative(expected, layer(x)) <= (1e-15 if dtype == "float64" else 1e-2)
+
+
 @ON_X86
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_both_sets_of_kernels(value):
