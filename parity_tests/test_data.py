@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -212,6 +213,18 @@ def test_augmented():
         mirrored += where[0][2]
     assert len(places) > 15 and 20 < mirrored < 44
     assert np.array_equal(batches.augment(images, 3, 7), images)
+
+
+def test_normalising_takes_the_memory_of_one_batch():
+    x = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3)).astype(np.uint8)
+    spec = {"input": [3, 64, 64], "preprocessing": {"channels": "RGB", "scale": 255, "mean": [0.1, 0.2, 0.3], "std": [0.3] * 3}}
+    mean, std = (np.array(values, "float32").reshape(-1, 1, 1) for values in ([0.1, 0.2, 0.3], [0.3] * 3))
+    expected = (x.transpose(0, 3, 1, 2).astype("float32") / 255 - mean) / std
+    tracemalloc.start()
+    values = images.normalise(x, spec)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(values, expected) and values.dtype == np.float32 and peak < 1.5 * values.nbytes
 
 
 def test_pixels_and_their_values():

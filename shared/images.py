@@ -70,7 +70,10 @@ def normalise(batch: np.ndarray, spec: Spec, dtype: DTypeLike = "float32") -> np
         batch = batch[..., ::-1]
     batch = batch.transpose(0, 3, 1, 2).astype(dtype, order="C")
     mean, std = (np.array(options[key], dtype).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return (batch / options["scale"] - mean) / std
+    batch /= options["scale"]  # in place: a batch is large
+    batch -= mean
+    batch /= std
+    return batch
 
 
 def mean_colour(spec: Spec) -> tuple[int, ...]:
