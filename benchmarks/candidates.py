@@ -100,8 +100,8 @@ class Settings:
 
 
 def read_peers(values: Sequence[str]) -> list[Peer]:
-    """The peers of --against, each value of which may list several. Raises `Error` for an unknown one."""
-    names = [name for value in values for name in value.split(",") if name]
+    """The peers of --against, each once; each value may list several. Raises `Error` for an unknown one."""
+    names = list(dict.fromkeys(name for value in values for name in value.split(",") if name))
     known = [peer.value for peer in Peer]
     for name in names:
         if name not in known:

@@ -18,6 +18,7 @@ from PIL import Image
 from shared import networks, recipes
 from shared.checks import Error
 from shared.data import load
+from shared.files import atomic_folder
 from shared.recipes import Recipe
 from twins import backends, loading, runlog, training
 from twins.backends import Backend
@@ -68,23 +69,33 @@ def main(
 def write(data: Path, folder: Path, same: Path, most: int | None) -> int:
     """Write the images of an `.npz` as PNGs, and as another `.npz` in the folder's order; returns how many there are.
 
-    Of each part, `most` images at even distances. Raises `Error` for a folder that is there.
+    Of each part, `most` images at even distances. Raises `Error` for a folder that is there, and for images that are not in
+    colour or of other classes than CIFAR-10's.
     """
     if folder.exists():
         raise Error(f"{folder}: exists; expected a new folder")
+    if data.suffix != ".npz":
+        raise Error(f"{data}: expected an .npz file")
     images, names = load(data), networks.class_names({"classes": "cifar10"}) or []
-    arrays: dict[str, Any] = {}
-    count = 0
     for part in PARTS:
         x, y = (getattr(images, f"{kind}_{part}") for kind in "xy")
-        chosen = np.unique(np.linspace(0, len(y) - 1, min(most or len(y), len(y))).astype(int))
-        chosen = chosen[np.argsort(y[chosen], kind="stable")]  # the classes of CIFAR-10 are in the order of their names
-        arrays |= {f"x_{part}": x[chosen], f"y_{part}": y[chosen]}
-        for place in chosen:
-            path = folder / part / names[y[place]] / f"{place:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(x[place]).save(path, compress_level=1)
-        count += len(chosen)
+        if x.shape[3] != 3:
+            raise Error(f"{data}: x_{part} has images of {x.shape[3]} channels, expected 3")
+        if y.max() >= len(names):
+            raise Error(f"{data}: y_{part} has a label {y.max()}, expected 0 to {len(names) - 1}, the classes of CIFAR-10")
+    arrays: dict[str, Any] = {}
+    count = 0
+    with atomic_folder(folder) as temporary:
+        for part in PARTS:
+            x, y = (getattr(images, f"{kind}_{part}") for kind in "xy")
+            chosen = np.unique(np.linspace(0, len(y) - 1, min(most or len(y), len(y))).astype(int))
+            chosen = chosen[np.argsort(y[chosen], kind="stable")]  # the classes of CIFAR-10 are in the order of their names
+            arrays |= {f"x_{part}": x[chosen], f"y_{part}": y[chosen]}
+            for place in chosen:
+                path = temporary / part / names[y[place]] / f"{place:05}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(x[place]).save(path, compress_level=1)
+            count += len(chosen)
     np.savez(same, **arrays)
     return count
 

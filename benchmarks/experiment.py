@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import script
+from origin import cores
 
 from shared import networks, recipes
 from shared.checks import Error
@@ -44,12 +46,19 @@ def planned(folder: Path, recipe: str, network: Sequence[str], seeds: int, chang
 
 
 def complete(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run of a folder is complete. Raises `Error` if it is of another recipe or another network."""
+    """Whether the run of a folder is complete, or its patience at an end.
+
+    Raises `Error` if it is of another recipe or another network.
+    """
     if not (folder / "last.safetensors").exists():
         return False
     checkpoint = training.read_checkpoint(folder)
+    if recipe.get("class_weights") == recipes.BALANCED:  # for which a run has the numbers
+        recipe = recipe | {"class_weights": checkpoint.recipe.get("class_weights")}
     if checkpoint.recipe != recipe or checkpoint.spec["layers"] != recipes.network(recipe)["layers"]:
         raise Error(f"{folder}: has a run of another recipe or network; choose another folder")
+    if training.is_over(recipe, checkpoint.history):
+        return True
     if "steps" in recipe:
         return bool(checkpoint.step == recipe["steps"])
     return bool(checkpoint.history) and checkpoint.history[-1]["epoch"] == recipe["epochs"]
@@ -58,27 +67,27 @@ def complete(folder: Path, recipe: Recipe) -> bool:
 def train_all(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> None:
     """Train those that are not complete, several at once. Raises `Error` as soon as one fails."""
     missing = [run for run in runs if not complete(run.folder, run.recipe)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train, run, environment) for run in missing]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(cores() // jobs, 1))}
+    with ThreadPoolExecutor(jobs) as pool, script.Children() as children:
+        futures = [pool.submit(train, run, environment, children) for run in missing]
         try:
             for number, future in enumerate(as_completed(futures)):
                 say(f"training: {len(runs) - len(missing) + number} of {len(runs)} runs done")
                 future.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def train(run: Run, environment: Mapping[str, str]) -> None:
+def train(run: Run, environment: Mapping[str, str], children: script.Children) -> None:
     """Train a network, or resume its run; what that prints goes into a file beside the folder. Raises `Error` if it fails."""
     resumed = (run.folder / "last.safetensors").exists()
     arguments = ["--resume", str(run.folder)] if resumed else [*run.arguments, "--out", str(run.folder)]
     log = run.folder.with_suffix(".txt")
     with log.open("a") as file:
         command = [sys.executable, "-m", "twins", "train", *arguments]
-        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        lines = log.read_text().strip().splitlines() or [f"it ended with {done.returncode}"]
+        status = children.start(command, env=environment, stdout=file, stderr=subprocess.STDOUT).wait()
+    if status:
+        lines = log.read_text().strip().splitlines() or [f"it ended with {status}"]
         raise Error(f"{run.network}, seed {run.seed}: {lines[-1]}")
 
 

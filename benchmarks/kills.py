@@ -37,17 +37,18 @@ def main(
     arguments = (recipe, "--backend", backend, "--epochs", epochs)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        wait(start(*arguments, "--out", whole))
-        interrupted = kill(broken, arguments, kills, seconds, random.Random(seed))
-        wait(start_or_resume(broken, arguments))
+        with script.Children() as children:
+            wait(start(children, *arguments, "--out", whole))
+            interrupted = kill(children, broken, arguments, kills, seconds, random.Random(seed))
+            wait(start_or_resume(children, broken, arguments))
         same = report(whole, broken, f"{recipe}, {backend}", f"{kills} kills, {interrupted}")
     sys.exit(0 if same else 1)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(children: script.Children, *arguments: object) -> subprocess.Popen[str]:
     """A process of `twins train`, on one thread, that writes a checkpoint after every step."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
-    return subprocess.Popen(
+    return children.start(
         [sys.executable, "-c", TRAIN, "train", *map(str, arguments)],
         env={**os.environ, **one_thread},
         stdout=subprocess.DEVNULL,
@@ -56,9 +57,9 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def start_or_resume(folder: Path, arguments: tuple[object, ...]) -> subprocess.Popen[str]:
+def start_or_resume(children: script.Children, folder: Path, arguments: tuple[object, ...]) -> subprocess.Popen[str]:
     """A process that resumes the run of a folder, or starts it there if no checkpoint has been written."""
-    return start(*arguments, "--resume" if (folder / "last.safetensors").exists() else "--out", folder)
+    return start(children, *arguments, "--resume" if (folder / "last.safetensors").exists() else "--out", folder)
 
 
 def wait(process: subprocess.Popen[str]) -> None:
@@ -68,7 +69,9 @@ def wait(process: subprocess.Popen[str]) -> None:
         raise Error(f"the run failed: {message}")
 
 
-def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float, moments: random.Random) -> int:
+def kill(
+    children: script.Children, folder: Path, arguments: tuple[object, ...], kills: int, seconds: float, moments: random.Random
+) -> int:
     """Start or resume a run in a folder and kill it, again and again; returns how many kills interrupted a checkpoint.
 
     Raises `Error` if the run is complete before the last kill.
@@ -76,7 +79,7 @@ def kill(folder: Path, arguments: tuple[object, ...], kills: int, seconds: float
     interrupted, last = 0, folder / "last.safetensors"
     for number in range(1, kills + 1):
         before = written(last)
-        process = start_or_resume(folder, arguments)
+        process = start_or_resume(children, folder, arguments)
         while process.poll() is None and written(last) == before:
             time.sleep(0.005)
         try:

@@ -145,17 +145,16 @@ def peak_memory(command: str, folder: Path, backend: Backend, root: Path) -> flo
         "train": ["cifar10_resnet20", "--set", "steps=300", "--out", str(root / f"run{folder.name}")],
     }[command]
     weights.save_state(root / "w.safetensors", weights.initial(NETWORK_OF_SMALL))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "twins", command, *arguments, "--data", str(folder), "--backend", backend],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    line = [sys.executable, "-m", "twins", command, *arguments, "--data", str(folder), "--backend", backend]
     peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, sum(map(pss, [process.pid, *children(process.pid)])))
-        time.sleep(0.2)
-    if process.returncode:
-        _, errors = process.communicate()
-        raise Error(f"twins {command} failed: {errors.strip()}")
+    with script.Children() as started:
+        process = started.start(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None:
+            peak = max(peak, sum(map(pss, [process.pid, *children(process.pid)])))
+            time.sleep(0.2)
+        if process.returncode:
+            _, errors = process.communicate()
+            raise Error(f"twins {command} failed: {errors.strip()}")
     return peak
 
 

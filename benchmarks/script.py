@@ -5,8 +5,10 @@ They run the installed packages; the README's first command installs those of th
 
 import contextlib
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,39 @@ import typer
 
 from shared.checks import Error
 from twins.cli import output
+
+GRACE = 30.0  # seconds that a process has to end in
+
+
+class Children:
+    """Processes, started by any thread, that end with a `with` block, however that ends."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[Any]] = []
+        self.lock, self.is_over = threading.Lock(), False
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a process, with options of `subprocess.Popen`. Raises `Error` after the block, which a thread may outlive."""
+        with self.lock:
+            if self.is_over:
+                raise Error("interrupted")
+            process = subprocess.Popen(command, **options)
+            self.processes.append(process)
+            return process
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.is_over = True
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @contextlib.contextmanager

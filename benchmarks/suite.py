@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -59,10 +59,10 @@ class Comparison(NamedTuple):
     mode: Mode
     settings: Settings
 
-    @property
-    def key(self) -> str:
-        """What it is kept under."""
-        return json.dumps({"network": self.network, "mode": self.mode, **dataclasses.asdict(self.settings)}, sort_keys=True)
+    def key(self, processes: int) -> str:
+        """What it is kept under, measured in so many processes; 1 stands in no key, as in the files of earlier versions."""
+        values = {"network": self.network, "mode": self.mode, **dataclasses.asdict(self.settings)}
+        return json.dumps(values | ({"processes": processes} if processes > 1 else {}), sort_keys=True)
 
 
 class Kept(NamedTuple):
@@ -72,6 +72,7 @@ class Kept(NamedTuple):
     call: str  # the date of the call that measured it: its ceiling is of the same call
     measured: list[list[Measured]]  # by candidate
     notes: list[str]
+    commit: str | None = None  # of what was measured, as `origin` has it; None in the files of earlier versions
 
 
 def main(
@@ -96,7 +97,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     source = origin()
     with output.status("starting") as say:
-        done, failures = measure(planned, out, minutes, str(source["date"]), processes, say)
+        done, failures = measure(planned, out, minutes, source, processes, say)
     results = rows(done)
     notes = [*failures, *summary.notes(results, processes)]
     write_text(out / "results.json", report.as_json(source, notes, results))
@@ -150,22 +151,22 @@ def on_gpu() -> Iterator[Settings]:
 
 
 def measure(
-    planned: Sequence[Comparison], folder: Path, minutes: float, call: str, processes: int, say: Say
+    planned: Sequence[Comparison], folder: Path, minutes: float, source: Mapping[str, str | None], processes: int, say: Say
 ) -> tuple[list[Kept], list[str]]:
     """(those of the planned comparisons that are done, in this call or before; notes on what failed).
 
-    After the first, none is started that would probably not end within `minutes`. Raises `Error` if the folder
-    is of another device.
+    `source` is the `origin` of this call. After the first, none is started that would probably not end within `minutes`.
+    Raises `Error` if the folder is of another device.
     """
     done, notes, longest, started = read(folder / KEPT), list[str](), 0.0, time.monotonic()
     for number, comparison in enumerate(planned):
         spent = time.monotonic() - started
-        if any(one.key == comparison.key for one in done):
+        if any(one.key == comparison.key(processes) for one in done):
             continue
         if longest and spent + longest > 60 * minutes:
             break
         place = f"{number + 1} of {len(planned)}, {minutes - spent / 60:.0f} min left"
-        one = take(comparison, done, call, processes, lambda text, place=place: say(f"{place}: {text}"))  # type: ignore[misc]
+        one = take(comparison, done, source, processes, lambda text, place=place: say(f"{place}: {text}"))  # type: ignore[misc]
         longest = max(longest, time.monotonic() - started - spent)
         if any(candidate[0].case["implementation"] != CEILING for candidate in one.measured):
             check_device(one, done, folder)
@@ -173,18 +174,19 @@ def measure(
             write_text(folder / KEPT, "".join(map(as_line, done)))
         else:  # a framework that is not installed, say: the next call tries again
             notes += one.notes
-    wanted = {comparison.key for comparison in planned}
+    wanted = {comparison.key(processes) for comparison in planned}
     kept = [one for one in done if one.key in wanted]
     return kept, list(dict.fromkeys([*notes, *(note for one in kept for note in one.notes)]))
 
 
-def take(comparison: Comparison, done: Sequence[Kept], call: str, processes: int, say: Say) -> Kept:
+def take(comparison: Comparison, done: Sequence[Kept], source: Mapping[str, str | None], processes: int, say: Say) -> Kept:
     """Measure a comparison, and the ceiling of its backend and precision unless this call has it already."""
+    call = str(source["date"])
     known = ceilings(done, call)
     cases = candidates.cases(*comparison)
     cases = [case for case in cases if case["implementation"] != CEILING or (case["backend"], case["dtype"]) not in known]
     workers, notes = compare(cases, processes, 2, say)
-    return Kept(comparison.key, call, workers, notes)
+    return Kept(comparison.key(processes), call, workers, notes, source["commit"])
 
 
 def check_device(one: Kept, done: Sequence[Kept], folder: Path) -> None:
@@ -200,8 +202,8 @@ def devices(done: Sequence[Kept]) -> set[str]:
 
 
 def rows(done: Sequence[Kept]) -> list[Row]:
-    """The results, each with its share of the ceiling of the same call."""
-    return [row for one in done for row in summary.rows(one.measured, ceilings(done, one.call))]
+    """The results, each with its share of the ceiling of the same call, and with the commit that was measured."""
+    return [row | {"commit": one.commit} for one in done for row in summary.rows(one.measured, ceilings(done, one.call))]
 
 
 def ceilings(done: Sequence[Kept], call: str) -> Ceilings:
@@ -228,14 +230,18 @@ def as_line(one: Kept) -> str:
         [{"case": each.case | {"spec": name}, "about": each.about, "turns": each.turns} for each in candidate]
         for candidate in one.measured
     ]
-    return json.dumps({"key": one.key, "call": one.call, "notes": one.notes, "measured": measured}) + "\n"
+    line = {"key": one.key, "call": one.call, "commit": one.commit, "notes": one.notes, "measured": measured}
+    return json.dumps(line) + "\n"
 
 
 def read(path: Path) -> list[Kept]:
     """The comparisons that a file has. Raises `Error` if it is none of ours."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [Kept(line["key"], line["call"], list(map(candidate, line["measured"])), line["notes"]) for line in lines]
+        return [
+            Kept(line["key"], line["call"], list(map(candidate, line["measured"])), line["notes"], line.get("commit"))
+            for line in lines
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise Error(f"{path}: not what a suite has measured ({error}); name another folder by --out") from None
 

@@ -6,14 +6,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import shared
 from shared import files, shapes
@@ -22,6 +25,7 @@ from twins.backends import Backend
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import candidates
+import cifar10_folder
 import kills
 import origin
 import parity
@@ -34,6 +38,7 @@ import startup
 import suite
 import summary
 import switch
+import worker
 from candidates import Dtype, Mode, Peer, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -245,6 +250,37 @@ def test_a_suite_goes_on_where_it_ended(a_suite, tmp_path, capsys):
     assert take() == 0 and len(worker.started) == count  # nothing is left to measure
 
 
+def test_each_result_has_the_commit_that_was_measured(a_suite, tmp_path, monkeypatch):
+    """Not that of the last call; none, in a file of an earlier version."""
+    take, worker = a_suite
+    commits, real = iter(["first", "second", "third"]), suite.origin
+    monkeypatch.setattr(suite, "origin", lambda: real() | {"commit": next(commits)})
+    take(minutes=0)
+    take()
+
+    def results():
+        return json.loads((tmp_path / "out/results.json").read_text())
+
+    found = [row["commit"] for row in results()["results"]]
+    count = found.count("first")
+    assert 0 < count < len(found) and found == ["first"] * count + ["second"] * (len(found) - count)
+    table = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    assert [row["commit"] for row in table] == found
+    kept = tmp_path / "out/measured.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert all(line.pop("commit") for line in lines)
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    started = len(worker.started)
+    take()
+    assert results()["commit"] == "third" and {row["commit"] for row in results()["results"]} == {None}
+    assert len(worker.started) == started
+
+
+def test_more_processes_are_another_measurement():
+    one = suite.comparisons(suite.Suite.CPU, ["resnet18"], None)[0]
+    assert json.loads(one.key(5)) == json.loads(one.key(1)) | {"processes": 5} and "processes" not in one.key(1)
+
+
 def test_a_suite_keeps_the_fastest_forms_for_the_screen():
     def row(rate, mode="infer", **others):
         return {"network": "n", "mode": mode, "backend": "torch", "implementation": "twins", "dtype": "float32"} | others | {
@@ -280,7 +316,7 @@ def test_what_is_not_installed_is_tried_again(a_suite, tmp_path, monkeypatch, ca
 def test_the_table_of_a_gpu():
     planned = suite.comparisons(suite.Suite.GPU, suite.NETWORKS[suite.Suite.GPU], None)
     assert {comparison.network for comparison in planned} == {"resnet18", "resnet50", "drn_c_26", "drn_d_54"}
-    assert len({comparison.key for comparison in planned}) == len(planned)
+    assert len({comparison.key(1) for comparison in planned}) == len(planned)
     for comparison in planned:
         comparison.settings.check()
         assert candidates.cases(*comparison)
@@ -503,6 +539,7 @@ def test_both_backends_are_pytorch_and_tensorflow():
 
 def test_peers_are_a_list_with_commas_or_repeated():
     assert candidates.read_peers(["torchvision,timm", "", "twins"]) == [Peer.TORCHVISION, Peer.TIMM, Peer.TWINS]
+    assert candidates.read_peers(["timm,timm", "timm"]) == [Peer.TIMM]  # measured once
     assert run.complete_peers("torchvision,keras") == ["torchvision,keras.applications", "torchvision,keras_hub"]
     assert run.complete_peers("ti") == ["timm"]
 
@@ -679,6 +716,91 @@ def test_a_run_is_killed_in_one_framework(monkeypatch, capsys):
         "",
         "script.py: --backend both: a run is killed and resumed in one framework; expected torch, tf, jax or keras-torch\n",
     )
+
+
+@pytest.mark.parametrize("ignores", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN); "])
+def test_children_end_with_their_block(ignores, monkeypatch):
+    monkeypatch.setattr(script, "GRACE", 0.2)
+    code = f"import signal, time; {ignores}print('ready', flush=True); time.sleep(60)"
+    with pytest.raises(KeyError), script.Children() as children:
+        process = children.start([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        raise KeyError
+    with process.stdout:
+        assert process.wait(10) == (-signal.SIGKILL if ignores else -signal.SIGTERM)
+    with pytest.raises(shared.Error, match="interrupted"):
+        children.start([sys.executable])
+
+
+@pytest.mark.parametrize("call", [
+    lambda folder: pictures.peak_memory("evaluate", folder, Backend.TORCH, folder),
+    lambda folder: kills.main(kills=1),
+])  # fmt: skip
+def test_a_script_that_is_ended_ends_what_it_has_started(call, tmp_path, monkeypatch):
+    started, start = [], script.Children.start
+
+    def sleeping(self, command, **options):
+        process = start(self, [sys.executable, "-c", "import time; time.sleep(60)"], **options)
+        started.append(process)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    def end(number, frame):
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        monkeypatch.setattr(script.Children, "start", sleeping)
+        with pytest.raises(SystemExit):
+            call(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
+@pytest.mark.parametrize("device, count", [("cpu", 2), ("meta", 1)])
+def test_the_ceiling_of_a_gpu_is_a_product_of_matrices(device, count, monkeypatch):
+    """A convolution is another library's on the CPU alone; "meta" stands for a GPU."""
+    monkeypatch.setattr(worker, "SIDE", {device: 8})
+    monkeypatch.setattr(worker, "BYTES", 64)
+    side = SimpleNamespace(torch=torch, case={"device": device}, device=device, dtype=torch.float32, wait=lambda: None)
+    assert len(worker.Torch.ceiling(side)[2]) == count
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"y_test": np.full(4, 10)}, "y_test has a label 10, expected 0 to 9, the classes of CIFAR-10"),
+        ({"x_train": np.zeros((4, 8, 8), np.uint8)}, "x_train has images of 1 channels, expected 3"),
+    ],
+)
+def test_images_that_are_not_cifar10s_are_not_written(change, message, tmp_path):
+    colour = np.zeros((4, 8, 8, 3), np.uint8)
+    arrays = {"x_train": colour, "y_train": np.arange(4), "x_test": colour, "y_test": np.arange(4)} | change
+    if "x_train" in change:
+        arrays["x_test"] = change["x_train"]
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(shared.Error, match=message):
+        cifar10_folder.write(tmp_path / "data.npz", tmp_path / "out", tmp_path / "same.npz", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+
+
+def test_a_folder_of_pictures_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    colour = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "data.npz", x_train=colour, y_train=np.arange(4), x_test=colour, y_test=np.arange(4))
+    arguments = (tmp_path / "data.npz", tmp_path / "out", tmp_path / "same.npz", None)
+    made, plain = itertools.count(), Image.fromarray
+
+    def full(array):
+        if next(made) == 5:
+            raise OSError("no space left")
+        return plain(array)
+
+    monkeypatch.setattr(Image, "fromarray", full)
+    with pytest.raises(shared.Error, match="out: cannot be written: no space left"):
+        cifar10_folder.write(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
+    assert cifar10_folder.write(*arguments) == 8 == len(list((tmp_path / "out").rglob("*.png")))
 
 
 def test_half_written_files_of_a_run(tmp_path):

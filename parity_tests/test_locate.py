@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -548,6 +549,45 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(tmp_path):
         assert experiment.complete(tmp_path, recipe) is bool(step)
     with pytest.raises(shared.Error, match="has a run of another recipe or network; choose another folder"):
         experiment.complete(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    "change, of_the_run, history, is_complete",
+    [
+        ("patience=2", {}, [ROW | {"epoch": n, "step": n, "test_loss": 2.0 + n} for n in (1, 2, 3)], True),
+        ("patience=3", {}, [ROW | {"epoch": n, "step": n, "test_loss": 2.0 + n} for n in (1, 2, 3)], False),
+        ("class_weights=balanced", {"class_weights": [1.0] * 10}, [ROW | {"step": 9}], True),
+    ],
+)
+def test_a_run_that_has_ended_is_not_resumed(change, of_the_run, history, is_complete, tmp_path):
+    """Early, by its patience; and with numbers for what the recipe leaves to the data."""
+    recipe = recipes.load(recipes.changed(recipes.load("scattered"), ["network=resnet10_small", "steps=9", change]))
+    spec = recipes.network(recipe)
+    about = {"recipe": recipe | of_the_run, "spec": spec, "step": history[-1]["step"], "sums": [0.0, 0, 0, 0.0]}
+    arrays = torch_impl.trainer(spec, recipe | of_the_run).state()
+    weights.save_state(tmp_path / "last.safetensors", arrays, about | {"history": history})
+    assert experiment.complete(tmp_path, recipe) is is_complete
+
+
+def test_runs_end_with_the_experiment(tmp_path, monkeypatch):
+    """One that fails ends the others, which have the cores that this process may use."""
+    started, sleep = [], [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def train(run, environment, children):
+        started.append((run.seed, environment["OMP_NUM_THREADS"]))
+        if run.seed == 1:
+            while not children.processes:
+                time.sleep(0.01)
+            raise shared.Error("it failed")
+        children.start(sleep).wait()
+
+    monkeypatch.setattr(experiment, "train", train)
+    monkeypatch.setattr(experiment, "cores", lambda: 6)
+    runs = [experiment.Run(tmp_path / f"{seed}", "lenet", seed, {}, []) for seed in range(2)]
+    begun = time.monotonic()
+    with pytest.raises(shared.Error, match="it failed"):
+        experiment.train_all(runs, 2, lambda text: None)
+    assert time.monotonic() - begun < 20 and sorted(started) == [(0, "3"), (1, "3")]
 
 
 def test_the_experiment_with_a_run_that_is_done(tmp_path, monkeypatch, capsys):
