@@ -120,7 +120,7 @@ def start(backend: Backend, tf32: bool = False) -> list[Package]:
     """The packages of a backend, one of `ENGINES` or of `SEVERAL`, with their frameworks started.
 
     A process has one Keras backend, so JAX beside TensorFlow runs in a process of its own, as `remote` says, and the package
-    is a proxy. Frameworks compute float32 in full, but with `tf32` on a GPU as they do by default, which is faster and parts
+    is a proxy. Frameworks compute float32 in full, but with `tf32` on a GPU as they do by default, which is faster and differs
     by more than the tolerance of the ladder. Raises `Error`, naming all that is missing, unless they are installed.
     """
     try:
