@@ -25,7 +25,7 @@ from shared import dropout, shapes, weights
 from twins import ladder
 
 TOLERANCES = ladder.TOLERANCES["float64"]
-SIZES = ((7, 10), (11, 9))  # at a stride of 2, "same" and symmetric padding part where a side is even
+SIZES = ((7, 10), (11, 9))  # at a stride of 2, "same" and symmetric padding differ where a side is even
 
 SAME_SHAPE, WIDER, SMALLER = {"in": 8, "out": 8}, {"in": 5, "out": 8}, {"in": 5, "out": 8, "stride": 2}
 CASES = [

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import keras_impl
-import torch_impl
+import torch_impl.recording
 import twins
 from shared.checks import Error
 from twins import backends
@@ -157,6 +157,17 @@ def test_a_sound_port_trains_alike(form):
     attributes = {finding.attribute for finding in report.training}
     assert attributes == ({"momentum", "running variance"} & attributes if form == "times" else set())
     assert report.trained.measures and (report.sound or form == "times")
+
+
+@pytest.mark.parametrize("method", ["apply", "values"])
+def test_memory_that_runs_out_is_no_difference(method, monkeypatch):
+    def runs_out(*given):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    monkeypatch.setattr(torch_impl.recording.Recording, method, runs_out)
+    nets = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        twins.diff(*nets, input=(3, 8, 8))
 
 
 def test_a_frozen_embedding_is_named():

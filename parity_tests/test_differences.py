@@ -113,7 +113,7 @@ def trained(opened, monkeypatch):
     monkeypatch.setattr(differences, "_trained", lambda *given: (TRAINED, [MOMENTUM]))
 
 
-def test_what_parts_in_training_is_told_and_ends_in_status_1(trained):
+def test_what_diverges_in_training_is_told_and_ends_in_status_1(trained):
     result = run("first", "last", "--input", "3x17x17", "--train", "2")
     assert result.exit_code == 1 and "The same function" in result.output
     text = " ".join(result.output.split())
@@ -294,7 +294,7 @@ def test_values_in_words(value, words):
         (((0, 1), (0, 1)), "PyTorch", "F.pad by ((0, 1), (0, 1)) before it"),
     ],
 )
-def test_what_mends_a_padding(wanted, framework, remedy):
+def test_what_fixes_a_padding(wanted, framework, remedy):
     assert remedies.of("convolution", "padding", (wanted, ((9, 9),) * len(wanted)), framework) == (remedy, "same-padding")
 
 

@@ -74,11 +74,17 @@ def test_tests_without_labels_are_left_out(tmp_path):
     assert folders.read(tmp_path).parts.keys() == {"train", "val"}
 
 
-@pytest.mark.parametrize("name", ["train", "test", "Val"])
+@pytest.mark.parametrize("name", ["train", "Val"])
 def test_a_class_may_be_called_as_a_part(name, tmp_path):
     pictures(tmp_path, "bus/1.png", f"{name}/1.png", "tram/1.png")
     found = folders.read(tmp_path)
     assert found.classes == sorted(["bus", name, "tram"]) and found.parts.keys() == {""}
+
+
+def test_pictures_to_test_on_are_no_class(tmp_path):
+    pictures(tmp_path, "cat/1.png", "dog/1.png", "test/1.png")
+    with pytest.raises(Error, match="has no labels: test has no folders of classes.*; a class cannot be called test"):
+        folders.read(tmp_path)
 
 
 def test_what_stands_beside_parts_is_no_class(tmp_path):

@@ -417,6 +417,20 @@ def test_a_pipe_is_not_replaced_by_a_file(link, tmp_path):
     assert (tmp_path / "pipe").is_fifo() and path.is_symlink() == link
 
 
+@pytest.mark.parametrize("written", [files.atomic_path, files.atomic_folder])
+def test_memory_that_runs_out_is_no_fault_of_the_file(written, tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), written(tmp_path / "a"):
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_a_link_to_itself_is_replaced(tmp_path):
+    path = tmp_path / "link"
+    path.symlink_to(path)
+    files.check_writable(path)
+    files.write_text(path, "text")
+    assert path.read_text() == "text"
+
+
 def test_a_link_remains_one(tmp_path):
     (tmp_path / "folder").mkdir()
     path = tmp_path / "link"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import limits
-from .checks import Error
+from .checks import Error, is_out_of_memory
 
 
 def check_readable(path: str | Path, called: str | Path | None = None, most: int | None = None) -> int:
@@ -101,7 +101,7 @@ def check_folder(folder: Path) -> None:
 
 def _target(path: Path) -> Path:
     """What is written in a path's place: of a link, what it leads to."""
-    return path.resolve() if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if path.is_symlink() else path  # `resolve` fails for a link to itself
 
 
 @contextlib.contextmanager
@@ -121,6 +121,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
         sync(target.parent)
     except (OSError, RuntimeError, UnicodeEncodeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -141,6 +143,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise Error(f"{path}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -94,7 +94,10 @@ def read(path: str | Path) -> Folder:
         found[part], more = _classes(path / name, path)
         skipped += more
     if not found:
-        raise Error(f"{path}: has no labels: {divided['test']} has no folders of classes, and there is no train or val")
+        raise Error(
+            f"{path}: has no labels: {divided['test']} has no folders of classes, and there is no train or val; "
+            f"a class cannot be called {divided['test']}"
+        )
     return _folder(path, path, found, skipped)
 
 
@@ -102,11 +105,12 @@ def divisions(path: Path) -> dict[str, str]:
     """{"train", "val" or "test": the name of that folder} of a folder that is divided.
 
     It is not if other folders stand beside these and none of these has folders in it: then all are classes, one called train.
-    Raises `Error` for two of one kind.
+    With test alone it is, since pictures to test on are published without labels. Raises `Error` for two of one kind.
     """
     names = _folders(path)
     parts = [name for name in names if name.lower() in PARTS]
-    if len(parts) < len(names) and not any(_folders(path / name) for name in parts):
+    has_classes = any(_folders(path / name) for name in parts)
+    if len(parts) < len(names) and not has_classes and {PARTS[name.lower()] for name in parts} != {"test"}:
         return {}
     found: dict[str, str] = {}
     for name in parts:

@@ -106,7 +106,7 @@ def start(
         if checkpoint and in_place:
             training.check_current(folder, checkpoint)
         if checkpoint and done >= steps:  # what a process that was killed at the very end did not come to
-            training.mend_best(folder, checkpoint, whole_epoch=done % per_epoch == 0)
+            training.complete_best(folder, checkpoint, whole_epoch=done % per_epoch == 0)
             draw_curves(folder, checkpoint.history, beginning.title)
             raise _complete(resume, done, per_epoch)
         yield beginning

@@ -318,7 +318,7 @@ class _Run:
         write(self.folder / LAST, now)
         if (self.folder / BEST_WHOLE).exists():
             os.replace(self.folder / BEST_WHOLE, self.folder / BEST)
-        mend_best(self.folder, now)
+        complete_best(self.folder, now)
         if (self.folder / BEST).exists() and step_of(self.folder / BEST) not in [row["step"] for row in self.history]:
             self.best = -1.0  # it is of an epoch that is no longer in the log, so the next one replaces it
 
@@ -399,7 +399,7 @@ class _Run:
             now = self.checkpoint()
             files.append_text(self.folder / "log.jsonl", json.dumps(row) + "\n")
             write(self.folder / LAST, now)
-            if runlog.score(row) > self.best:  # last: `mend_best` does it for a process that is killed before
+            if runlog.score(row) > self.best:  # last: `complete_best` does it for a process that is killed before
                 write_best(self.folder, now, whole_epoch=self.step % self.per_epoch == 0)
         self.best, self.saved = max(self.best, runlog.score(row)), time.monotonic()
         steps = self.step if is_over(self.recipe, self.history) else self.steps
@@ -441,7 +441,7 @@ def write_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool) -> None:
     write(folder / BEST, checkpoint._replace(arrays=best_weights(checkpoint.arrays, checkpoint.history[-1])))
 
 
-def mend_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) -> None:
+def complete_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool = True) -> None:
     """Write the weights of a checkpoint as the best if its log says so and the process that wrote it was killed before."""
     rows = checkpoint.history
     if rows and runlog.best_epoch(rows)["step"] == checkpoint.step != step_of(folder / BEST):

@@ -172,7 +172,7 @@ def _show_notes(report: "Report") -> None:
         apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
         output.show(
             f"This network magnifies rounding: started from weights one rounding apart, {one} departs from itself: {apart}. "
-            f"Where ten times that exceeds the ladder's tolerance, it replaces it; above {CEILING:g} it says little.",
+            f"Where ten times that exceeds the ladder's tolerance, that is the tolerance; one above {CEILING:g} says little.",
         )
     if report.judged_steps < len(report.steps):
         output.show(

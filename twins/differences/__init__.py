@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared.checks import Error
+from shared.checks import Error, is_out_of_memory
 from shared.operations import Recording
 
 from .. import backends
@@ -302,6 +302,8 @@ def _told(name: str, arrays: Sequence[np.ndarray]) -> Iterator[None]:
     except Error as error:
         raise Error(f"{name}: {error}") from None
     except Exception as error:  # they have no common class
+        if is_out_of_memory(error):
+            raise
         line = next(iter(f"{error}".strip().splitlines()), "")[:300]
         inputs = " and ".join(f"{'x'.join(map(str, x.shape))}, from {x.min():.4g} to {x.max():.4g}" for x in arrays)
         raise Error(f"{name}: does not run on inputs of {inputs}: {type(error).__name__}: {line}") from None

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shared.checks import is_out_of_memory
+
 from .. import ladder
 from . import remedies
 from .alignment import Alignment, Graph, Layout, Node, Root, by_channels, carried, swapped
@@ -189,6 +191,8 @@ class _Judge:
         try:
             return np.asarray(self.alignment.b.apply(b, operands, weights)), ""
         except Exception as error:  # whatever a framework raises for shapes that do not fit
+            if is_out_of_memory(error):
+                raise
             return None, f"{error}".splitlines()[0][:200] if f"{error}" else type(error).__name__
 
     def _control(self, a: Node) -> float:
@@ -313,7 +317,11 @@ class _Judge:
             operands = [value for root in self.alignment.b.operands(node) if (value := self._theirs(root)) is not None]
             try:
                 difference = self._own_effect(self.alignment.b.apply(node, operands), operands)
-            except Exception:  # whatever a framework raises for shapes that do not fit, and for operands that are not known
+            except (
+                Exception
+            ) as error:  # whatever a framework raises for shapes that do not fit, and for operands that are not known
+                if is_out_of_memory(error):
+                    raise
                 difference = math.nan
             if difference <= TOLERANCE32 / 1e3:
                 verdict.harmless.append(node.name)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shared.checks import first_few
+from shared.checks import first_few, is_out_of_memory
 from shared.operations import Operation, Recording
 
 from .. import ladder
@@ -124,6 +124,8 @@ def train(
     try:
         findings += _Steps(aligned, inputs, outputs, values, max(least, 1e3 * loosest), optimizers).run(training, say)
     except Exception as error:  # whatever a framework raises for what has no gradient
+        if is_out_of_memory(error):
+            raise
         line = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
         training.notes.append(f"no step can be taken: {line[:200]}")
     divergence = training.divergence
