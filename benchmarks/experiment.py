@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import script
-from origin import cores
 
 from shared import networks, recipes
 from shared.checks import Error
 from shared.recipes import Recipe
 from shared.spec import Spec
 from twins import gridding, training
+from twins.loading import cores
 
 Row = dict[str, Any]  # what is measured of a run
 

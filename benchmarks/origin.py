@@ -1,7 +1,6 @@
 """Where results come from: the command, the commit, the system, the processor."""
 
 import datetime
-import os
 import platform
 import shlex
 import subprocess
@@ -27,8 +26,3 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,12 +22,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from candidates import AGAIN, CEILING, OURS, Case, Device, Dtype, Format, Mode, Peer
-from origin import cores, processor
+from origin import processor
 
 from shared import renaming, shapes, weights
 from shared.checks import Error, is_out_of_memory
 from shared.spec import Spec
 from twins.backends import KERAS_BACKENDS, Backend
+from twins.loading import cores
 
 WARM_UP = 1  # steps after the first
 TURN = 1.0  # seconds that a turn takes at least

@@ -317,9 +317,7 @@ class _Judge:
             operands = [value for root in self.alignment.b.operands(node) if (value := self._theirs(root)) is not None]
             try:
                 difference = self._own_effect(self.alignment.b.apply(node, operands), operands)
-            except (
-                Exception
-            ) as error:  # whatever a framework raises for shapes that do not fit, and for operands that are not known
+            except Exception as error:  # whatever a framework raises for shapes that do not fit, and for unknown operands
                 if is_out_of_memory(error):
                     raise
                 difference = math.nan

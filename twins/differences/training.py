@@ -25,12 +25,7 @@ from .optimizers import SINGLE, Optimizer, differing
 
 MOMENTUM = 0.9
 LOSS, GRADIENTS, STATISTICS, UPDATE = "loss", "gradients", "running statistics", "update"  # in the order of a step
-RUNGS = {
-    LOSS: "losses",
-    GRADIENTS: "gradients",
-    STATISTICS: "statistics",
-    UPDATE: "gradients",
-}  # rungs of the ladder
+RUNGS = {LOSS: "losses", GRADIENTS: "gradients", STATISTICS: "statistics", UPDATE: "gradients"}  # of the ladder
 FIT = 1e-6  # how well a running statistic must follow from the batch's for its momentum to be told
 Key = tuple[str, str]  # (operation, role)
 
