@@ -34,7 +34,7 @@ def root(tmp_path):
 
 def test_a_folder_a_class(root):
     found = folders.read(root)
-    assert found.classes == ["cat", "dog"] and found.parts.keys() == {""} and found.skipped == 0
+    assert found.classes == ["cat", "dog"] and found.parts.keys() == {""} and found.skipped == []
     pictures, labels = found.parts[""]
     assert pictures.names == [*(f"cat/{n}.png" for n in range(5)), *(f"dog/{n}.jpg" for n in range(3))]
     assert labels.tolist() == [0] * 5 + [1] * 3 and len(pictures) == 8
@@ -51,7 +51,8 @@ def test_what_else_is_in_a_folder(root):
     (root / "elsewhere").mkdir()
     (root / "elsewhere" / "x.png").symlink_to(root / "cat" / "0.png")
     found = folders.read(root)
-    assert found.classes == ["cat", "dog", "elsewhere"] and found.skipped == 2  # of those in the folders of classes
+    assert found.classes == ["cat", "dog", "elsewhere"]
+    assert found.skipped == ["cat/notes.txt", "dog/Thumbs.db"]  # of those in the folders of classes
     assert "cat/more/5.JPEG" in found.parts[""].pictures.names
     assert found.parts[""].labels.tolist() == [0] * 6 + [1] * 3 + [2]
 

@@ -1,6 +1,7 @@
 """Training on folders of pictures: the same run as on the same images in memory, resumed and in both frameworks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -193,6 +194,15 @@ def test_mistakes(mistake, place, twins):
     options, words = MISTAKES[mistake]
     status, out, error = twins(*FOLDER, *options, "--out", "mistake", folder=place)
     assert (status, out) == (2, "") and words in error.replace("\n", " ") and not (place / "mistake").exists()
+
+
+def test_files_that_are_not_pictures_are_named(place, tmp_path, twins):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    for name in ("train/washer/phone.heic", "val/washer/notes.txt"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    status, out, error = twins(*FOLDER, "--epochs", "1", "--out", "run", folder=tmp_path)
+    named = "skipped 2 files without a picture's extension: train/washer/phone.heic, val/washer/notes.txt."
+    assert status == 0 and f"photos: {named}" in " ".join(out.split()), error
 
 
 def test_an_unreadable_picture_ends_the_run_unless_it_is_skipped(place, twins):

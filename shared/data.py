@@ -43,6 +43,7 @@ class Data(NamedTuple):
     tested_on: str = "test"  # what the test images are: "test", "val", or "train" if they are held out of it
     unseen: Labelled | None = None  # the part "test", if the test images are others: nothing in a run depends on it
     coding: Coding | None = None  # of masks
+    skipped: Sequence[str] = ()  # files of its folder that are not pictures
 
 
 ARRAYS = Data._fields[:4]  # of an .npz
@@ -74,7 +75,7 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
         raise Error(f"no data set is called {str(name)!r}{nearest(name, known)}; {expected}")
     if folders.is_folder(path):
         folder = folders.read(path)
-        found = _of_parts(path, folder.parts, None if folder.is_numbered else folder.classes)
+        found = _of_parts(path, folder.parts, None if folder.is_numbered else folder.classes)._replace(skipped=folder.skipped)
     else:
         found = _read_npz(path)
     try:
@@ -101,7 +102,7 @@ def hold_out(data: Data, holdout: float | None) -> Data:
     rest, held = folders.held_out(labels, names, HOLDOUT if holdout is None else holdout)
     train, test = ((data.x_train[places], data.y_train[places]) for places in (rest, held))
     unseen = Labelled(data.x_test, data.y_test, data.classes, data.coding) if len(data.x_test) else None
-    return Data(*train, *test, data.classes, "train", unseen, data.coding)
+    return Data(*train, *test, data.classes, "train", unseen, data.coding, data.skipped)
 
 
 def find(name: str | Path) -> Path | None:

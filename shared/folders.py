@@ -59,7 +59,7 @@ class Folder(NamedTuple):
 
     classes: list[str]
     parts: dict[str, Part]  # "train", "val", "test", or "" if it is not divided
-    skipped: int  # files that are no pictures by their endings
+    skipped: list[str]  # files that are not pictures by their extensions, relative to the folder
     is_numbered: bool = False  # classes have numbers for names
 
 
@@ -87,7 +87,7 @@ def read(path: str | Path) -> Folder:
     if not divided:
         files, skipped = _classes(path, path)
         return _folder(path, path, {"": files}, skipped)
-    found, skipped = {}, 0
+    found, skipped = {}, list[str]()
     for part, name in divided.items():
         if part == "test" and not _folders(path / name):
             continue  # without labels, as ImageNet's is published
@@ -145,7 +145,7 @@ def held_out(labels: np.ndarray, classes: Mapping[int, str], share: float, seed:
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _folder(path: Path, root: Path, found: dict[str, dict[str, list[str]]], skipped: int) -> Folder:
+def _folder(path: Path, root: Path, found: dict[str, dict[str, list[str]]], skipped: list[str]) -> Folder:
     """A `Folder` from {part: {class: names of files, relative to the root}}; messages name the `path`.
 
     Raises `Error` unless all parts have the same classes, whose names are text.
@@ -170,9 +170,9 @@ def _folder(path: Path, root: Path, found: dict[str, dict[str, list[str]]], skip
     return Folder(classes, parts, skipped)
 
 
-def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
-    """({class: its pictures, relative to the root}, how many other files there are) of a folder with a folder a class."""
-    names, skipped = _folders(folder), 0
+def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """({class: its pictures}, the other files) of a folder with a folder a class; paths are relative to the root."""
+    names, skipped = _folders(folder), list[str]()
     if not names:
         loose = any(_is_picture(entry.name) for entry in _entries(folder))
         has = "pictures but no folders" if loose else "no pictures"
@@ -194,20 +194,18 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], int]:
     return files, skipped
 
 
-def pictures_under(folder: Path, root: Path) -> tuple[list[str], int]:
-    """(pictures at any depth, relative to the root and sorted; the number of other files that are not hidden)."""
-    names: list[str] = []
-    skipped = 0
+def pictures_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
+    """(pictures, other files that are not hidden) at any depth, relative to the root and sorted."""
+    names, others = list[str](), list[str]()
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         above = list(Path(place).parents)[: len(Path(place).relative_to(root).parts)]
         if any(os.path.samefile(place, parent) for parent in above):
             raise Error(f"{place}: is a link to a folder that it is in")
         folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = [name for name in files if not name.startswith(".")]
-        chosen = [os.path.relpath(os.path.join(place, name), root) for name in visible if _is_picture(name)]
-        names += chosen
-        skipped += len(visible) - len(chosen)
-    return sorted(names), skipped
+        for name in files:
+            if not name.startswith("."):
+                (names if _is_picture(name) else others).append(os.path.relpath(os.path.join(place, name), root))
+    return sorted(names), sorted(others)
 
 
 def _refuse(error: OSError) -> None:
@@ -255,7 +253,7 @@ def _read_csv(path: Path) -> Folder:
         if missing:
             others = f", nor {len(missing) - 1:,} others of its class" if missing[1:] else ""
             raise Error(f"{path}: there is no file {path.parent / missing[0]}{others}")
-    folder = _folder(path, path.parent, found, 0)
+    folder = _folder(path, path.parent, found, [])
     twice = [
         name for name, count in Counter(n for part in folder.parts.values() for n in part.pictures.names).items() if count > 1
     ]

@@ -85,7 +85,8 @@ def of_classes(data: Data, recipe: Recipe) -> Data:
     if not all(map(len, places)):
         raise Error(f"'classes': {recipe['data']} has no images of them to {'test' if len(places[0]) else 'train'} on")
     train, test, *unseen = ((x[of], table[labels[of]]) for (x, labels), of in zip(parts, places, strict=True))
-    return Data(*train, *test, None, data.tested_on, Labelled(*unseen[0]) if unseen else None)
+    left = Labelled(*unseen[0]) if unseen else None
+    return Data(*train, *test, None, data.tested_on, left, skipped=data.skipped)
 
 
 def balanced(recipe: Recipe, data: Data, spec: Spec) -> Recipe:

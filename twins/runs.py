@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared import files, reading, recipes, renaming, weights
-from shared.checks import Error
+from shared.checks import Error, first_few
 from shared.data import Data
 from shared.recipes import Recipe
 from shared.spec import Spec
@@ -90,6 +90,9 @@ def start(
     steps = recipes.length(recipe, per_epoch)
     pretrained, notes = reading.adapted(init, spec) if init else ({}, [])
     notes = [*init.notes, *renaming.variant_note(recipes.network(recipe), spec), *notes] if init else []
+    if data.skipped:
+        files = f"{len(data.skipped)} files" if data.skipped[1:] else "a file"
+        notes.insert(0, f"{recipe['data']}: skipped {files} without a picture's extension: {first_few(data.skipped)}.")
     if out and not in_place and folder != out:
         again = f"--resume {shlex.quote(str(out))}"
         notes.insert(0, f"{out}: has a run already, which {again} continues. This one goes to {folder}.")
