@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # else PyTorch's idle threads spin, and TensorFlow waits for a core
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each of which gets a core
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
+    threads = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
+    os.environ.update(dict.fromkeys(threads, "1"))
 
 # Inputs that Hypothesis makes up, see test_fuzz.py: the same few in every run of the suite, and others with
 # --hypothesis-profile long.
