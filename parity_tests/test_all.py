@@ -154,7 +154,7 @@ def test_a_backend_of_keras_in_the_environment_is_overridden_with_a_note(twins, 
     for backend, note in (("tf", "tensorflow"), ("both", "tensorflow"), ("torch", ""), ("all", "")):
         monkeypatch.setenv("KERAS_BACKEND", "jax")
         done = twins(f"predict small.json 0.png --weights w.safetensors --backend {backend}")
-        expected = f"KERAS_BACKEND is 'jax', but --backend {backend} counts: Keras runs on {note}.\n" if note else ""
+        expected = f"KERAS_BACKEND is 'jax', but --backend {backend} takes precedence: Keras runs on {note}.\n" if note else ""
         assert (done.returncode, done.stderr) == (0, expected)
 
 

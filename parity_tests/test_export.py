@@ -190,7 +190,7 @@ def test_what_the_command_says(exported):
     assert done.returncode == 0 and done.stderr == ""
     first, _, *rows, _ = done.stdout.splitlines()
     assert first == (
-        "7 batch norms folded into the convolutions before them; 1 stay, directly after no convolution: block2.bn1."
+        "7 batch norms folded into the convolutions before them; 1 kept, not directly after a convolution: block2.bn1."
     )
     readers = [tuple(row.split()[:2]) for row in rows]
     keras, pytorch = [("b", "TensorFlow"), ("c.keras", "Keras")], [("d.pth", "PyTorch"), ("e.safetensors", "PyTorch")]
@@ -262,7 +262,7 @@ def test_logits_that_differ_are_told_by_the_exit_status(folder, monkeypatch, twi
     monkeypatch.setattr(export, "TOLERANCE", 1e-12)
     done = twins("export", "mine.json", "--weights", "w.safetensors", "--fold", folder=folder)
     assert done.returncode == 1
-    assert "mine_folded.safetensors: its logits are more than 1e-12 apart" in done.stdout
+    assert "mine_folded.safetensors: its logits differ by more than 1e-12" in done.stdout
 
 
 MINE = ["mine.json", "--weights", "w.safetensors", "--out"]

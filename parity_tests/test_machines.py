@@ -172,13 +172,13 @@ WORKERS = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "in
 @pytest.mark.parametrize(
     "config, options, words",
     [
-        ("{", "", "the environment variable TF_CONFIG is '{', expected workers alone, as in {"),
-        (WORKERS | {"task": {"type": "worker", "index": 2}}, "", "expected workers alone"),
-        (WORKERS | {"task": {"type": "chief", "index": 0}}, "", "expected workers alone"),
-        (WORKERS | {"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}, "", "expected workers alone"),
-        (WORKERS | {"cluster": {"worker": ["a", "b"]}}, "", "expected workers alone"),
-        (WORKERS, "--devices 2", "--devices is for one process; each worker of TF_CONFIG has all GPUs of its machine"),
-        (WORKERS, "--compile", "TF_CONFIG and --compile exclude one another"),
+        ("{", "", "the environment variable TF_CONFIG is '{', expected only workers, for example {"),
+        (WORKERS | {"task": {"type": "worker", "index": 2}}, "", "expected only workers"),
+        (WORKERS | {"task": {"type": "chief", "index": 0}}, "", "expected only workers"),
+        (WORKERS | {"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}, "", "expected only workers"),
+        (WORKERS | {"cluster": {"worker": ["a", "b"]}}, "", "expected only workers"),
+        (WORKERS, "--devices 2", "--devices is for one process; each worker of TF_CONFIG uses all GPUs of its machine"),
+        (WORKERS, "--compile", "TF_CONFIG and --compile cannot be combined"),
     ],
 )
 def test_mistakes(config, options, words, twins, tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_boxes_of_a_folder_of_classes(place, run, twins):
     common = ("locate", "--data", "photos", "--weights", "run/best.safetensors")
     status, out, error = twins(*common, "run/network.json", "--out", "drawn", folder=place)
     rows = [json.loads(line) for line in out.splitlines()]
-    assert status == 0 and "photos: there is no boxes.json in it, so there are no boxes to score these against." in error
+    assert status == 0 and "photos: there is no boxes.json in it, so the boxes cannot be scored." in error
     assert [row["class"] for row in rows] == [0] * 3 + [1] * 3 + [2] * 3  # of val, as they are in folders, not as predicted
     assert len([*(place / "drawn").iterdir()]) == 9 and {len(row["box"]) for row in rows if row["box"]} <= {4}
     done = twins(*common, "run/network.json", "--class", "washer", "--json", folder=place)

@@ -387,7 +387,7 @@ def test_data_in_words(twins, files):
     _, out, _ = twins("predict small.json --weights w.safetensors --data mine.npz --backend both")
     assert out == (
         "small on mine.npz, accuracy on 8 test images: PyTorch 75.00%, Keras 75.00%.\nThe same prediction for all of them.\n"
-        "The data set has 6 classes, the network 10: equal numbers may mean other classes.\n"
+        "The data set has 6 classes, the network 10: their numbers may mean different classes.\n"
     )
 
 

@@ -77,7 +77,7 @@ def test_widths(width, twins, monkeypatch):
         assert text.count("super().__init__() first_dilation") == 1
     else:
         assert "8 class BasicBlock(nn.Module): | 8 class BasicBlock(keras.Layer):" in text
-    assert "What it needs of layers.py" in text and "def pad_same(" in text
+    assert "What it uses from layers.py" in text and "def pad_same(" in text
 
 
 def test_page(twins, tmp_path):

@@ -711,7 +711,7 @@ def test_a_full_disk(twins, folder):
         (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to name a file"),
         (["--resume", "whole", "--init", "x.pth"], "--init and --freeze are for the start of a run"),
         (["--resume", "whole/best.safetensors"], "it has weights alone; resume from whole/last.safetensors"),
-        (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile exclude one another"),
+        (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile cannot be combined"),
         (["tiny.json", "--out", "x" * 300], "File name too long"),
         (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
         (["tiny.json", "--devices", "2"], "--devices is for tf and jax; with PyTorch: torchrun"),

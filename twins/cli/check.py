@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 def check(
     exercise: Annotated[
-        str | None, typer.Argument(metavar="EXERCISE", help="Its name, LESSON.EXERCISE. Default: list all.")
+        str | None, typer.Argument(metavar="EXERCISE", help="Name of the exercise, LESSON.EXERCISE. Default: list all.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Your solution, in PyTorch or Keras; for a spec, JSON. It is run.")
+        Path | None, typer.Argument(metavar="FILE", help="Your solution, in PyTorch or Keras; for a spec, JSON. Code is run.")
     ] = None,
     hint: Annotated[bool, typer.Option("--hint", help="Show the hint as well.")] = False,
     solution: Annotated[bool, typer.Option("--solution", help="Show the reference solutions.")] = False,
     limit: Annotated[float, typer.Option(min=1, help="Seconds after which the file is stopped.")] = 120,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
 ) -> None:
-    """Judge your solution of an exercise: where it first diverges from the reference, how far, and which mistake that is.
+    """Judge your solution to an exercise: where it first diverges from the reference, how far, and which mistake that is.
 
-    Runs FILE, as Python would, in a process of its own. Exit status 0 if it is right, 1 if it is wrong or raises an exception.
-    Without FILE, print the exercise.
+    Without FILE, print the exercise. With FILE, run it in a separate process.
+    Exit status 0 if it is right, 1 if it is wrong or raises an exception.
     """
     if exercise is None:
         _list(as_json)

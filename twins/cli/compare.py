@@ -30,18 +30,17 @@ def compare(
     data: Annotated[str, typer.Option(help="Data to train on: digits, mnist, cifar10, … or an .npz file.")] = "digits",
     size: options.Size = None,
     dtype: Annotated[options.Dtype, typer.Option(help="Precision of the networks.")] = options.Dtype.FLOAT64,
-    steps: Annotated[int, typer.Option(min=0, max=limits.WHOLE, help="Steps of training.")] = 20,
+    steps: Annotated[int, typer.Option(min=0, max=limits.WHOLE, help="Training steps.")] = 20,
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: chosen so that the first step lowers the loss by at most 2 %.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     backend: options.BackendOption = Backend.BOTH,
-    plot: Annotated[Path | None, typer.Option(help="Draw the loss curves and their differences into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the loss curves and their differences to this file.")] = None,
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 
-    With --backend jax or keras-torch, Keras runs there; with all, on TensorFlow and JAX, and PyTorch is the reference of both.
-
+    With --backend jax or keras-torch, Keras runs on JAX or PyTorch; with all, on TensorFlow and JAX; each is compared to PyTorch.
     Exit status 1 if any parity tolerance is exceeded.
     """
     from shared import images, reading
@@ -172,7 +171,7 @@ def _show_notes(report: "Report") -> None:
         apart = ", ".join(f"{rung} {value:.1e}" for rung, value in report.chaos.items())
         output.show(
             f"This network magnifies rounding: started from weights one rounding apart, {one} departs from itself: {apart}. "
-            f"Where ten times that exceeds the ladder's tolerance, that is the tolerance; one above {CEILING:g} says little.",
+            f"Ten times that is the tolerance where it exceeds the ladder's; a tolerance above {CEILING:g} says little.",
         )
     if report.judged_steps < len(report.steps):
         output.show(
@@ -185,7 +184,7 @@ def _show_notes(report: "Report") -> None:
         output.show(f"Test accuracy on {report.training['tested']} images: {accuracies}, {same}.")
         if report.training["labels_wrapped"]:
             output.show(
-                "The data set has more classes than the network: labels wrap around, so the accuracy means nothing else."
+                "The data set has more classes than the network: labels wrap around; use the accuracy only for this comparison."
             )
     if report.left_out:
         output.show(f"{report.left_out[0].upper()}{report.left_out[1:]}.")

@@ -33,18 +33,18 @@ def convert(
         typer.Option(metavar="OLD=NEW", help="Replace a regular expression in all names of the file; may be repeated."),
     ] = None,
     map_file: Annotated[
-        Path | None, typer.Option("--map", help="JSON object of names in the file and the network's names.")
+        Path | None, typer.Option("--map", help="JSON object that maps names in the file to names in the network.")
     ] = None,
     draft_map: Annotated[
         Path | None,
-        typer.Option(help="Write a first version of such a map, by order and shape, instead of converting."),
+        typer.Option(help="Instead of converting, write a draft of such a map, matched by order and shape."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Convert weights between PyTorch, Keras and other projects, and show where every array went.
 
-    A source is what its first bytes say. Formats of the output: .safetensors, .pth, .pt, .th, .keras, .weights.h5, and .h5 of
-    keras.applications. Code in files is never run.
+    The input format is detected from the first bytes of the file; code in it is never run.
+    Output formats: .safetensors, .pth, .pt, .th, .keras, .weights.h5, and .h5 of keras.applications.
     """
     from shared.reading import Naming
 
@@ -104,6 +104,6 @@ def _show_draft(path: Path, counts: tuple[int, int, int], as_json: bool) -> None
         output.show_json({"destination": str(path), "names": names, "uncertain": uncertain, "ignored": ignored})
         return
     output.show(
-        f"{names} names written to {path}: {uncertain} uncertain, with ? at the end, {ignored} without a place (null). "
+        f"{names} names written to {path}: {uncertain} uncertain (marked ?), {ignored} unmatched (null). "
         f"Correct it, then pass --map {shlex.quote(str(path))}."
     )

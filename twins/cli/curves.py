@@ -20,7 +20,7 @@ def curves(
     title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Draw the losses and test accuracies of several runs into one figure, and show how far they are apart."""
+    """Draw the losses and test accuracies of several runs in one figure, and show how far they are apart."""
     from .. import plots, runlog
 
     plots.check_figure(out)
@@ -43,9 +43,7 @@ def curves(
         table.add_row(run["run"], f"{run['epochs']}", f"{run[best]:.2%}", f"{run['best_epoch']}", difference)
     output.show(table)
     if len(runs) > 1:
-        output.show(
-            "Difference: the largest of an epoch's losses, in training and testing, from the first run's, relative to it."
-        )
+        output.show("Difference: the largest relative difference of an epoch's training or test loss from the first run's.")
 
 
 def _summary(name: str, rows: list["Row"], first: list["Row"]) -> dict[str, Any]:

@@ -27,15 +27,15 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SHAPE|IMAGE",
-        help="A shape, channels first: 3x224x224; whole numbers of a shape: 16:int, or 16:0-999; or a picture. Once for each "
+        help="A shape, channels first: 3x224x224; a shape of whole numbers: 16:int or 16:0-999; or a picture. Repeat for each "
         "input.",
     ),
 ]
 OptimizerOfA = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="What --train moves A's weights with: 'SGD(lr=0.1, momentum=0.9)'.")
+    str | None, typer.Option(metavar="TEXT", help="Optimiser of A for --train: 'SGD(lr=0.1, momentum=0.9)'.")
 ]
 OptimizerOfB = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="The same of B: 'SGD(learning_rate=0.1, momentum=0.9)' in Keras.")
+    str | None, typer.Option(metavar="TEXT", help="Optimiser of B; in Keras: 'SGD(learning_rate=0.1, momentum=0.9)'.")
 ]
 
 
@@ -47,32 +47,33 @@ class Weights(StrEnum):
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help=f"The network that is right: {SPECIFIED}")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The one to compare with it, named in the same way.")],
-    a_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments that build A: '{\"num_classes\": 10}'.")] = "{}",
-    b_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments that build B.")] = "{}",
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The reference network: {SPECIFIED}")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The network to compare with it, named in the same way.")],
+    a_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments to build A with: '{\"num_classes\": 10}'.")] = "{}",
+    b_args: Annotated[str, typer.Option(metavar="JSON", help="Arguments to build B with.")] = "{}",
     input: Inputs = None,
     same_axes: Annotated[
-        bool, typer.Option("--same-axes", help="Keras takes the axes in this order too: (time, features) in both, for example.")
+        bool, typer.Option("--same-axes", help="Keep the order of the axes for Keras, for example (time, features) in both.")
     ] = False,
     weights: Annotated[
-        Weights, typer.Option(help="copy: judge B with A's weights; own: judge both with the weights they have.")
+        Weights, typer.Option(help="copy: judge B with A's weights; own: judge each with its own weights.")
     ] = Weights.COPY,
     train: Annotated[
-        int, typer.Option(metavar="N", help="Train both for N steps too, by the same optimiser, and say what diverges first.")
+        int, typer.Option(metavar="N", help="Also train both for N steps with one optimiser, and show what diverges first.")
     ] = 0,
     a_optimizer: OptimizerOfA = None,
     b_optimizer: OptimizerOfB = None,
     map_file: Annotated[
-        Path | None, typer.Option("--map", help="Write the weights' names in A and in B, for convert --map.")
+        Path | None, typer.Option("--map", help="Write the names of the weights in A and in B to this file, for convert --map.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write both networks side by side, on one web page.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a web page with both networks side by side.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Compare two networks of anyone's, operation by operation, and name what differs.
+    """Compare any two networks, operation by operation, and name what differs.
 
-    Each operation of B runs on A's inputs, so that a fault does not hide those after it. Exit status 0 if the two are the same
-    function, 1 if not, or if it cannot be known. A .py file that you name is run, as Python runs it.
+    Each operation of B runs on A's inputs, so that one fault does not hide the next.
+    A .py file that you name is run.
+    Exit status 0 if the two are the same function, 1 if they are not or if that cannot be determined.
     """
     from shared.files import check_writable, write_text
 
@@ -94,7 +95,7 @@ def diff(
             nets.append(opening.open_network(text, settings, option))
         report = differences.diff(nets[0], nets[1], given, weights.value, (a, b), train, optimizers, same_axes, say)
     if map_file and not report.certain:
-        raise Error(f"--map: most operations of {a} and {b} have no partner, so which weight is which is not known")
+        raise Error(f"--map: most operations of {a} and {b} have no partner, so their weights cannot be matched")
     if map_file:
         write_text(map_file, json.dumps({move["from"]: move["to"] for move in report.map}, indent=1))
     if html:
@@ -110,7 +111,7 @@ def _arguments(text: str, option: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise Error(f"{option} is no JSON: {error}") from None
+        raise Error(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Error(f'{option} is {text}, expected an object of arguments: {{"num_classes": 10}}')
     return value

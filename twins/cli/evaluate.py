@@ -35,8 +35,9 @@ def evaluate(
 ) -> None:
     """Measure a trained network on the test images of a data set: top-1, top-5, precision and recall by class.
 
-    Of a folder, images of its part test are read, or else of val, or else all. With --backend both or all, the scores
-    by class are PyTorch's. Exit status 2 if an image cannot be read, unless --skip-unreadable.
+    From a folder, the images in test are used, else those in val, else all.
+    With --backend both or all, the scores by class are PyTorch's.
+    Exit status 2 if an image cannot be read, unless --skip-unreadable is given.
     """
     from shared import reading
 

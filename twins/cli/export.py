@@ -26,7 +26,7 @@ def export(
     channels: options.Channels = None,
     folds: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions before them.")] = False,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Write .keras files of Keras's own layers, which load without this package.")
+        bool, typer.Option("--plain", help="Write .keras files with Keras's own layers, which load without this package.")
     ] = False,
     out: Annotated[
         list[Path] | None,
@@ -38,11 +38,11 @@ def export(
     size: options.Size = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Write a trained network for inference elsewhere, read it back there, and show how far its logits are from PyTorch's.
+    """Export a trained network for inference elsewhere, read it back, and show how far its logits are from PyTorch's.
 
-    Formats: .safetensors and .pth, with the spec beside them in .json; .keras; .onnx; and a folder for TensorFlow's SavedModel.
-    All in float32. Without PyTorch, which .pth and .onnx need, the logits are compared with Keras's. Exit status 1 if they are
-    more than 1e-4 apart, relative to their norm.
+    Formats, in float32: .safetensors and .pth, each with the spec in a .json; .keras; .onnx; a folder for a SavedModel.
+    Without PyTorch, which .pth and .onnx need, the logits are compared with Keras's.
+    Exit status 1 if they differ by more than 1e-4, relative to their norm.
     """
     from shared import fold, reading
 
@@ -83,7 +83,7 @@ def _show_rows(spec: Spec, rows: list["Row"], broken: list["Row"]) -> None:
     origin = f"{spec['name']} in {rows[0].framework}"
     output.show(table, f"The differences are from {origin}: logits for {exports.IMAGES} random images.")
     for row in broken:
-        message = f"{row.path}: its logits are more than {exports.TOLERANCE:g} apart, relative to their norm."
+        message = f"{row.path}: its logits differ by more than {exports.TOLERANCE:g}, relative to their norm."
         output.show(Text(message, style="red"))
 
 
@@ -94,5 +94,5 @@ def _show_folded(spec: Spec, folded_spec: Spec) -> None:
     if folded_spec is spec:
         output.show(f"There is nothing to fold: {spec['name']} has no batch norm directly after a convolution.")
         return
-    others = f"; {len(remaining)} stay, directly after no convolution: {first_few(remaining)}" if remaining else ""
+    others = f"; {len(remaining)} kept, not directly after a convolution: {first_few(remaining)}" if remaining else ""
     output.show(f"{len(before) - len(remaining)} batch norms folded into the convolutions before them{others}.")

@@ -15,11 +15,11 @@ from . import output
 def list_networks(
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="PATTERN", help="Part of a name, such as drn; with * or ?, a pattern for all of it."),
+        typer.Argument(metavar="PATTERN", help="Part of a name, such as drn; or a pattern with * or ? for the whole name."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List networks, all or those that match: name, title, parameters, multiply-accumulates, input, source."""
+    """List all networks, or those that match: name, title, parameters, multiply-accumulates, input, source."""
     rows = []
     for name in _matching(pattern or ""):
         spec = json.loads((networks.SPECS / f"{name}.json").read_text(encoding="utf-8"))  # the tests have checked it

@@ -27,7 +27,7 @@ def locate(
     weights_key: options.WeightsKey = None,
     target: Annotated[
         str | None,
-        typer.Option("--class", help="Class to look for, by number or name. Default: the likeliest of each picture."),
+        typer.Option("--class", help="Class to look for, by number or name. Default: each picture's likeliest class."),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Keep positions above this fraction of the peak.")] = 0.2,
     alone: Annotated[
@@ -35,15 +35,15 @@ def locate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Output folder for the pictures with heat map and box.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A folder with pictures and a boxes.json to score; or folders of classes, or a CSV.")
+        Path | None, typer.Option(help="A folder with pictures and a boxes.json to score against; or class folders, or a CSV.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds into this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --data: draw the errors at all thresholds to this file.")] = None,
     backend: options.BackendOption = Backend.TORCH,
     as_json: Annotated[bool, typer.Option("--json", help="With --data: print JSON instead of a table.")] = False,
 ) -> None:
-    """Locate a class in pictures with a trained network: a JSON line a picture, or with --data how often the boxes are right.
+    """Locate a class in pictures with a trained network: a JSON line per picture, or with --data how often the boxes are right.
 
-    Exit status 2 if a picture cannot be read; the others are located all the same.
+    Exit status 2 if a picture cannot be read; the others are still processed.
     """
     from shared import reading
 
@@ -131,8 +131,8 @@ def _entries(
     if _is_without_boxes(data):
         entries = locations.read_pictures(data, spec)
         if number is None and all(entry["class"] is None for entry in entries):
-            output.remark(f"{data}: {spec['name']} has not these classes; the likeliest of each picture is looked for.")
-        output.remark(f"{data}: there is no boxes.json in it, so there are no boxes to score these against.")
+            output.remark(f"{data}: {spec['name']} does not have these classes; looking for each picture's likeliest class.")
+        output.remark(f"{data}: there is no boxes.json in it, so the boxes cannot be scored.")
         return number, entries
     entries = locations.read_boxes(data, spec)
     other = next((entry for entry in entries if number is not None and entry["class"] not in (None, number)), None)

@@ -17,14 +17,14 @@ from . import options, output
 def microscope(
     network: Annotated[
         list[str],
-        typer.Argument(metavar="NETWORK", help="Names, as `twins list` shows them, or paths of specs ending in .json."),
+        typer.Argument(metavar="NETWORK", help="Names from `twins list`, or paths of specs ending in .json."),
     ],
     out: Annotated[Path, typer.Option(help="Output folder for the page; open its index.html.")],
     backend: options.BackendOption = Backend.TORCH,
 ) -> None:
-    """Write a web page that shows what each unit of a network reads of an image: click a unit, see its receptive field.
+    """Write a web page that shows what each unit of a network reads of an image: click a unit to see its receptive field.
 
-    It has the theoretical field, which positions in it are read at all, and the effective field, measured by gradients with the
+    It shows the theoretical field, which of its positions are read at all, and the effective field, from gradients with the
     initial weights. The page needs no server and no network connection.
     """
     from shared.weights import initial

@@ -19,7 +19,7 @@ from ..backends import Backend
 from . import output
 
 Network = Annotated[
-    str, typer.Argument(metavar="NETWORK", help="A name, as `twins list` shows it, or the path of a spec ending in .json.")
+    str, typer.Argument(metavar="NETWORK", help="A name from `twins list`, or the path of a spec ending in .json.")
 ]
 Pictures = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", help="Pictures of any size.")]
 Weights = Annotated[str | None, typer.Option(help="A file with the network's weights, or the word imagenet.")]
@@ -27,36 +27,36 @@ WeightsKey = Annotated[
     str | None,
     typer.Option(
         metavar="KEY",
-        help="Which of several weights in the file to read: a key, its end, or a prefix of the names, such as ema.",
+        help="Which weights to read if the file has several: a key, the end of one, or a prefix of names, such as ema.",
     ),
 ]
 Classes = Annotated[
     int | None,
-    typer.Option(min=1, max=limits.WHOLE, help="Number of classes. Default: that of the weights, or else of the network."),
+    typer.Option(min=1, max=limits.WHOLE, help="Number of classes. Default: from the weights, else from the network."),
 ]
 Channels = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=limits.WHOLE,
-        help="Channels of the images, 1 for grey. Default: as for --classes.",
+        help="Image channels, 1 for grey. Default: as for --classes.",
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Height and width of the images, in pixels.")]
 BackendOption = Annotated[
     Backend,
     typer.Option(
-        help="torch: PyTorch; tf, jax, keras-torch: Keras on TensorFlow, JAX or PyTorch; both: torch and tf; all: jax too."
+        help="torch: PyTorch; tf, jax, keras-torch: Keras on TensorFlow, JAX or PyTorch; both: torch, tf; all: torch, tf, jax."
     ),
 ]
 Holdout = Annotated[
     float | None,
-    typer.Option(help="Fraction of each class that is held out of training, to test on."),
+    typer.Option(help="Fraction of each class to hold out of training and test on."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, max=256, help="Processes that read pictures; 0: none. Default: one a core, at most 8.")
+    int | None, typer.Option(min=0, max=256, help="Extra processes to read pictures with. Default: one per core, at most 8.")
 ]
-SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Go on without pictures that cannot be read.")]
+SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help="Skip pictures that cannot be read.")]
 Figure = Annotated[Path, typer.Option(help="Output file, ending in .png, .pdf or .svg.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe; may be repeated.")]
 
@@ -80,7 +80,7 @@ def starting(backend: Backend, before: Sequence[Backend] = (), wait: str = "") -
     ]
     given = os.environ.get("KERAS_BACKEND", "")
     if given and asked and given not in asked:
-        output.remark(f"KERAS_BACKEND is {given!r}, but --backend {backend} counts: Keras runs on {in_words(asked)}.")
+        output.remark(f"KERAS_BACKEND is {given!r}, but --backend {backend} takes precedence: Keras runs on {in_words(asked)}.")
     frameworks = [name for each in (*before, backend) for name in backends.frameworks(each)]
     with output.status(f"starting {in_words(frameworks)}{wait}") as say:
         yield say
@@ -119,7 +119,7 @@ def worker() -> tuple[int, int]:
     except (ValueError, KeyError, TypeError):
         pass
     expected = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-    raise Error(f"the environment variable TF_CONFIG is {text!r}, expected workers alone, as in {expected}")
+    raise Error(f"the environment variable TF_CONFIG is {text!r}, expected only workers, for example {expected}")
 
 
 def tell_torchrun(message: str) -> None:

@@ -29,7 +29,7 @@ def predict(
 ) -> None:
     """Classify pictures with a trained network, or measure its accuracy on the test images of a data set.
 
-    Exit status 2 if a picture cannot be read; the others are classified all the same.
+    Exit status 2 if a picture cannot be read; the others are still classified.
     """
     from shared import reading
 
@@ -68,7 +68,9 @@ def predict(
         _show_accuracy(results)
         labels, classes = examples.y.max() + 1, shapes.layers(spec)[-1].shape[0]
         if examples.classes is None and labels < classes:
-            output.show(f"The data set has {labels:,} classes, the network {classes:,}: equal numbers may mean other classes.")
+            output.show(
+                f"The data set has {labels:,} classes, the network {classes:,}: their numbers may mean different classes."
+            )
     else:
         _show_pictures(results)
     sys.exit(2 if any("error" in picture for picture in results.get("images", [])) else 0)

@@ -20,11 +20,11 @@ MARKED = Style(bold=True, reverse=True)
 
 def read(
     block: Annotated[str, typer.Argument(metavar="BLOCK", help="A block or a layer: basic, Bottleneck, batch_norm.")],
-    html: Annotated[Path | None, typer.Option(help="Write a web page into this file instead.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a web page to this file instead.")] = None,
 ) -> None:
-    """Show a block's class in PyTorch and in Keras, the words that differ marked, and the layers that it needs of both.
+    """Show a block's class in PyTorch and in Keras, with the differing words marked, and the layers that it uses.
 
-    Wide terminals show two columns; narrow ones show lines that are the same once, and both where they differ.
+    Wide terminals show two columns; narrow ones show equal lines once, and both versions where they differ.
     """
     if html and html.suffix.lower() not in (".html", ".htm"):
         raise Error(f"{html}: expected a file ending in .html")
@@ -38,7 +38,7 @@ def read(
     show = _columns if output.width() >= TWO_COLUMNS else _merged
     show(one)
     if layers:
-        output.show("", Text("What it needs of layers.py, where the frameworks differ", style="bold"))
+        output.show("", Text("What it uses from layers.py, where the frameworks differ", style="bold"))
     for layer in layers:
         output.show("")
         show(layer)

@@ -16,7 +16,7 @@ class Kind(StrEnum):
 
 
 def schema(kind: Annotated[Kind, typer.Argument(help="A network's spec, or a training recipe.")] = Kind.SPEC) -> None:
-    """Print the JSON Schema of specs or recipes, with which an editor completes and checks them."""
+    """Print the JSON Schema of specs or recipes, with which an editor can complete and check them."""
     from .. import schema as schemas
 
     output.show_json(schemas.spec_schema() if kind is Kind.SPEC else schemas.recipe_schema())

@@ -25,14 +25,16 @@ def segment(
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
     classes: options.Classes = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder: overlay, colours and class numbers of each picture.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder for the overlay, colours and class numbers of each picture.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Pictures with masks to measure on: a folder with images and masks, or a name.")
     ] = None,
     holdout: options.Holdout = None,
-    ignore: Annotated[int, typer.Option(min=0, max=VOID, help="Value of masks whose pixels do not count.")] = VOID,
-    scales: Annotated[str, typer.Option(help="Average over the picture at these sizes: 0.5,0.75,1,1.25,1.5,1.75.")] = "1",
-    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored picture.")] = False,
+    ignore: Annotated[int, typer.Option(min=0, max=VOID, help="Mask value of pixels to ignore.")] = VOID,
+    scales: Annotated[str, typer.Option(help="Average over the picture at several scales, such as 0.5,1,1.5.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")] = False,
     backend: options.BackendOption = Backend.TORCH,
     workers: options.Workers = None,
     skip: options.SkipUnreadable = False,
@@ -40,9 +42,9 @@ def segment(
 ) -> None:
     """Classify every pixel of pictures with a trained network, or with --data measure how well: mIoU, IoU by class.
 
-    Of a folder, pictures of its part test are read, or else of val, or else all; with --holdout, those that the training with
-    the same option has left out. With --backend both or all, files and scores by class are PyTorch's. Exit status 2 if a
-    picture cannot be read.
+    From a folder, the pictures in test are used, else those in val, else all; with --holdout, those that training held out.
+    With --backend both or all, files and scores by class are PyTorch's.
+    Exit status 2 if a picture cannot be read.
     """
     from shared import reading
 
@@ -98,7 +100,7 @@ def _check(spec: Spec, images: list[Path] | None, weights: str | None, out: Path
             networks.head(spec)
             hint = "train it with the key head in the recipe, and pass the network.json of that run"
         except Error:
-            hint = "and has no class maps to do so"
+            hint = "it has no class maps"
         raise Error(f"{spec['name']} classifies whole images, not pixels: {hint}")
     if not images and not data:
         raise Error("there is nothing to segment: pass pictures, or a folder with --data")
@@ -113,7 +115,7 @@ def _check(spec: Spec, images: list[Path] | None, weights: str | None, out: Path
         stems = [path.stem for path in images or []]
         twice = next((path for path, stem in zip(images or [], stems, strict=True) if stems.count(stem) > 1), None)
         if twice:
-            raise Error(f"{twice}: another picture is called {twice.stem} too, and their files would be one another's")
+            raise Error(f"{twice}: another picture is also called {twice.stem}, and would get the same output files")
 
 
 def _pictures(

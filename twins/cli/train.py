@@ -29,7 +29,7 @@ Say = Callable[[str], None]  # shows a line
 Devices = Annotated[
     int | None,
     typer.Option(
-        min=1, max=limits.DEVICES, help="With --backend tf or jax: number of GPUs, or of parts of the CPU. PyTorch: torchrun."
+        min=1, max=limits.DEVICES, help="With tf or jax: number of GPUs, or of parts of the CPU. PyTorch: use torchrun."
     ),
 ]
 
@@ -44,27 +44,27 @@ def train(
     ] = None,
     backend: options.BackendOption = Backend.TORCH,
     out: Annotated[Path | None, typer.Option(help="Output folder for the run. Default: a new one under runs/.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Folder of a run to continue, whatever backend trained it.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of a run to continue, in the same or another backend.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=limits.WHOLE, help="Total number of epochs.")] = None,
     changes: options.Changes = None,
     data: Annotated[str | None, typer.Option(help="Images to train on: a folder, a CSV, a name or an .npz file.")] = None,
     holdout: options.Holdout = None,
     workers: options.Workers = None,
     skip: options.SkipUnreadable = False,
-    init: Annotated[str | None, typer.Option(help="Start from the weights in a file, or from the word imagenet.")] = None,
+    init: Annotated[str | None, typer.Option(help="Weights to start from: a file, or the word imagenet.")] = None,
     weights_key: options.WeightsKey = None,
-    freeze: Annotated[str | None, typer.Option(help="Layers that stay as they are: layer1,layer2, or backbone.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Layers not to train: layer1,layer2, for example, or backbone.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile: torch.compile, or XLA in TensorFlow.")] = False,
     devices: Devices = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write a log for TensorBoard too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end; all else on stderr.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write a log for TensorBoard.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and all else to stderr.")] = False,
 ) -> None:
-    """Train a network by a recipe, in PyTorch or in Keras, or continue a run in either.
+    """Train a network from a recipe, in PyTorch or in Keras, or continue a run in either.
 
-    The folder gets last.safetensors, from which the run can be resumed, best.safetensors, the weights of the best epoch,
-    network.json, recipe.json, log.jsonl and curves.png. Ctrl-C ends a run with nothing lost.
-
-    Exit status 1 if the run cannot go on: a loss that is NaN, a batch too small for a batch norm.
+    The folder gets last.safetensors, from which the run can be resumed; best.safetensors, the weights of the best epoch;
+    network.json, recipe.json, log.jsonl and curves.png.
+    Ctrl-C stops a run with nothing lost.
+    Exit status 1 if the run cannot continue: the loss is NaN, or a batch is too small for batch norm.
     """
     from .. import loading, runs
 
@@ -190,7 +190,7 @@ def _check(
     backends.check_backend(backend, backends.ENGINES, "a run has one framework at a time, and may switch with --resume")
     if backend == Backend.KERAS_TORCH and (devices or compiled):
         raise Error(
-            "Keras on PyTorch trains on one device and compiles nothing: for --devices and --compile, another --backend"
+            "Keras on PyTorch trains on one device and compiles nothing: for --devices or --compile, use another --backend"
         )
     if devices and backend == Backend.TORCH:
         raise Error(f"--devices is for tf and jax; with PyTorch: torchrun --nproc-per-node {devices} -m twins train …")
@@ -202,10 +202,10 @@ def _check(
     rank, workers = processes.get(backend, lambda: (options.rank(), 1))()
     if (devices or workers > 1) and compiled and backend == Backend.TF:
         named = "--devices" if devices else "TF_CONFIG"
-        raise Error(f"{named} and --compile exclude one another: XLA does not compile a step of several devices")
+        raise Error(f"{named} and --compile cannot be combined: XLA does not compile a step on several devices")
     if devices and workers > 1:
         told = "worker of TF_CONFIG" if backend == Backend.TF else "process of JAX_NUM_PROCESSES"
-        raise Error(f"--devices is for one process; each {told} has all GPUs of its machine")
+        raise Error(f"--devices is for one process; each {told} uses all GPUs of its machine")
     if tensorboard and not importlib.util.find_spec("tensorboard"):
         raise Error("--tensorboard needs TensorBoard: pip install 'resnet-twins[tensorboard]'")
     if resume and (init is not None or freeze is not None):

@@ -31,15 +31,15 @@ def traps(
         str | None, typer.Argument(metavar="NAME", help="A trap, such as same-padding. Default: a table of all.")
     ] = None,
     backend: Annotated[
-        Backend | None, typer.Option(help="Measure Keras on one backend alone, tf or jax. Default: on both, if installed.")
+        Backend | None, typer.Option(help="Measure Keras on one backend only, tf or jax. Default: both, if installed.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show where PyTorch and Keras differ, and measure what a port by hand gets wrong.
+    """Show where PyTorch and Keras differ, and measure what a naive port gets wrong.
 
-    Each trap is put back and measured on a small network: how far the naive port is from PyTorch, and how far the port here is.
-    Keras is measured on TensorFlow, and on JAX in a process of its own. For TF32, which needs a GPU, and for a TPU's products
-    in bfloat16, the rounding is emulated. Exit status 1 if a network here exceeds a parity tolerance.
+    Each trap is reproduced on a small network, to measure how far a naive port is from PyTorch, and how far the port here is.
+    Keras runs on TensorFlow, and on JAX in a separate process; the rounding of GPUs (TF32) and TPUs (bfloat16) is emulated.
+    Exit status 1 if the port here exceeds a parity tolerance.
     """
     if backend:
         backends.check_backend(backend, KERAS, "the traps are measured on TensorFlow and on JAX")
@@ -115,7 +115,7 @@ def _show_table(chosen: list[Trap], measured: Measured) -> None:
         table.add_row(trap.name, *([trap.title] if wide else []), first, *naive, ours, style="red" if broken else None)
     output.show(table)
     if measured:
-        note = "How far a naive port is from PyTorch on TensorFlow and on JAX, and the larger of ours, measured now."
+        note = "How far a naive port on TensorFlow and on JAX is from PyTorch, and the larger of ours, measured now."
         output.show("", f"{note} `twins traps NAME` explains one.")
 
 
