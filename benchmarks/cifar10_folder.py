@@ -39,9 +39,9 @@ RECIPE = {
 
 def main(
     data: Annotated[Path, typer.Argument(help="An .npz with x_train, y_train, x_test and y_test.", show_default=False)],
-    folder: Annotated[Path | None, typer.Option(help="Where to write the PNGs, to keep. Default: a temporary folder.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder in which to keep the PNGs. Default: a temporary folder.")] = None,
     backend: Annotated[Backend, typer.Option(help="torch, tf, jax, keras-torch or both.")] = Backend.BOTH,
-    most: Annotated[int | None, typer.Option(min=100, help="Only so many images of either part.")] = None,
+    most: Annotated[int | None, typer.Option(min=100, help="Number of images to use from each part. Default: all.")] = None,
 ) -> None:
     """Train for an epoch on a folder of PNGs and on the same images in memory, and compare the losses, bit for bit."""
     backends.check_backend(backend, (*backends.ENGINES, Backend.BOTH), "a run is in this process")

@@ -1,4 +1,4 @@
-"""Several networks trained by one recipe with several seeds, each run in a process of its own, resumed where it was left."""
+"""Several networks trained from one recipe with several seeds, each run in its own process, and resumed where it stopped."""
 
 import itertools
 import os

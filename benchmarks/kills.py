@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, resume it each time, and compare its end with that of a run left alone.
+"""Kill a training run at random moments, resume it each time, and compare the end with that of an undisturbed run.
 
 Every step of the runs writes a checkpoint, and a process is killed after its first one, so that a `kill -9` can interrupt
 the writing of another; how many did is counted.
@@ -26,13 +26,13 @@ TRAIN = "import sys; from twins import cli, training; training.SECONDS = 0; sys.
 
 def main(
     kills: Annotated[int, typer.Option(min=1, help="Number of kills.")] = 100,
-    recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
+    recipe: Annotated[str, typer.Option(help="Recipe to train from.")] = "digits_residual",
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs; the run must outlast the kills.")] = 250,
-    backend: Annotated[Backend, typer.Option(help="What to train in: torch, tf, jax or keras-torch.")] = Backend.TORCH,
+    backend: Annotated[Backend, typer.Option(help="Backend to train in: torch, tf, jax or keras-torch.")] = Backend.TORCH,
     seconds: Annotated[float, typer.Option(help="Longest time from a process's first checkpoint to its kill.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the random moments.")] = 0,
 ) -> None:
-    """Kill and resume a run, and compare it with one left alone; exit status 1 if the two do not end in the same bits."""
+    """Kill and resume a run, and compare it with an undisturbed one; exit status 1 if the two do not end in the same bits."""
     backends.check_backend(backend, backends.ENGINES, "a run is killed and resumed in one framework")
     arguments = (recipe, "--backend", backend, "--epochs", epochs)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Train small residual networks, dilated and not, on labels alone, and measure how well their class maps show where a digit is.
+"""Train small residual networks, dilated or not, on labels only, and measure how well their class maps show where a digit is.
 
 As Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3, do it with ImageNet, for each network and seed by a run of the
 recipe `scattered`, in PyTorch. A box is of all positions above a threshold, a fraction of the peak; "exclusive" are those where
@@ -55,9 +55,9 @@ class Experiment(NamedTuple):
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Output folder; runs that it has are resumed, or used as they are.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder; runs already in it are resumed, or used if complete.")],
     network: Annotated[list[str], typer.Option(help="A name, or the path of a .json spec; may be repeated.")] = NETWORKS,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per network.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores.")] = 2,
     changes: options.Changes = None,
 ) -> None:

@@ -41,11 +41,11 @@ def main(
     pictures: Annotated[int, typer.Option(min=32, help="Pictures read in each turn.")] = 512,
     turns: Annotated[int, typer.Option(min=1, help="Turns of the loader, and of Pillow.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 32,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read. Default: one per core.")] = None,
     few: Annotated[int, typer.Option(min=100, help="Pictures of the small folder.")] = 1_000,
     many: Annotated[int, typer.Option(min=100, help="Pictures of the large folder.")] = 100_000,
     backend: Annotated[
-        Backend, typer.Option(help="What to evaluate and train in: torch, tf, jax or keras-torch.")
+        Backend, typer.Option(help="Backend to evaluate and train in: torch, tf, jax or keras-torch.")
     ] = Backend.TORCH,
 ) -> None:
     """Measure reading pictures: speed and memory."""

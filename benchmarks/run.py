@@ -43,7 +43,7 @@ def choice(name: str, values: type[StrEnum], text: str, **options: Any) -> Any:
     return typer.Option(f"--{name}", metavar=name.upper(), help=f"{text} {', '.join(values)}.", **options)
 
 
-BACKEND = choice("backend", Backend, "What to run in; both: torch and tf; all: torch, tf and jax. May be repeated. One of")
+BACKEND = choice("backend", Backend, "Backend; both: torch and tf; all: torch, tf and jax. May be repeated. One of")
 MODE = choice("mode", Mode, "What to measure: inference, training, or both. One of")
 DTYPE = choice("dtype", Dtype, "Precision, mixed in training; tf32 needs a GPU. May be repeated. One of")
 FORMAT = choice("format", Format, "Memory format. Default: the framework's. One of")
@@ -65,17 +65,19 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile, with torch.compile or XLA.")] = False,
     cuda_graphs: Annotated[bool, typer.Option("--cuda-graphs", help="Compile into CUDA graphs, in PyTorch on a GPU.")] = False,
     recommended: Annotated[
-        bool, typer.Option("--recommended", help="Also in the fastest form: channels last; folded in inference.")
+        bool, typer.Option("--recommended", help="Measure the fastest form too: channels last; folded in inference.")
     ] = False,
     device: Annotated[Device | None, DEVICE] = None,
     against: Annotated[list[str] | None, AGAINST] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that measure each candidate, one after the other.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each process takes.")] = 2,
-    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each process.")] = 2,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, without the table.")
+    ] = None,
     csv_file: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")] = None,
     plot_file: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw the results.")] = None,
 ) -> None:
-    """Measure images a second of networks, beside other projects' and beside what the machine can do.
+    """Measure images per second of networks, against other projects' networks and against what the machine can do.
 
     With --suite cpu or --suite gpu, take the whole table of a device: see --suite gpu --help.
     """

@@ -42,10 +42,10 @@ class Experiment(NamedTuple):
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Output folder; runs that it has are resumed, or used as they are.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder; runs already in it are resumed, or used if complete.")],
     recipe: Annotated[str, typer.Option(help="A recipe for pixels: a name, or the path of a .json file.")] = "scattered_seg",
     network: Annotated[list[str], typer.Option(help="A name, or the path of a .json spec; may be repeated.")] = NETWORKS,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per network.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each with its share of the cores.")] = 2,
     changes: options.Changes = None,
 ) -> None:

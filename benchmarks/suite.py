@@ -76,18 +76,18 @@ class Kept(NamedTuple):
 
 
 def main(
-    suite: Annotated[Suite, typer.Option(metavar="SUITE", help="The table of which device: cpu or gpu.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder; what it has of the table is not measured again.")],
-    network: Annotated[list[str] | None, typer.Option(help="Only of this network; may be repeated.")] = None,
+    suite: Annotated[Suite, typer.Option(metavar="SUITE", help="Device of the table: cpu or gpu.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder; measurements already in it are not repeated.")],
+    network: Annotated[list[str] | None, typer.Option(help="Measure only this network; may be repeated.")] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Height and width of the images, in pixels. Default: the spec's.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Start nothing more that would probably end later than this.")] = 10,
+    minutes: Annotated[float, typer.Option(min=0, help="Time limit: start nothing that would probably end later.")] = 10,
     processes: Annotated[int, typer.Option(min=1, help="Processes that measure each candidate, one after the other.")] = 1,
 ) -> None:
-    """Take the whole table of a device, part by part: the same command goes on where it ended.
+    """Take the whole table of a device, part by part: the same command continues where it stopped.
 
-    The folder gets results.json, results.csv and results.png; the screen, of every network the fastest form of each candidate.
+    The folder gets results.json, results.csv and results.png; the screen shows each network's candidates in their fastest form.
     """
     if suite == Suite.GPU and not shutil.which("nvidia-smi"):
         raise Error("--suite gpu: nvidia-smi is not installed, so there is no GPU; --suite cpu measures the processor")
@@ -107,7 +107,7 @@ def main(
         report.draw(best, out / "results.png")
     report.show(best, notes, {})
     if len(done) < len(planned):
-        output.remark(f"{len(done)} of {len(planned)} comparisons are done; the same command goes on")
+        output.remark(f"{len(done)} of {len(planned)} comparisons are done; the same command continues")
     sys.exit(0 if results and not summary.above_ceiling(results) else 1)
 
 
@@ -193,7 +193,7 @@ def check_device(one: Kept, done: Sequence[Kept], folder: Path) -> None:
     """Raise `Error` if a comparison is of another device than those that are done."""
     here, there = devices([one]), devices(done)
     if there and here != there:
-        raise Error(f"{folder}: measured on {', '.join(there)}, and this is {', '.join(here)}: name another folder by --out")
+        raise Error(f"{folder}: measured on {', '.join(there)}, and this is {', '.join(here)}: name another folder with --out")
 
 
 def devices(done: Sequence[Kept]) -> set[str]:
@@ -243,7 +243,7 @@ def read(path: Path) -> list[Kept]:
             for line in lines
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise Error(f"{path}: not what a suite has measured ({error}); name another folder by --out") from None
+        raise Error(f"{path}: not what a suite has measured ({error}); name another folder with --out") from None
 
 
 def candidate(sittings: list[dict[str, Any]]) -> list[Measured]:

@@ -17,7 +17,7 @@ from twins.training import Checkpoint
 
 def main(
     out: Annotated[Path, typer.Argument(help="Output folder for both runs and their figure, switch.png.")],
-    recipe: Annotated[str, typer.Option(help="Recipe to train by.")] = "digits_residual",
+    recipe: Annotated[str, typer.Option(help="Recipe to train from.")] = "digits_residual",
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 8,
     every: Annotated[int, typer.Option(min=1, help="Epochs between two changes of framework.")] = 2,
 ) -> None:

@@ -37,7 +37,7 @@ class Engine:
     """A network, and in training its optimiser, on any backend of Keras's: its subclasses run.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
+    `seed` determines the dropout masks. The loss of a network in mixed_float16 is scaled by `optimizers.GradScaler`, which
     skips steps whose gradients are not finite. With `compiled`, XLA compiles the training step, as it always does on JAX and
     never on PyTorch.
 
@@ -88,12 +88,12 @@ class Engine:
         self._follow = self._updating(self._update_average, repeated=True)
 
     def freeze(self, layers: Sequence[str]) -> None:
-        """Keep layers as they are until `thaw`, running statistics included; their weights have slots all the same."""
+        """Keep layers unchanged until `thaw`, running statistics included; the optimiser still has slots for their weights."""
         self.waiting = list(layers)
         self._set_waiting(False)
 
     def thaw(self, step: int) -> None:
-        """Train what `freeze` keeps, which begins at that step of the run: Adam's corrections count steps from there."""
+        """Train the frozen layers from this step of the run on: Adam's corrections count their steps from here."""
         for place, name in enumerate(self.weights):
             if name not in self.training:
                 self.optimizer.began[place] = step
@@ -115,7 +115,7 @@ class Engine:
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images, or pixels).
 
-        Of mixed images, those that get the label of the image which shows more count as correct.
+        A mixed image counts as correct if it gets the label of the image with the larger share.
         """
         if learning_rate is not None:
             self.optimizer.learning_rate = learning_rate
@@ -144,7 +144,7 @@ class Engine:
         return float(self._updating_loss(self._tensor(images), _labels(labels), self._masks(images))[0])
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits in evaluation mode, (batch, classes) or, of a network that ends in a map, (batch, classes, height, width)."""
+        """Logits in evaluation mode, (batch, classes), or (batch, classes, height, width) if the network ends in a map."""
         return self.channels_first(_numpy(self._predict(self._tensor(images))))
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class Engine:
         return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
 
     def gradients(self, images: np.ndarray, labels: Labels) -> dict[str, np.ndarray]:
-        """{name: gradient} of the loss in training mode, with that of the images as "input". Takes no step.
+        """{name: gradient} of the loss in training mode; the gradient of the images is called "input". Takes no step.
 
         As every pass in training mode does, it updates the running statistics of batch norms.
         """
@@ -174,8 +174,8 @@ class Engine:
     def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
         """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
 
-        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
-        channels there: of a ReLU that gives 0 there would be no gradient.
+        `units` has the (row, column) of each layer's. The unit of an image is the channel with the largest activation there: a
+        ReLU that outputs 0 would have no gradient.
         """
 
         def largest(inputs: Tensor) -> dict[str, Tensor]:
@@ -221,7 +221,7 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network holds the average in this context. It is for evaluation alone."""
+        """In this context the network holds the average, for evaluation only."""
         arrays = variables(self.net)
         own = {name: _numpy(arrays[name]) for name in self.average}
         try:
@@ -361,7 +361,7 @@ class Engine:
         losses = ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
         if not self.label_smoothing and self.class_weights is None:
             return mean(losses)
-        # An array, since Keras makes float32 of a list.
+        # An array, since Keras turns a list into float32.
         given = None if self.class_weights is None else np.array(self.class_weights)
         of_class = ops.ones_like(logits[0]) if given is None else ops.cast(given, logits.dtype)
         scales = ops.take(of_class, labels)

@@ -14,7 +14,7 @@ from .network import Network
 class Features(keras.Layer):
     """The part of a network up to the last of some layers; called with images, it gives a list of their outputs.
 
-    The layers are the network's own, under their names, so what trains one trains the other.
+    The layers are the network's own, under their names, so training one also trains the other.
     """
 
     def __init__(self, net: Network, names: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def features(net: Network, names: Sequence[str]) -> Features:
     """A module that gives the outputs of these layers of a network, a list in their order, with the framework's axes.
 
     A name is one of the `chain`, as "layer1.0" and "maxpool"; that of a group, as "layer1", is its last member's. Later layers
-    are not run. Raises `shared.Error`, with the nearest name, where the network has no such layer.
+    are not run. Raises `shared.Error`, with the nearest name, if the network has no such layer.
     """
     if isinstance(names, str) or not names:
         raise Error(f"features takes a list of names of layers, found {names!r}")

@@ -141,7 +141,7 @@ def trace(model: keras.Layer, inputs: Sequence[Any], backend: str, make: Callabl
                 reason = f"its flow depends on the values of its inputs{_place(error)}, and only one path could be recorded"
                 raise Error(f"{model.name}: {reason}") from None
             _run(model, arrays)
-            raise Error(f"{model.name}: {backend} makes no graph of it: {_first_line(error)}") from None
+            raise Error(f"{model.name}: {backend} cannot trace a graph of it: {_first_line(error)}") from None
 
 
 def _run(model: keras.Layer, arrays: Sequence[np.ndarray]) -> None:

@@ -63,7 +63,7 @@ class JaxEngine(Engine):
         if optimizer and jax.process_count() > 1:
             devices = len(here)
         if len(here) < (devices or 1):
-            raise shared.Error(f"--devices is {devices}, but there are {len(here)} of JAX's kind {here[0].platform}")
+            raise shared.Error(f"--devices is {devices}, but JAX has {len(here)} of kind {here[0].platform}")
         self.mesh = jax.sharding.Mesh(here[: devices or 1], (BATCH,))
         self.together = False  # in a function that runs on all devices at once
         super().__init__(net, optimizer, *arguments, **options)
@@ -126,7 +126,7 @@ class JaxEngine(Engine):
             return jax.device_put(arrays, whole)  # where they are already but for the first step
 
         def place(array: Tensor) -> Tensor:
-            # What `_here` took from there is there: no copy but on further devices of this process.
+            # What `_here` took from there is there: only further devices of this process need a copy.
             pieces = [jax.device_put(array, device) for device in self.mesh.local_devices]
             return jax.make_array_from_single_device_arrays(array.shape, whole, pieces)
 
@@ -249,7 +249,7 @@ def devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
                 multihost_utils.sync_global_devices("start")
         except (RuntimeError, ValueError) as error:
             first = f"{error}".partition("\n")[0]
-            raise shared.Error(f"the processes of JAX_COORDINATOR_ADDRESS do not reach one another: {first}") from None
+            raise shared.Error(f"the processes of JAX_COORDINATOR_ADDRESS cannot reach one another: {first}") from None
     if count and count > 1:
         with contextlib.suppress(RuntimeError):  # JAX runs already; the engine counts what there is
             jax.config.update("jax_num_cpu_devices", count)

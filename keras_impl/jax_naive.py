@@ -1,4 +1,4 @@
-"""What a port by hand does on Keras's JAX backend alone, put back as in `naive`, which adds these behaviours there.
+"""What a naive port does on Keras's JAX backend alone, put back as in `naive`, which adds these behaviours there.
 
 Images are (batch, height, width, channels).
 """

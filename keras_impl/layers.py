@@ -154,7 +154,7 @@ class Conv(Layer):
         if fused and by_onednn and self.dilation > 1 and stride == 1:
             return fused.dilated_conv(x, kernel, padding, self.dilation)
         if by_onednn and stride > 1 and kernel.shape[0] == 1 and kernel.shape[2] < 16:
-            x, stride = x[:, ::stride, ::stride], 1  # oneDNN writes past the gradient of such a kernel
+            x, stride = x[:, ::stride, ::stride], 1  # oneDNN writes beyond the gradient of such a kernel
         return ops.conv(x, kernel, stride, padding, dilation_rate=self.dilation)
 
 
@@ -298,7 +298,7 @@ class AvgPool(Layer):
     def call(self, x: Tensor) -> Tensor:
         wide = ops.cast(x, at_least_float32(x))  # on JAX, a sum of half precision is rounded at every addition
         if self.padding == "same" and keras.backend.backend() == "torch":
-            # Keras's own repeats the pixels at the border there, and counts them.
+            # Keras's own pool repeats the border pixels there, and counts them.
             y = self._zeros_around(wide) / self._zeros_around(ops.ones_like(wide))
         elif self.padding == "same":
             y = ops.average_pool(wide, self.kernel, self.stride, "same")
@@ -521,7 +521,7 @@ def check_jax(float64: bool) -> None:
         raise Error(f"JAX finds no device {where}") from None
     if float64 and jax.dtypes.canonicalize_dtype("float64") != "float64":
         raise Error(
-            "JAX makes float32 of float64 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is "
+            "JAX turns float64 into float32 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is "
             'imported, or call jax.config.update("jax_enable_x64", True) before anything else'
         )
 

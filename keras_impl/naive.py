@@ -1,4 +1,4 @@
-"""What a port to Keras by hand does, put back one trap at a time: see `shared/traps.toml`, which has them in words.
+"""What a naive port to Keras does, put back one trap at a time: see `shared/traps.toml`, which has them in words.
 
 A network has to be built, and its training step traced, in the context of `put_back`, on Keras's TensorFlow or JAX backend.
 Images are (batch, height, width, channels).
@@ -223,5 +223,5 @@ if keras.backend.backend() == "jax":
 
 
 def put_back(trap: str) -> AbstractContextManager[None]:
-    """In this context Keras behaves as a port by hand in one trap; as ever in a trap that this package has no part in."""
+    """In this context Keras behaves as in a naive port for one trap; as usual for a trap that is not of this package."""
     return traps.replaced(FORCED.get(trap, []))

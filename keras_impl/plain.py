@@ -39,7 +39,7 @@ def functional(net: Network) -> keras.Model:
         try:
             return keras.Model(images, x, name=net.name)
         except ValueError as error:
-            raise Error(f"{net.name} cannot be made of Keras's own layers: {error}") from None
+            raise Error(f"{net.name} cannot be built from Keras's own layers: {error}") from None
         except RecursionError:
             raise Error(
                 f"{net.name} has too many layers for a functional model, which Keras builds and loads by recursion"
@@ -85,7 +85,7 @@ def local_response_norm(layer: layers.LocalResponseNorm, x: Tensor, name: str) -
     squares = add(keras.layers.Multiply, [x, x], f"{name}_squares")
     offset = keras.ops.full((channels,), layer.k, x.dtype)
     total = add(keras.layers.Conv2D, squares, f"{name}_sum", channels, 1, trainable=False, weights=[kernel, offset])
-    # No layer has logarithms. Keras would round an exponent of its power to float32 on PyTorch.
+    # No layer computes logarithms. On PyTorch, Keras would round the exponent of its power to float32.
     exponent = scaled(keras.ops.log(total), -layer.beta, f"{name}_exponent")
     return add(keras.layers.Multiply, [x, add(keras.layers.Activation, exponent, f"{name}_power", "exponential")], name)
 
@@ -104,7 +104,7 @@ def pad_for_maximum(x: Tensor, name: str, before: int, after: Sequence[int]) -> 
         return x
     if isinstance(x._keras_history.operation, keras.layers.ReLU):
         return add(keras.layers.ZeroPadding2D, x, f"{name}_pad", tuple((before, more) for more in after))
-    # No layer pads with minus infinity. Repeated pixels of the edge do as well: each window that sees them has the edge in it.
+    # No layer pads with minus infinity. Repeated edge pixels work as well: every window that sees them also contains the edge.
     for axis, more in zip((1, 2), after, strict=True):
         first = crop(x, f"{name}_first{axis}", axis, 0, 1)
         last = crop(x, f"{name}_last{axis}", axis, x.shape[axis] - 1, x.shape[axis])
@@ -152,7 +152,7 @@ def linear(layer: layers.Linear, x: Tensor, name: str) -> Tensor:
 
 
 def upsample(layer: layers.Upsample, x: Tensor, name: str) -> Tensor:
-    # A matrix for each axis: TensorFlow's own resizing is float32 alone.
+    # A matrix for each axis: TensorFlow's own resizing supports only float32.
     for axis, equation, last_name in ((1, "bhwc,hn->bnwc", f"{name}_rows"), (2, "bhwc,wn->bhnc", name)):
         shape = list(x.shape[1:])
         shape[axis - 1] *= layer.scale

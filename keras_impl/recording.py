@@ -24,7 +24,7 @@ def record(model: Any, inputs: Sequence[np.ndarray], training: bool = False, ran
     if isinstance(model, (str, Path)):
         model = load(model)
     if not isinstance(model, keras.Layer):
-        raise Error(f"{type(model).__name__} is no model or layer of Keras's")
+        raise Error(f"{type(model).__name__} is not a Keras model or layer")
     if keras.backend.backend() not in TITLES:
         other = keras.backend.backend()
         raise Error(f"recording needs Keras on TensorFlow or JAX, and this is on {other}: set KERAS_BACKEND=tensorflow")
@@ -37,7 +37,7 @@ def load(path: str | Path) -> keras.Model:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # what zipfile, json, h5py and Keras raise has no common class
         lines = str(error).splitlines() or [type(error).__name__]
-        raise Error(f"{path}: no model that Keras loads: {lines[0]}") from None
+        raise Error(f"{path}: not a model that Keras can load: {lines[0]}") from None
 
 
 class Recording:
@@ -81,7 +81,7 @@ class Recording:
             raise Error(f"{model.name}: its outputs do not depend on its inputs")
         shapes = {name: value.shape for name, value in self._steps([self._exact(x) for x in arrays])}
         self.operations: list[Operation] = [self._operation(name, tuple(shapes[name])) for name in names]
-        self.notes = [] if self._graph.exact else ["constants are single precision: its code does not run in float64"]
+        self.notes = [] if self._graph.exact else ["constants are in single precision: its code does not run in float64"]
 
     def _operation(self, name: str, shape: tuple[int, ...]) -> Operation:
         piece = self._pieces[name]

@@ -44,7 +44,7 @@ class TensorFlowEngine(Engine):
         except tf.errors.OpError as error:
             if self.processes == 1 or isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
-            # TensorFlow notices a process that is gone by its heartbeats, within seconds, and ends what waits for it.
+            # TensorFlow notices by heartbeats, within seconds, that a process is gone, and ends what waits for it.
             raise LostProcessError(
                 f"process {self.rank} of {self.processes}: the connection to another process is lost"
             ) from None
@@ -121,7 +121,7 @@ def devices(count: int | None) -> contextlib.AbstractContextManager[Any]:
             return tf.distribute.MultiWorkerMirroredStrategy().scope()
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             first = f"{error}".partition("\n")[0]
-            raise shared.Error(f"the workers of TF_CONFIG do not reach one another: {first}") from None
+            raise shared.Error(f"the workers of TF_CONFIG cannot reach one another: {first}") from None
     if not count or count == 1:
         return contextlib.nullcontext()
 

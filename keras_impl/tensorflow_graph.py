@@ -295,7 +295,7 @@ def _add_leaves(graph: Graph, traced: Any, model: keras.Layer) -> None:
             continue
         variable = handles.get(id(external), others.get(id(external)))
         if variable is None:
-            raise Error(f"{model.name}: reads {external} of which TensorFlow does not tell the variable")
+            raise Error(f"{model.name}: reads {external}, whose variable TensorFlow does not report")
         read[internal.name] = variable
     graph.variables = read
     graph.names = dict(zip(read, graphs.variable_names(graph.calls, list(read.values())), strict=True))

@@ -224,7 +224,7 @@ def a_suite(monkeypatch, tmp_path):
 def test_a_suite_goes_on_where_it_ended(a_suite, tmp_path, capsys):
     take, worker = a_suite
     assert take(minutes=0) == 0
-    assert "1 of 16 comparisons are done; the same command goes on" in capsys.readouterr().err
+    assert "1 of 16 comparisons are done; the same command continues" in capsys.readouterr().err
     first = (tmp_path / "out/measured.jsonl").read_text()
     started = len(worker.started)
     assert take() == 0

@@ -364,7 +364,7 @@ def test_code_in_a_file_is_never_run(zipped, tmp_path):
     content = {"state_dict": {"conv1.weight": torch.zeros(3)}, "extra": Code(tmp_path / "ran")}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     read = reading.read_weights(tmp_path / "x.pth")
-    assert list(read.arrays) == ["conv1.weight"] and read.notes == ["Skipped, with nothing of it run: posix.mkdir."]
+    assert list(read.arrays) == ["conv1.weight"] and read.notes == ["Skipped, without running any of it: posix.mkdir."]
     assert os.listdir(tmp_path) == ["x.pth"]
 
 
@@ -424,9 +424,9 @@ MISTAKES = {
     "numbers": ("numbers.pth", "y.pth", None, "numbers.pth: has no state dict in it"),
     "not for keras.applications": ("x.pth", "y.h5", "resnet20", "resnet20 goes into .keras or .weights.h5; .h5 is for keras."),
     "layers without names": ("old.weights.h5", "y.pth", None, "old.weights.h5: its layers have no names"),
-    "nothing in it": ("empty.h5", "y.pth", None, "empty.h5: has no weights in it"),
+    "nothing in it": ("empty.h5", "y.pth", None, "empty.h5: has no weights"),
     "not for this VGG": ("vgg.h5", "y.pth", "vgg16", "vgg.h5: the weights do not fit the network:\n  missing: features"),
-    "imagenet of nothing": ("imagenet", "y.pth", None, "imagenet: pass --network NAME to say which network's weights"),
+    "imagenet of nothing": ("imagenet", "y.pth", None, "imagenet: pass --network NAME to select a network's weights"),
     "imagenet of others": ("imagenet", "y.pth", "drn_d_22", "no weights of drn_d_22; those of fyu/drn drn-d-22 can be"),
     "imagenet of nobody": ("imagenet", "y.pth", "plain20", "publishes no weights of plain20; the spec names none"),
 }
@@ -519,7 +519,7 @@ def test_published_weights_are_checked_and_kept(server, monkeypatch, capsys):
     assert asked[1:] == [f"https://download.pytorch.org/models/{right}"] and visible(folder) == [right]
     assert capsys.readouterr().out == ""
     (folder / right).write_bytes(content[:-100])
-    with pytest.raises(shared.Error, match="not a complete file of PyTorch's: .*Delete the file to have it fetched again"):
+    with pytest.raises(shared.Error, match="not a complete PyTorch file: .*Delete the file to have it fetched again"):
         reading.load_weights("imagenet", shared.load("resnet18"))
 
 

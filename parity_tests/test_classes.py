@@ -356,9 +356,7 @@ def test_convert(files, twins):
 def test_convert_says_in_json_what_it_ignored(files, twins):
     torch.save(torch_impl.build(TINY).state_dict() | {"n_averaged": torch.tensor(3)}, files / "x.pth")
     found = json.loads(twins("convert x.pth y.safetensors --network tiny.json --json", folder=files).stdout)
-    assert {"from": "n_averaged", "shape": [], "reason": "counter of an average of weights, which nothing reads"} in found[
-        "ignored"
-    ]
+    assert {"from": "n_averaged", "shape": [], "reason": "counter of averaged weights, which nothing reads"} in found["ignored"]
     assert len(found["moves"]) + len(found["ignored"]) == len(torch.load(files / "x.pth"))
 
 
@@ -422,7 +420,7 @@ def test_training_chooses_among_weights_in_a_file(recipe):
         beginning = start(recipe, *options, *changes)
         assert np.array_equal(beginning.pretrained["bn1.bias"], trained(TINY, seed)["bn1.bias"])
         assert words in beginning.notes[0]
-    with pytest.raises(shared.Error, match="'weights_key' says what to read of a file of weights, which --init has to name"):
+    with pytest.raises(shared.Error, match="'weights_key' selects weights in a file, which --init must name"):
         start(recipe, "weights_key=ema", "channels=1", "classes=37")
 
 
@@ -444,10 +442,10 @@ def test_names_in_a_spec(tmp_path):
     [
         (
             "names.txt",
-            "'classes' is a list, which has 2 names, but the network has 5 outputs: name as many, or delete the line",
+            "'classes' is a list, which has 2 names, but the network has 5 outputs: list as many, or delete the line",
         ),
         ("none.txt", "'classes' is \"none.txt\", but there is no file .*none.txt; expected camvid or cifar10 or"),
-        ("gap.txt", "'classes' is \"gap.txt\", whose line 2 is empty; expected a class name a line"),
+        ("gap.txt", "'classes' is \"gap.txt\", whose line 2 is empty; expected one class name per line"),
         ("empty.txt", "whose line 1 is empty"),
         ("latin.txt", "which cannot be read: .*utf-8"),
         ("sub", "but there is no file"),
@@ -475,7 +473,7 @@ def test_a_copied_spec_says_what_to_delete():
     ):
         shared.load(copied)
     del copied["parameters"]
-    words = '\'classes\' is "cifar10", which has 10 names, but the network has 37 outputs: name as many, or delete the line "cl'
+    words = "'classes' is \"cifar10\", which has 10 names, but the network has 37 outputs: list as many, or delete the line"
     with pytest.raises(shared.Error, match=words):
         shared.load(copied)
     del copied["classes"]
@@ -551,7 +549,7 @@ def test_a_sparse_array_that_the_network_has_no_place_for_is_skipped(files):
     report = checkpoints.convert(files / "x.pth", files / "y.pth", str(files / "tiny.json"))
     assert report.notes == notes
     torch.save({"state_dict": tensors | {"bn1.bias": torch.ones(4).to_sparse()}}, files / "x.pth")
-    with pytest.raises(shared.Error, match="x.pth: bn1.bias is a sparse tensor, which is not read"):
+    with pytest.raises(shared.Error, match="x.pth: bn1.bias is a sparse tensor, which cannot be read"):
         reading.load_weights(files / "x.pth", TINY)
-    with pytest.raises(shared.Error, match="bn1.bias is a sparse tensor, which is not read"):
+    with pytest.raises(shared.Error, match="bn1.bias is a sparse tensor, which cannot be read"):
         checkpoints.convert(files / "x.pth", files / "z.pth")

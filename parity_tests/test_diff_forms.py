@@ -201,7 +201,7 @@ def test_inputs_by_name_and_whole_numbers_by_default():
 
 
 def test_networks_that_take_other_inputs():
-    with pytest.raises(Error, match="A takes 1x32x32, B 1x28x28: give an input that both take"):
+    with pytest.raises(Error, match="A takes 1x32x32, B 1x28x28: pass an input that both take"):
         twins.diff(torch_impl.build("lenet5"), keras_impl.build("lenet"))
 
 
@@ -364,7 +364,7 @@ def test_no_number_in_both_is_no_difference():
 
 
 def test_a_network_that_gives_no_number_is_one_message():
-    with pytest.raises(Error, match="A gives no finite number on this input, from .*log on: give a picture or an array"):
+    with pytest.raises(Error, match="A returns no finite number on this input, from .*log on: pass a picture or an array"):
         chained(lambda x: torch.log(x).sum(1), lambda x: ops.sum(ops.log(x), 1))
 
 
@@ -436,7 +436,7 @@ def test_weights_that_cannot_be_copied_are_not_blamed():
     given = keras.Input((7, 16))
     report = twins.diff(Recurrent(), keras.Model(given, layers.LSTM(8, return_sequences=True)(given)), same_axes=True)
     assert report.findings == [] and not report.same and len(report.uncopied) == 1
-    assert report.in_words.startswith("It cannot be known") and "is not judged" in report.notes[-1]
+    assert report.in_words.startswith("It cannot be determined") and "is not judged" in report.notes[-1]
 
 
 class Scaled(nn.Module):

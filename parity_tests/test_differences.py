@@ -187,7 +187,7 @@ def test_whole_numbers_as_input(text, low, high):
         ("shared.checks:Eror", "nothing is called 'Eror', did you mean 'Error'?"),
         ("shared.limits:WHOLE", "is a int, expected a network"),
         ("shared.checks:nearest", "missing a required argument: 'word'; pass --a-args"),
-        ("shared.networks:names", "gives a list, expected a PyTorch module or a Keras model"),
+        ("shared.networks:names", "returns a list, expected a PyTorch module or a Keras model"),
     ],
 )
 def test_what_is_no_network_gets_one_message(text, message):
@@ -305,7 +305,7 @@ def test_a_file_that_no_framework_has_saved(name, by, tmp_path, monkeypatch):
     with pytest.raises(Error, match="there is no such file"):
         opening.open_network(str(path), {}, "--a-args")
     path.write_text("no zip")
-    with pytest.raises(Error, match=f"is no zip file, as one that {by} has saved would be"):
+    with pytest.raises(Error, match=f"is not a zip file, as one saved by {by} would be"):
         opening.open_network(str(path), {}, "--a-args")
 
 
@@ -321,7 +321,7 @@ def test_of_networks_too_unlike_nothing_is_told(unlike, monkeypatch):
 
     monkeypatch.setattr(blame, "judge", judge)
     result = run("first", "last+eps", "--input", "3x17x17")
-    assert result.exit_code == 1 and "too unlike" in result.output
+    assert result.exit_code == 1 and "too different" in result.output
     assert "In training they also differ" not in result.output and "momentum" not in result.output
 
 
@@ -342,9 +342,11 @@ def test_random_numbers_are_told_by_the_command(opened, monkeypatch, tmp_path):
     path = tmp_path / "page.html"
     result = run("first", "last", "--input", "3x17x17", "--html", str(path))
     text = " ".join(result.output.split())
-    assert result.exit_code == 1 and "It cannot be known whether they are the same function: the results are random" in text
+    assert (
+        result.exit_code == 1 and "It cannot be determined whether they are the same function: the results are random" in text
+    )
     assert "Note: last: random numbers are drawn in bn: no two runs are the same, so" in text
-    assert "It cannot be known" in path.read_text()
+    assert "It cannot be determined" in path.read_text()
     summary = json.loads(run("first", "last", "--input", "3x17x17", "--json").stdout)
     assert summary["same"] is False and summary["random"] == [[], ["bn"]]
 

@@ -80,9 +80,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(files, twins, m
     monkeypatch.setattr(predict, "evaluate", lambda *arguments: pytest.fail("the network has run"))
     (files / "report").write_text("mine")
     status, out, error = twins(f"{COMMAND} --data folder --out report")
-    assert (status, out, error) == (2, "", "twins: report: is a file; --out names a folder\n")
+    assert (status, out, error) == (2, "", "twins: report: is a file; --out takes a folder\n")
     status, out, error = twins(f"{COMMAND} --data folder --out report/inside")
-    assert (status, out, error) == (2, "", "twins: report/inside: cannot be made: report is a file\n")
+    assert (status, out, error) == (2, "", "twins: report/inside: cannot be created: report is a file\n")
 
 
 def test_names_are_drawn_as_they_are_printed(files, monkeypatch):

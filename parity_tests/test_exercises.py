@@ -159,14 +159,14 @@ def test_what_cannot_be_judged_is_a_mistake_in_use(tmp_path, text):
 def test_what_is_near_and_not_equal_was_rounded_and_an_unknown_mistake_is_measured(tmp_path):
     path = tmp_path / "my.py"
     path.write_text("def to_keras(weight):\n    return weight.transpose(2, 3, 1, 0).astype('float32')")
-    assert "the rounding to float32" in judge.judge("weights.conv", path).message
+    assert "rounding to float32" in judge.judge("weights.conv", path).message
     path.write_text("def to_keras(weight):\n    return 3 * weight.transpose(2, 3, 1, 0)")
     verdict = judge.judge("weights.conv", path)
     assert (verdict.rung, verdict.suspect) == (2, None) and verdict.message.endswith("Yours is 3 times ours everywhere")
     path.write_text("def to_keras(weight):\n    w = weight.transpose(2, 3, 1, 0).copy()\n    w[0, 2, 1, 3] = 7\n    return w")
     assert "It is farthest at (0, 2, 1, 3): 7, expected " in judge.judge("weights.conv", path).message
     path.write_text("def to_keras(weight):\n    return float('nan') * weight.transpose(2, 3, 1, 0)")
-    assert "144 of 144 values are infinite or not a number" in judge.judge("weights.conv", path).message
+    assert "144 of 144 values are infinite or NaN" in judge.judge("weights.conv", path).message
 
 
 def test_a_function_that_leaves_its_framework_has_no_gradient(tmp_path):
@@ -217,7 +217,7 @@ def test_the_command_lists_prints_and_hints(twins):
         ("residual_block.convv", "no exercise is called 'residual_block.convv', did you mean 'residual_block.conv'?"),
         ("spec", "no exercise is called 'spec'; of this lesson: spec.lenet, spec.max_pool, spec.bottleneck"),
         ("residual_block", "; of this lesson: residual_block.conv, residual_block.batch_norm, residual_block.basic"),
-        ("conv my.py", "; a name has its lesson before it: residual_block.conv or weights.conv or dilation.conv"),
+        ("conv my.py", "; put the lesson before the name: residual_block.conv or weights.conv or dilation.conv"),
         ("my.py residual_block.conv", "no exercise is called 'my.py'; the name of the exercise comes before the file"),
         ("spec.lenet my.py", "my.py: spec.lenet asks for a spec, a file ending in .json"),
         ("weights.conv my.json", "my.json: weights.conv asks for code, a file ending in .py"),
@@ -233,7 +233,7 @@ def test_misuse_of_the_command_has_one_message(twins, words, message):
 RUNS = {  # a function body: (exit status, what is printed)
     "return weight.transpose(2, 3, 1, 0)": (0, "Right: it agrees with the reference on every rung."),
     "return weight.transpose(2, 3, 0, 1)": (1, "In and out are swapped"),
-    "while True: pass": (1, "It did not end within 2 s: does it contain an endless loop?\n"),
+    "while True: pass": (1, "It did not finish within 2 s: is there an endless loop?\n"),
     "import os; os._exit(0)": (1, "Its process ended with status 0, without a verdict"),
     "input()": (1, "EOFError"),
     "raise SystemExit": (1, "\nnumpy.py, line 2, in to_keras: SystemExit"),

@@ -136,4 +136,4 @@ def test_another_precision_in_the_middle(twins, tmp_path):
     assert status == 0, error
     assert training.read_checkpoint(tmp_path / "run").arrays[weights.SCALER].tolist() == [2.0**16, 2, 0]
     status, _, error = twins("train", "--resume", "run/best.safetensors", folder=tmp_path)
-    assert status == 2 and "it has weights alone; resume from run/last.safetensors" in error
+    assert status == 2 and "it has only weights; resume from run/last.safetensors" in error

@@ -180,7 +180,7 @@ def test_nothing_in_a_pickle_is_run(form, state, tmp_path):
         content = {"extra": object_, "state_dict": tensors(state)}
         if form == "first":  # before any key: the object is what the file holds
             path.write_bytes(pickle.dumps(object_))
-            with pytest.raises(shared.Error, match="has no state dict in it|not a complete file"):
+            with pytest.raises(shared.Error, match="has no state dict in it|not a complete PyTorch file"):
                 reading.read_weights(path)
             continue
         if form == "pickle":
@@ -229,7 +229,9 @@ def test_no_name_of_a_pickle_is_imported(state, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name, *_: pytest.fail(f"imports {name}"))
     arrays, notes = torch_files.read_torch(tmp_path / "x.pth")
     assert_same(arrays, state)
-    assert notes == ["Skipped, with nothing of it run: argparse.Namespace, test_foreign.Odd."]  # and its set, which is no class
+    assert notes == [
+        "Skipped, without running any of it: argparse.Namespace, test_foreign.Odd."
+    ]  # and its set, which is no class
 
 
 BESIDE = {
@@ -302,7 +304,7 @@ def test_a_whole_module(zipped, tmp_path):
     torch.save(net, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     arrays, notes = torch_files.read_torch(tmp_path / "x.pt")
     assert_same(arrays, torch_impl.state(net))
-    assert "Skipped, with nothing of it run: torch_impl.network.Network, " in notes[0]
+    assert "Skipped, without running any of it: torch_impl.network.Network, " in notes[0]
     torch.save({"model": nn.DataParallel(net), "epoch": 1}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     assert_same(reading.load_weights(tmp_path / "x.pt", shared.load("lenet"))[1], torch_impl.state(net))
 
@@ -349,7 +351,7 @@ def test_a_file_that_is_cut_off(zipped, share, state, tmp_path):
     torch.save({"state_dict": tensors(state)}, tmp_path / "x.bin", _use_new_zipfile_serialization=zipped)
     content = (tmp_path / "x.bin").read_bytes()
     (tmp_path / "x.bin").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(shared.Error, match="x.bin: not a complete file") as error:
+    with pytest.raises(shared.Error, match="x.bin: not a complete PyTorch file") as error:
         reading.read_weights(tmp_path / "x.bin")
     assert "\n" not in str(error.value)
 
@@ -389,7 +391,7 @@ def test_raw_weights_are_read_and_averaged_ones_on_demand(key, state, small, tmp
         assert_same(reading.load_weights(tmp_path / "x.pth", SMALL, chosen)[1], other(state))
     done = run("convert", tmp_path / "x.pth", tmp_path / "y.safetensors", "--network", small, "--weights-key", word)
     assert f"Read {key}, averaged weights" in done.output
-    assert "Ignored (counter of an average of weights, which nothing reads): n_averaged." in done.output
+    assert "Ignored (counter of averaged weights, which nothing reads): n_averaged." in done.output
     assert_same(weights.read_state(tmp_path / "y.safetensors"), other(state))
 
 
@@ -767,7 +769,7 @@ def test_a_map_whose_names_overlap():
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ({"x.w": "y.w"}, "'x.w' would be y.w, which is the name of another array"),
+        ({"x.w": "y.w"}, "'x.w' would be y.w, the name of another array"),
         ({"x.w": "z.w", "y.w": "z.w"}, "'y.w' and 'x.w' would both be z.w"),
     ],
 )
@@ -779,8 +781,8 @@ def test_a_map_that_gives_two_arrays_one_name(names, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "expected an object of names"),
-        ('{"a": 3}', "expected an object of names"),
+        ("[]", "expected an object that maps names"),
+        ('{"a": 3}', "expected an object that maps names"),
         ('{"nobody": "fc.bias"}', "no array is called 'nobody'"),
         ("{", "not JSON"),
     ],
@@ -822,7 +824,7 @@ def test_sparse_and_quantised_tensors_are_refused(state, tmp_path):
         (torch.quantize_per_tensor(torch.eye(10, 32), 0.1, 0, torch.qint8), "quantised"),
     ):
         torch.save({"state_dict": tensors(state) | {"fc.weight": tensor}}, tmp_path / "x.pth")
-        with pytest.raises(shared.Error, match=f"x.pth: fc.weight is a {kind} tensor, which is not read"):
+        with pytest.raises(shared.Error, match=f"x.pth: fc.weight is a {kind} tensor, which cannot be read"):
             reading.load_weights(tmp_path / "x.pth", SMALL)
 
 
@@ -841,9 +843,9 @@ def test_big_endian_arrays_in_hdf5(tmp_path):
 def test_numbers_that_are_not_finite(state, small, tmp_path):
     weights.save_state(tmp_path / "x", state | {"fc.bias": np.full(10, np.nan, np.float32)})
     report = checkpoints.convert(tmp_path / "x", tmp_path / "y.pth", str(small))
-    assert report.notes == ["Numbers that are not finite in 1 arrays: fc.bias. Other commands refuse them."]
+    assert report.notes == ["NaN or infinite values in 1 array: fc.bias. Other commands refuse them."]
     for load in (reading.load_weights, reading.fit_weights):
-        with pytest.raises(shared.Error, match="x: fc.bias has numbers that are not finite"):
+        with pytest.raises(shared.Error, match="x: fc.bias has NaN or infinite values"):
             load(tmp_path / "x", SMALL)
 
 
@@ -870,7 +872,7 @@ def test_the_nearest_network_has_most_in_common():
 
 
 def test_a_network_that_is_none_of_the_zoo(state):
-    with pytest.raises(shared.Error, match="this is no network of the zoo: .* Write its spec and pass --network") as error:
+    with pytest.raises(shared.Error, match="not a network of the zoo: .* Write its spec and pass --network") as error:
         renaming.guess_networks({f"u{number}": array for number, array in enumerate(state.values())})
     assert "\n" not in str(error.value)
 
@@ -908,7 +910,7 @@ def test_counters_are_ignored_with_the_reason(state):
     arrays = state | extra
     moves = renaming.moves_of(arrays, renaming.match(arrays, networks.load(SMALL)))
     assert {move.source: move.ignored.partition(",")[0] for move in moves if move.ignored} == {
-        "n_averaged": "counter of an average of weights",
+        "n_averaged": "counter of averaged weights",
         "total_ops": "counter of a profiler",
         "layer1.0.total_params": "counter of a profiler",
         "layer1.0.bn1.num_batches_tracked": "batch counter",

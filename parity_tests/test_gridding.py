@@ -179,7 +179,7 @@ def test_an_output_that_is_not_finite_is_refused():
     assert measure.strongest_map(Engine(output), None, "layer")[1].shape == (2, 8)
     for value in (np.nan, np.inf):
         output[0, 1, 1, 1] = value
-        with pytest.raises(shared.Error, match="Keras: layer 'layer' gives non-finite numbers"):
+        with pytest.raises(shared.Error, match="Keras: layer 'layer' returns non-finite values"):
             measure.strongest_map(Engine(output), None, "layer")
 
 
@@ -277,8 +277,11 @@ MISTAKES = {
     "unknown network": ("drn_a_19 a.png --layer layer4", "no network is called 'drn_a_19', did you mean 'drn_a_18'?"),
     "unknown layer": (f"{DRN} a.png --layer layer5", f"{DRN} has no layer 'layer5', did you mean 'layer4'?"),
     "far from any layer": (f"{DRN} a.png --layer zzz", f"{DRN} has no layer 'zzz'; `twins show {DRN}` lists them"),
-    "a vector": (f"{DRN} a.png --layer fc", f"layer 'fc' of {DRN} gives 10, expected one that gives maps"),
-    "a pooled map": (f"{DRN} a.png --layer avgpool", f"layer 'avgpool' of {DRN} gives 128x1x1, expected one that gives maps"),
+    "a vector": (f"{DRN} a.png --layer fc", f"layer 'fc' of {DRN} returns 10, expected one that returns maps"),
+    "a pooled map": (
+        f"{DRN} a.png --layer avgpool",
+        f"layer 'avgpool' of {DRN} returns 128x1x1, expected one that returns maps",
+    ),
     "both": (
         f"{DRN} a.png --layer layer4 --backend both",
         "--backend both: the figure is of one framework; expected torch, tf, jax or keras-torch",
@@ -309,7 +312,7 @@ def test_a_mistake_gets_one_message_before_any_work(mistake, activations, files,
 def test_weights_that_give_no_numbers(activations, files):
     status, out, err = activations(f"{DRN} a.png --layer layer4 --weights nan.safetensors --out never.png")
     assert (status, out) == (2, "") and not (files / "never.png").exists()
-    assert err == "twins: nan.safetensors: conv1.weight has numbers that are not finite\n"
+    assert err == "twins: nan.safetensors: conv1.weight has NaN or infinite values\n"
 
 
 def test_networks_side_by_side(files, tmp_path, monkeypatch, capsys):

@@ -268,10 +268,10 @@ BOMBS = {  # {what makes it: the ending of its name, what reads it}
 
 
 WORDS = {  # of messages, where another reason would do as well
-    bzip2_bomb: "not compressed by deflate",
+    bzip2_bomb: "not compressed with deflate",
     many_groups: "more than 16,384 groups",
     memo_bomb: "the pickle numbers an object",
-    index_of_itself: "an index of shards itself",
+    index_of_itself: "itself an index of shards",
 }
 
 
@@ -388,7 +388,7 @@ def no_file(request, tmp_path):
     ],
 )
 def test_what_is_no_file_is_one_message(no_file, ending, read):
-    words = r"is a (pipe|device|folder|socket), expected a file|there is no such file|no path can be called so"
+    words = r"is a (pipe|device|folder|socket), expected a file|there is no such file|not a valid path"
     path = no_file(ending)
     with pytest.raises(shared.Error, match=words):
         read(path)
@@ -454,7 +454,7 @@ def test_a_text_that_no_file_can_have(tmp_path):
 
 def test_a_folder_in_a_file(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(shared.Error, match="report: cannot be made: .*notes.txt is a file"):
+    with pytest.raises(shared.Error, match="report: cannot be created: .*notes.txt is a file"):
         files.check_folder(tmp_path / "notes.txt" / "report")
     files.check_folder(tmp_path / "new" / "report")
 

@@ -205,5 +205,5 @@ def test_pytorch_alone_is_a_working_half(folder):
 def test_keras_on_another_backend_is_named_with_what_needs_it(monkeypatch):
     backends.keras()
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
-    with pytest.raises(Error, match="^x.keras needs Keras on tensorflow, but in this process Keras runs on jax already; "):
+    with pytest.raises(Error, match="^x.keras needs Keras on tensorflow, but in this process Keras already runs on jax; "):
         backends.keras(needed_for="x.keras")

@@ -107,10 +107,10 @@ def test_mistakes_in_python(tmp_path):
     environment = {name: value for name, value in JAX.items() if name != "JAX_ENABLE_X64"}
     done = python(environment | {"KERAS_BACKEND": "tensorflow"}, MISTAKES, tmp_path)
     assert done.stdout.splitlines() == [
-        "JAX makes float32 of float64 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is imported, "
+        "JAX turns float64 into float32 in this process: set the environment variable JAX_ENABLE_X64=1 before JAX is imported, "
         'or call jax.config.update("jax_enable_x64", True) before anything else',
-        "this needs Keras on tensorflow, but in this process Keras runs on jax already; "
-        "it has one backend a process: set KERAS_BACKEND=tensorflow before Keras is imported",
+        "this needs Keras on tensorflow, but in this process Keras already runs on jax; "
+        "it has one backend per process: set KERAS_BACKEND=tensorflow before Keras is imported",
         "the environment variable JAX_PROCESS_ID is not set, expected the number of this process, from 0 to 1; "
         "JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS go together",
     ], done.stderr
@@ -122,7 +122,7 @@ def test_a_variable_that_jax_does_not_read_is_said(tmp_path):
         [sys.executable, "-c", code, "microscope", "lenet5", "--out", "x", "--backend", "jax"], cwd=tmp_path, text=True,
         capture_output=True, env=os.environ | {"PYTHONPATH": f"{HERE.parent}"} | JAX | {"JAX_ENABLE_X64": "maybe"},
     )  # fmt: skip
-    message = "Keras on jax does not start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'"
+    message = "Keras on jax failed to start: invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"twins: {message}\n")
 
 

@@ -187,7 +187,7 @@ def test_processes_that_cannot_start(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("multiprocessing.synchronize.Lock.__init__", full)
-    with pytest.raises(Error, match="cannot be started: No space left on device; --workers 0 reads in this one"):
+    with pytest.raises(Error, match="cannot be started: No space left on device; --workers 0 reads in the main process"):
         next(Loader(1).map(eval, slow(1)))
 
 

@@ -500,7 +500,7 @@ MISTAKES = {
         "small.json --data data --plot x.gif --weights w.safetensors",
         "x.gif: expected a file ending in",
     ),
-    "out is a file": ("small.json a.png --out a.png --weights w.safetensors", "a.png: is a file; --out names a folder"),
+    "out is a file": ("small.json a.png --out a.png --weights w.safetensors", "a.png: is a file; --out takes a folder"),
     "out among the pictures": ("small.json a.png --out . --weights w.safetensors", "a.png: this is one of the images"),
     "another class": (
         "small.json --data data --class 2 --weights w.safetensors",

@@ -201,17 +201,17 @@ def broken(tiles, what):
         return r"02.png: has 16 bits a pixel, expected 8"
     if what == "transparency":
         save(mask, mask_of(0), "LA")
-        return r"02.png: is of Pillow's mode LA, expected numbers .* or colours"
+        return r"02.png: has Pillow's mode LA, expected numbers .* or colours"
     if what == "number":
         save(mask, np.where(mask_of(0) == 2, 7, mask_of(0)).astype(np.uint8))
-        return r"02.png: the pixel at x=\d, y=\d has the number 7, expected 0 to 2, or 9 for what is ignored"
+        return r"02.png: the pixel at x=\d, y=\d has the number 7, expected 0 to 2, or 9 to ignore it"
     if what == "colour":
         save(mask, np.full((8, 10, 3), 7, np.uint8))
         (tiles / "classes.csv").write_text("name,colour\na,#070708\nb,#000000\nc,#ffffff\n")
         return r"02.png: the pixel at x=0, y=0 has the colour #070707, which no class has, did you mean '#070708'\?"
     if what == "no colours":
         save(mask, np.full((8, 10, 3), 7, np.uint8))
-        return r"02.png: has colours, of which nothing says what they mean; expected numbers, or classes.csv in the folder"
+        return r"02.png: has colours, but nothing says what they mean; expected numbers, or classes.csv in the folder"
     (tiles / "classes.csv").write_text("name,colour\na,#070708\nb,red\n")
     return r"classes.csv: line 3 is 'b,red', expected a name and a colour, such as road,#804080"
 
@@ -240,7 +240,7 @@ def test_what_is_wrong_with_masks(what, tiles):
         ),
         (
             {"augmentation": {"scale": [0.5, 2]}},
-            "pictures of different sizes make no batch: they are scaled; expected a 'window'",
+            "pictures of different sizes cannot form a batch: they are scaled; expected a 'window'",
         ),
         ({"augmentation": {"scale": [2, 0.5]}}, "'scale' is .*, expected two numbers above 0, the smaller first"),
         ({"classes": [[0], [1]]}, "'classes' is a list of labels for each class, but dense_2_classes classifies every pixel"),
@@ -274,7 +274,7 @@ def test_no_file_is_opened_without_need(window, tiles, monkeypatch):
 
 def test_pictures_of_two_sizes_without_a_window(tiles):
     save(tiles / "train" / "images" / "town" / "03.png", np.zeros((6, 10, 3), np.uint8))
-    message = "make no batch: .*00.png has 10x8 pixels, .*03.png has 10x6 pixels; expected a 'window' in the augmentation"
+    message = "cannot form a batch: .*00.png has 10x8 pixels, .*03.png has 10x6 pixels; expected a 'window' in the augmentation"
     with pytest.raises(Error, match=message):
         training.prepare(recipes.load(RECIPE | {"augmentation": {}}))
 

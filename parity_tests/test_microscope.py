@@ -403,12 +403,12 @@ def test_it_fits(opened, width):
     [
         (["resnet18", "resnet18"], "two of the networks are called 'resnet18'; the page tells them apart by name"),
         (["resnet19"], "no network is called 'resnet19'"),
-        (["flat.json"], "flat has no convolution or pool before its classifier: there is no map to look at"),
+        (["flat.json"], "flat has no convolution or pool before its classifier: there is no map to show"),
         (
             ["lenet", "--backend", "both"],
             "--backend both: the fields are of one framework; expected torch, tf, jax or keras-torch",
         ),
-        (["lenet", "--out", "flat.json"], "flat.json: is a file; --out names a folder"),
+        (["lenet", "--out", "flat.json"], "flat.json: is a file; --out takes a folder"),
     ],
 )
 def test_mistakes(arguments, words, twins, tmp_path):

@@ -389,7 +389,7 @@ def test_segment_a_folder(place, run, twins):
     [
         (("--data", "nowhere"), "nowhere: there is no such folder"),
         (("--data", "tiles", "--scales", "0.5;1"), "--scales is 0.5;1, expected numbers above 0"),
-        (("--data", "tiles", "--ignore", "2"), "has the number 255, expected 0 to 2, or 2 for what is ignored"),
+        (("--data", "tiles", "--ignore", "2"), "has the number 255, expected 0 to 2, or 2 to ignore it"),
         (("tiles/val/images/6.png",), "--out is missing"),
         (("tiles/val/images/6.png", "tiles/val/masks/6.png", "--out", "x"), "another picture is also called 6"),
         ((), "there is nothing to segment"),

@@ -205,7 +205,7 @@ def test_layers_have_the_names_of_the_spec():
 def test_names_that_would_be_the_same_get_one_message():
     layers = [{"name": name, "type": "relu"} for name in ("a.0", "a_0")]
     net = keras_impl.build({"name": "tiny", "input": [1, 4, 4], "layers": layers})
-    with pytest.raises(shared.Error, match="tiny cannot be made of Keras's own layers: .*a_0"):
+    with pytest.raises(shared.Error, match="tiny cannot be built from Keras's own layers: .*a_0"):
         keras_impl.functional(net)
 
 

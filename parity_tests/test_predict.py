@@ -410,7 +410,7 @@ MISTAKES = {
         "folder: is a folder; pass its files, for example folder/*.jpg",
     ),
     "unknown data": ("small.json --data digit --weights w.safetensors", "no data set is called 'digit', did you mean 'digits'"),
-    "grey data": ("small.json --data grey.npz --weights w.safetensors", "grey.npz: its images are grey, small takes colour"),
+    "grey data": ("small.json --data grey.npz --weights w.safetensors", "grey.npz: its images are grey, small expects colour"),
     "more classes": ("small.json --data many.npz --weights w.safetensors", "many.npz: its labels go up to 1"),
     "a network without classes": ("drn.json a.png --weights w.safetensors", "drn ends in a map of 10x8x10, not in a vector"),
     "a network of four channels": ("four.json a.png --weights w.safetensors", "four takes 4 channels, pictures have 1 or 3"),

@@ -184,7 +184,7 @@ def test_changes():
         (["classes=[[3],[3]]"], "'classes' is"),
         (['freeze=["block9"]'], "has no layer 'block9', did you mean 'block"),
         (['freeze=["conv1","block1","conv2","block2","fc"]'], "names every layer with weights, so nothing is left to train"),
-        (["thaw=2"], "'thaw' says when what 'freeze' names begins to train, and that names nothing"),
+        (["thaw=2"], "'thaw' says when the layers in 'freeze' begin to train, but 'freeze' names none"),
         (['freeze=["conv1"]', "thaw=6"], "'thaw' is 6, expected less than the run's length, 6"),
         (["optimizer.name=[1]"], "optimizer: 'name' is [1]"),
         (["schedule.name={}"], "schedule: 'name' is {}"),
@@ -193,8 +193,8 @@ def test_changes():
         (["name=../x"], "'name' is \"../x\", expected a word of letters"),
         (["batch=" + "[" * 5000], "'batch' is \"[[["),
         (["batch"], "--set batch: expected key=value"),
-        (["batch.size=3"], "--set batch.size=3: a recipe has no such key"),
-        (["a.b.c=3"], "--set a.b.c=3: a recipe has no such key"),
+        (["batch.size=3"], "--set batch.size=3: recipes have no such key"),
+        (["a.b.c=3"], "--set a.b.c=3: recipes have no such key"),
     ],
 )
 def test_changes_that_are_wrong(changes, words):
@@ -258,7 +258,7 @@ def test_data_of_classes():
     "change, words",
     [
         ("classes=5", "labels go up to 9, mnist_residual_5_classes has 5 classes, counted from 0"),
-        ("network=resnet20", "its images are grey, resnet20 takes colour"),
+        ("network=resnet20", "its images are grey, resnet20 expects colour"),
         ("data=x.npz", "x.npz: there is no such file"),
         ("batch=2000", "'batch' is 2,000, but digits has 1,437 images to train on"),
         (

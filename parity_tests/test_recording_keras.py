@@ -229,7 +229,7 @@ def test_a_keras_file_is_recorded(tmp_path):
     model.save(tmp_path / "x.keras")
     assert kinds(recording.record(str(tmp_path / "x.keras"), [array(1, 3)])) == ["linear"]
     (tmp_path / "bad.keras").write_bytes(b"no zip")
-    with pytest.raises(Error, match="bad.keras: no model that Keras loads"):
+    with pytest.raises(Error, match="bad.keras: not a model that Keras can load"):
         recording.record(tmp_path / "bad.keras", [array(1, 3)])
 
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_recorded_is_said():
         recording.record(Branches(), [array(1, 3)])
     with pytest.raises(Error, match="does not run on float32 of shape"):
         recording.record(keras.Sequential([keras.Input((4,)), L.Dense(2)]), [array(1, 3)])
-    with pytest.raises(Error, match="int is no model or layer of Keras's"):
+    with pytest.raises(Error, match="int is not a Keras model or layer"):
         recording.record(3, [array(1, 3)])
 
 

@@ -317,5 +317,5 @@ def test_a_file_of_torch_export(tmp_path):
     np.testing.assert_allclose(*results, rtol=TOLERANCE, atol=TOLERANCE)
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as file:
         file.writestr("readme", "no program")
-    with pytest.raises(Error, match="other.pt2: no program that torch.export loads: "):
+    with pytest.raises(Error, match="other.pt2: not a program that torch.export can load: "):
         recording.load(tmp_path / "other.pt2")

@@ -131,7 +131,7 @@ def test_a_process_that_has_ended_is_said():
     package = remote.KerasPackage("JAX", start, KERAS)
     engine = package.Engine(package.build(1))
     for _ in range(2):
-        with pytest.raises(RunError, match="JAX: its process has ended, perhaps because memory has run out"):
+        with pytest.raises(RunError, match="JAX: its process has ended, perhaps because memory ran out"):
             engine.loss("end")
 
 

@@ -433,7 +433,7 @@ def test_a_checkpoint_of_a_later_version(tmp_path):
     weights.save_state(path, arrays, about)
     assert training.read_checkpoint(path).step == 4
     weights.save_state(path, arrays | {"fc.bias": arrays["fc.bias"] * np.nan}, about)
-    with pytest.raises(shared.Error, match="fc.bias has numbers that are not finite"):
+    with pytest.raises(shared.Error, match="fc.bias has NaN or infinite values"):
         training.read_checkpoint(path)
 
 
@@ -472,14 +472,14 @@ def test_a_part_of_an_epoch_at_the_end_is_completed(tmp_path):
 def test_a_checkpoint_that_is_none(tmp_path):
     run = Run(tmp_path)
     run.until()
-    with pytest.raises(shared.Error, match="it has weights alone; resume from .*last.safetensors"):
+    with pytest.raises(shared.Error, match="it has only weights; resume from .*last.safetensors"):
         training.read_checkpoint(tmp_path / "best.safetensors")
     path = tmp_path / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(shared.Error, match="last.safetensors: not a complete safetensors file"):
         training.read_checkpoint(tmp_path)
     weights.save_state(path, weights.initial(SPEC))
-    with pytest.raises(shared.Error, match="not a checkpoint of a run; its weights can start a new one, with --init"):
+    with pytest.raises(shared.Error, match="not a checkpoint of a run; to start a new run from its weights, use --init"):
         training.read_checkpoint(path)
     with pytest.raises(shared.Error, match="there is no such file"):
         training.read_checkpoint(tmp_path / "x")
@@ -593,7 +593,7 @@ def test_transfer_to_other_classes(tmp_path):
     weights.save_state(tmp_path / "3.safetensors", weights.initial(three, seed=6))
     assert set(backbone(tmp_path / "3.safetensors", three)) == set(old)
     weights.save_state(tmp_path / "nan.safetensors", old | {"conv1.weight": old["conv1.weight"] * np.nan})
-    with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has numbers that are not finite"):
+    with pytest.raises(shared.Error, match="nan.safetensors: conv1.weight has NaN or infinite values"):
         backbone(tmp_path / "nan.safetensors", three)
     with pytest.raises(shared.Error, match="w.safetensors: the weights do not fit the network"):
         backbone(tmp_path / "w.safetensors", shared.load("resnet18"))
@@ -708,14 +708,14 @@ def test_a_full_disk(twins, folder):
         (["tiny.json", "--init", "whole/network.json"], 'whole/network.json: JSON without "weight_map"'),
         (["tiny.json", "--set", "schedule.warmup=2", "--epochs", "2"], "'warmup' is 2, expected less than the run's length, 2"),
         (["tiny.json", "--freeze", ""], "'freeze' is"),
-        (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights as they are, so --init has to name a file"),
+        (["tiny.json", "--freeze", "conv1"], "tiny: 'freeze' keeps weights unchanged, so --init must name a file"),
         (["--resume", "whole", "--init", "x.pth"], "--init and --freeze are for the start of a run"),
-        (["--resume", "whole/best.safetensors"], "it has weights alone; resume from whole/last.safetensors"),
+        (["--resume", "whole/best.safetensors"], "it has only weights; resume from whole/last.safetensors"),
         (["tiny.json", "--backend", "tf", "--devices", "2", "--compile"], "--devices and --compile cannot be combined"),
         (["tiny.json", "--out", "x" * 300], "File name too long"),
         (["tiny.json", "--freeze", "con1"], "has no layer 'con1', did you mean 'conv1'?"),
         (["tiny.json", "--devices", "2"], "--devices is for tf and jax; with PyTorch: torchrun"),
-        (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be made: tiny.json is a file"),
+        (["tiny.json", "--out", "tiny.json/x"], "tiny.json/x: cannot be created: tiny.json is a file"),
     ],
 )
 def test_mistakes(arguments, words, twins, folder):
@@ -727,7 +727,7 @@ def test_a_folder_that_has_a_run_keeps_it(twins, folder):
     before = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
     for name in ("whole-2", "whole-3"):
         status, out, error = twins("train", "tiny.json", "--epochs", "1", "--out", "whole", folder=folder)
-        note = f"whole: has a run already, which --resume whole continues. This one goes to {name}."
+        note = f"whole: already has a run, which --resume whole continues. This one goes to {name}."
         assert status == 0 and note in " ".join((out + error).split())
         assert training.read_checkpoint(folder / name).history[-1]["epoch"] == 1
         assert {path.name: path.read_bytes() for path in (folder / "whole").iterdir()} == before
@@ -901,7 +901,7 @@ def test_a_complete_run_elsewhere(twins, folder):
 
 def test_a_data_set_that_has_changed(twins, folder):
     found = datasets.load_data("digits")._asdict()
-    for count, words in ((1437, "the run is complete"), (1000, "mine.npz: has not the images that the run began with")):
+    for count, words in ((1437, "the run is complete"), (1000, "mine.npz: not the images that the run began with")):
         np.savez(folder / "mine.npz", **found | {key: found[key][:count] for key in ("x_train", "y_train")})
         if count == 1437:
             options = ("--set", "data=mine.npz", "--out", "changed", "--epochs", "2")
@@ -936,7 +936,7 @@ def test_a_cut_last_line_of_a_log(twins, whole, tmp_path):
         (tmp_path / "log.jsonl").write_text("\n".join([*rows[:2], end]))
         notes = []
         assert runlog.read_log(tmp_path, notes.append) == whole["torch"].history[:2]
-        assert notes == [f"{tmp_path / 'log.jsonl'}: the last line is cut short and left out"]
+        assert notes == [f"{tmp_path / 'log.jsonl'}: the last line is truncated, and ignored"]
     ended = twins("curves", str(tmp_path), "--out", str(tmp_path / "c.png"))
     assert ended.returncode == 0 and "log.jsonl: the last line is cut short" in ended.stderr
     (tmp_path / "log.jsonl").write_text("\n".join([rows[0][:70], *rows[1:]]))
@@ -985,7 +985,7 @@ def test_a_batch_norm_with_one_value(backend, twins, folder):
     (folder / "one.json").write_text(json.dumps(RECIPE | {"network": ONE_VALUE, "batch": 1}))
     status, out, error = twins("train", "one.json", "--backend", backend, "--out", f"one-{backend}", folder=folder)
     assert (status, out) == (1, "") and error == (
-        "twins: one_value: batch norm 'bn1' has one value a channel, and so no variance, with maps of 1x1 and a batch of 1; "
+        "twins: one_value: batch norm 'bn1' has one value per channel, so no variance, with maps of 1x1 and a batch of 1; "
         "expected a batch of at least 2\n"
     )
     assert not (folder / f"one-{backend}").exists()
@@ -1005,7 +1005,7 @@ def test_a_comparison_on_one_image(twins, tmp_path):
     np.savez(tmp_path / "one.npz", x_train=image, y_train=label, x_test=image, y_test=label)
     (tmp_path / "one_value.json").write_text(json.dumps(ONE_VALUE))
     status, _, error = twins("compare", "./one_value.json", "--data", "one.npz", folder=tmp_path)
-    assert status == 1 and "twins: one_value: batch norm 'bn1' has one value a channel" in error
+    assert status == 1 and "twins: one_value: batch norm 'bn1' has one value per channel" in error
 
 
 def test_a_loss_that_is_no_number_ends_the_command(twins, folder):
@@ -1061,7 +1061,7 @@ def test_the_folder_of_a_run_may_be_a_dot(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_by_another_name_has_no_run_beside_it(tmp_path):
-    words = "epoch3.safetensors: there is no .*last.safetensors to be continued; choose a folder with --out"
+    words = "epoch3.safetensors: there is no .*last.safetensors to continue; choose a folder with --out"
     (tmp_path / "epoch3.safetensors").touch()
     with pytest.raises(shared.Error, match=words):
         runs._folder(None, tmp_path / "epoch3.safetensors", "tiny-torch", 0)

@@ -407,7 +407,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def test_unknown_network():
-    with pytest.raises(shared.Error, match="a network is a name, .* not 3"):
+    with pytest.raises(shared.Error, match="expected a network's name, .* not 3"):
         shared.load(3)
     with pytest.raises(shared.Error, match="'resnet19'.*did you mean 'resnet1"):
         shared.load("resnet19")

@@ -18,7 +18,7 @@ class Error(ValueError):
 
 
 class RunError(Error):
-    """What was asked for is well-formed, but cannot go on: a loss that is NaN, a batch too small to normalise by."""
+    """A valid request that cannot be carried out: the loss is NaN, or a batch is too small to normalise by."""
 
     status = 1
 
@@ -29,7 +29,7 @@ class LostProcessError(RunError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, of any framework, means that memory has run out."""
-    # By name, since no framework is imported here; PyTorch has no class of its own for a CPU's memory.
+    # By name, since no framework is imported here; PyTorch has no exception class for CPU memory.
     words = f"{type(error).__name__} {error}".lower().replace(" ", "").replace("_", "")
     signs = ("outofmemory", "resourceexhausted", "defaultcpuallocator", "allocfailed", "badalloc")
     return isinstance(error, MemoryError) or any(sign in words for sign in signs)
@@ -120,7 +120,7 @@ def shown(value: Any) -> str:
 
 
 def printable(text: object) -> str:
-    """A text without what a terminal would obey or cannot show: control characters, marks of direction, bytes not of UTF-8.
+    """A text without what a terminal would obey or cannot show: control characters, direction marks, bytes not in UTF-8.
 
     They become escapes, as in Python's strings; spaces and line breaks remain.
     """
@@ -142,13 +142,13 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def check_unpacked(packed: int, unpacked: int) -> None:
-    """Raise `Error` if `packed` bytes say that they hold so many that they must be made to exhaust memory, or would.
+    """Raise `Error` if `packed` bytes declare so many that they would exhaust memory, as by design.
 
     Weights and pictures do not become `limits.RATIO` times smaller by compression, and what is small is unpacked in any case.
     """
     if unpacked > limits.UNPACKED and unpacked > limits.RATIO * packed:
         raise Error(
-            f"says that it holds {gigabytes(unpacked)}, more than {limits.RATIO} times its size, so it is not unpacked; "
+            f"declares {gigabytes(unpacked)} of content, more than {limits.RATIO} times its size, so it is not unpacked; "
             "if that is right, save it without compression"
         )
     check_memory(unpacked, "its contents")

@@ -12,9 +12,9 @@ from pathlib import Path
 def isolate_triton(other: str) -> None:
     """Make the process safe for both frameworks if the `other`, "torch" or "tensorflow", is loaded already.
 
-    PyTorch's optimisers and compiler load Triton, and Triton and TensorFlow each bring an LLVM. If TensorFlow comes
-    first, Triton uses the symbols of its LLVM, and the process aborts: "Option … registered more than once". Loaded here,
-    with its own symbols first, Triton uses its own.
+    PyTorch's optimisers and compiler load Triton, and Triton and TensorFlow each bring an LLVM. If TensorFlow is loaded first,
+    Triton picks up the symbols of its LLVM, and the process aborts: "Option … registered more than once". Loaded here, with its
+    own symbols first, Triton uses its own.
     """
     triton = importlib.util.find_spec("triton") if other in sys.modules else None
     if triton and triton.origin and hasattr(os, "RTLD_DEEPBIND"):

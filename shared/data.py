@@ -55,9 +55,9 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
 
     - "digits": scikit-learn's embedded handwritten digits (1,797 of 8x8; Alpaydin and Kaynak 1998, UCI), the last 360 for
       testing;
-    - any name for which the folder `TWINS_DATA` has an `.npz` or a folder.
+    - any name of an `.npz` or a folder in the folder `TWINS_DATA`.
 
-    A folder beside you that has such a name is a path with a dot: "./digits".
+    For a folder of that name in the current directory, write a path with a dot: "./digits".
     A file has `x_train y_train x_test y_test`, and may have `x_val y_val`. A folder or CSV is as `folders.read` has it. The
     part "train" is trained on, "val" tested on, or else "test". With `holdout`, or in a folder without either, images to test
     on are chosen by `hold_out`. Raises `Error` for a data set that does not exist or is not of this form; `others` are names
@@ -85,9 +85,9 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
 
 
 def hold_out(data: Data, holdout: float | None) -> Data:
-    """The data with the fraction `holdout` of each class tested on instead of trained on, always the same images.
+    """The data with the fraction `holdout` of each class held out for testing, always the same images.
 
-    If it is None, only where there are no images to test on; not where there are some for validation. The images that were to
+    If it is None, only if there are no images to test on or to validate on. The images that were to
     test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image,
     and for a fraction that is none.
     """
@@ -194,7 +194,7 @@ def _read_npz(path: Path) -> Data:
             keys = [*ARRAYS, *(VALIDATION if {*VALIDATION} & {*file.files} else ())]
             arrays = [file[key] for key in keys]
         if not all(isinstance(array, np.ndarray) for array in arrays):
-            raise ValueError("a member of it is no array of NumPy's")
+            raise ValueError("a member is not a NumPy array")
     except Error as error:
         raise Error(f"{path}: {error}") from None
     except KeyError as error:

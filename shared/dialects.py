@@ -19,7 +19,7 @@ WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrappe
 # Arrays that our networks have no place for, and why.
 IGNORED = (
     (r"(^|\.)num_batches_tracked$", "batch counter, which nothing reads"),
-    (r"(^|\.)n_averaged$", "counter of an average of weights, which nothing reads"),
+    (r"(^|\.)n_averaged$", "counter of averaged weights, which nothing reads"),
     (r"(^|\.)total_(ops|params)$", "counter of a profiler, which nothing reads"),
     (r"^(module\.)?aux[12]\.|^loss[12][./]", "auxiliary classifier, used only in training"),
     (r"^optimizer", "optimiser state"),
@@ -96,7 +96,7 @@ def source_of(name: str) -> Source:
 
 
 def shifts(layers: Iterable[str]) -> list[int]:
-    """What must be added to the numbers of stages, which count from 0, 1 or 2 in dialects, so that they count from 1."""
+    """What to add to the numbers of stages, which count from 0, 1 or 2 in the dialects, to make them count from 1."""
     numbers = [int(match[1]) for match in map(_STAGE.match, _slashes_to_dots(layers)) if match]
     return [1 - min(numbers)] if numbers else [0]
 

@@ -29,7 +29,7 @@ def check_readable(path: str | Path, called: str | Path | None = None, most: int
     except OSError as error:
         raise Error(f"{called}: cannot be read: {error.strerror}") from None
     except ValueError:  # a zero byte, or half of a surrogate pair
-        raise Error(f"{called}: no path can be called so") from None
+        raise Error(f"{called}: not a valid path") from None
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         raise Error(f"{called}: is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, expected a file")
@@ -53,7 +53,7 @@ def read_json(path: str | Path, called: str | Path | None = None, most: int = li
         json.dumps(content, ensure_ascii=False).encode()  # fails for half of a surrogate pair
         return content
     except UnicodeEncodeError:
-        raise Error(f"{called}: a string in it is not Unicode: it has half of a surrogate pair") from None
+        raise Error(f"{called}: a string in it is not valid Unicode: it has half of a surrogate pair") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Error(f"{called}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
@@ -77,7 +77,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_writable(path: str | Path, folder: bool = False) -> None:
     """Raise `Error` if a file, or a `folder`, cannot be written, so that we fail before the work rather than after it.
 
-    Nor is a device or a pipe, which would be replaced by a file.
+    Devices and pipes are refused too, since a file would replace them.
     """
     path = Path(path)
     target = _target(path)
@@ -91,10 +91,10 @@ def check_writable(path: str | Path, folder: bool = False) -> None:
 def check_folder(folder: Path) -> None:
     """Raise `Error` if a folder cannot be made, or written in, so that we fail before the work rather than after it."""
     if folder.exists() and not folder.is_dir():
-        raise Error(f"{folder}: is a file; --out names a folder")
+        raise Error(f"{folder}: is a file; --out takes a folder")
     existing = next(path for path in (folder, *folder.parents, Path()) if path.exists())
     if not existing.is_dir():
-        raise Error(f"{folder}: cannot be made: {existing} is a file")
+        raise Error(f"{folder}: cannot be created: {existing} is a file")
     if not os.access(existing, os.W_OK):
         raise Error(f"{folder}: cannot be written: {existing} is not writable")
 
@@ -108,8 +108,8 @@ def _target(path: Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it at the end of the block. Raises `Error` if it cannot be written.
 
-    Once the block is done, `path` has the new content also if the power fails; before, the old one. A link remains one: the
-    file that it leads to is written.
+    After the block, `path` has the new content even if the power fails; before, the old one. A link stays a link: the file that
+    it points to is written.
     """
     target = _target(Path(path))
     if target.exists() and not target.is_file():

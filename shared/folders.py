@@ -1,6 +1,6 @@
 """Pictures in folders, with their classes: a folder a class, with or without train and val above, or a CSV of files and labels.
 
-Only names are kept in memory. Classes are in the order of their names, as torchvision's `ImageFolder` has them.
+Only file names are kept in memory. Classes are ordered by name, as in torchvision's `ImageFolder`.
 """
 
 import csv
@@ -182,12 +182,12 @@ def _classes(folder: Path, root: Path) -> tuple[dict[str, list[str]], list[str]]
         files[name], others = pictures_under(folder / name, root)
         skipped += others
         if not files[name]:
-            raise Error(f"{folder / name}: has no pictures; expected some of class {name}, or no such folder")
+            raise Error(f"{folder / name}: has no pictures; add some of class {name}, or remove the folder")
         inner = _folders(folder / name)
         if len(inner) > 1 and not any(_is_picture(entry.name) for entry in _entries(folder / name)):
             listed = first_few(inner)
             raise Error(
-                f"{folder / name}: has only folders, {listed}, so classes could be these or {name}; "
+                f"{folder / name}: has only folders, {listed}, so the classes could be these or {name}; "
                 f"pass --data {shlex.quote(str(folder / name))}, or move its pictures up"
             )
         _check_case(folder, files[name], "the files")
@@ -200,7 +200,7 @@ def pictures_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         above = list(Path(place).parents)[: len(Path(place).relative_to(root).parts)]
         if any(os.path.samefile(place, parent) for parent in above):
-            raise Error(f"{place}: is a link to a folder that it is in")
+            raise Error(f"{place}: is a link to a folder that contains it")
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
@@ -235,7 +235,7 @@ def _check_case(folder: Path, names: Iterable[str], what: str) -> None:
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            raise Error(f"{folder}: {what} {other} and {name} differ in case alone; rename one")
+            raise Error(f"{folder}: {what} {other} and {name} differ only in case; rename one")
 
 
 def _read_csv(path: Path) -> Folder:

@@ -51,7 +51,7 @@ def kind_of(path: str | Path) -> str:
     found = next(
         (words for magic, words in _OTHERS.items() if start.startswith(magic)), f"a file that begins with {start[:8]!r}"
     )
-    raise Error(f"{path}: no file of weights that is known: {found}. Expected safetensors, PyTorch's, Keras's or HDF5")
+    raise Error(f"{path}: not a known format of weights: {found}. Expected safetensors, PyTorch's, Keras's or HDF5")
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
@@ -73,13 +73,13 @@ def _kind_of_zip(path: str | Path, start: bytes) -> str:
         return PYTORCH
     listed = ", ".join(names[:3])
     hint = ": NumPy's .npz" if names and all(name.endswith(".npy") for name in names) else f" of {listed}"
-    raise Error(f"{path}: no file of weights that is known: a zip file{hint}. Expected safetensors, PyTorch's, Keras's or HDF5")
+    raise Error(f"{path}: not a known format of weights: a zip file{hint}. Expected safetensors, PyTorch's, Keras's or HDF5")
 
 
 def _kind_of_json(path: str | Path, content: bytes) -> str:
     if b'"weight_map"' in content:
         return SHARDS
-    raise Error(f'{path}: JSON without "weight_map", so no index of weights; a spec goes with --network')
+    raise Error(f'{path}: JSON without "weight_map", so not an index of weights; pass a spec with --network')
 
 
 def open_zip(file: Any) -> zipfile.ZipFile:
@@ -90,7 +90,7 @@ def open_zip(file: Any) -> zipfile.ZipFile:
     archive = zipfile.ZipFile(file)
     members = archive.infolist()
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise Error("a zip file that is not compressed by deflate")
+        raise Error("a zip file not compressed with deflate")
     assert archive.fp is not None
     size = archive.fp.seek(0, 2)
     for member in members:

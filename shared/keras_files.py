@@ -51,14 +51,14 @@ def read_keras(path: str | Path) -> tuple[State, Spec | None]:
     except Error as error:
         raise Error(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except Exception as error:  # what zipfile, json and h5py raise for damaged files has no common class
-        raise Error(f"{path}: not a complete file of Keras's: {error}") from None
+        raise Error(f"{path}: not a complete Keras file: {error}") from None
     if not arrays:
-        raise Error(f"{path}: has no weights in it that Keras would read")
+        raise Error(f"{path}: has no weights that Keras would read")
     return arrays, spec
 
 
 def _read_arrays(file: Any) -> State:
-    """{layer/word: array} of all layers in an HDF5 file. Raises `Error` if they are larger than it can hold."""
+    """{layer/word: array} of all layers in an HDF5 file. Raises `Error` if they are larger than the file can hold."""
     groups, members = _tree(file)
     named: dict[str, str] = {}
     for path in groups:
@@ -104,7 +104,7 @@ def _tree(file: Any) -> tuple[dict[str, None], dict[str, list[str]]]:
         return True if len(groups) > limits.GROUPS else None  # true ends the visits
 
     if h5py.h5o.visit(file.id, visit, info=True):
-        raise Error(f"has more than {limits.GROUPS:,} groups, which no network of Keras's has")
+        raise Error(f"has more than {limits.GROUPS:,} groups, more than any Keras network has")
     return groups, members
 
 

@@ -25,7 +25,9 @@ def read_map(path: str | Path) -> tuple[dict[str, str | None], int]:
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(name is None or isinstance(name, str) for name in content.values()):
-        raise Error(f"{path}: expected an object of names in the file and the network's names, or null to ignore an array")
+        raise Error(
+            f"{path}: expected an object that maps names in the file to the network's names, or to null to ignore an array"
+        )
     uncertain = sum(bool(name and name.endswith(UNCERTAIN)) for name in content.values())
     return {theirs: name.removesuffix(UNCERTAIN) if name else None for theirs, name in content.items()}, uncertain
 
@@ -42,7 +44,7 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
     for rule in rules:
         old, separator, new = rule.partition("=")
         if not separator or not old:
-            raise Error(f"--rename {rule}: expected OLD=NEW, a regular expression and what replaces it")
+            raise Error(f"--rename {rule}: expected OLD=NEW, a regular expression and its replacement")
         try:
             pairs = [(re.sub(old, new, name), array) for name, array in state.items()]
         except (re.error, IndexError) as error:
@@ -69,7 +71,7 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
         moved[destination], origins[destination] = array, theirs
     for destination in moved:
         if destination in state:
-            raise Error(f"--map: {origins[destination]!r} would be {destination}, which is the name of another array")
+            raise Error(f"--map: {origins[destination]!r} would be {destination}, the name of another array")
     return state | moved, ignored
 
 

@@ -116,10 +116,10 @@ def read_table(path: Path) -> tuple[list[str], list[Colour]]:
         red, green, blue = bytes.fromhex(row[1][1:])
         other = colours.setdefault((red, green, blue), row[0])
         if len(colours) == len(names):
-            raise Error(f"{path}: {other} and {row[0]} have one colour, {row[1]}")
+            raise Error(f"{path}: {other} and {row[0]} have the same colour, {row[1]}")
         names.append(row[0])
     if len(names) > VOID + 1:
-        raise Error(f"{path}: has {len(names)} classes, expected at most {VOID}, and one for what is ignored")
+        raise Error(f"{path}: has {len(names)} classes, expected at most {VOID}, plus one for ignored pixels")
     return names, [*colours]
 
 
@@ -171,7 +171,7 @@ def read_mask(path: str | Path, coding: Coding, classes: int, size: tuple[int, i
         wrong = (numbers >= classes) & (numbers != coding.ignore)
         if wrong.any():
             y, x = np.argwhere(wrong)[0]
-            expected = f"0 to {classes - 1}, or {coding.ignore} for what is ignored"
+            expected = f"0 to {classes - 1}, or {coding.ignore} to ignore it"
             raise Error(f"the pixel at x={x}, y={y} has the number {numbers[y, x]}, expected {expected}")
         return np.where(numbers == coding.ignore, VOID, numbers).astype(np.uint8)
 
@@ -183,7 +183,7 @@ def _check_form(image: images.Image.Image) -> None:
     if image.mode.startswith("I"):
         raise Error("has 16 bits a pixel, expected 8: numbers of classes from 0 to 255")
     if image.mode not in NUMBERED + COLOURED:
-        raise Error(f"is of Pillow's mode {image.mode}, expected numbers (L, P, 1) or colours (RGB)")
+        raise Error(f"has Pillow's mode {image.mode}, expected numbers (L, P, 1) or colours (RGB)")
 
 
 def _check_size(mask: tuple[int, int], picture: tuple[int, int]) -> None:
@@ -194,7 +194,7 @@ def _check_size(mask: tuple[int, int], picture: tuple[int, int]) -> None:
 def _of_colours(pixels: np.ndarray, coding: Coding) -> np.ndarray:
     """The numbers of the classes that have the colours of pixels, (height, width, 3)."""
     if not coding.colours:
-        raise Error(f"has colours, of which nothing says what they mean; expected numbers, or {TABLE} in the folder")
+        raise Error(f"has colours, but nothing says what they mean; expected numbers, or {TABLE} in the folder")
     packed = pixels.astype(np.int32) @ (65536, 256, 1)
     table, order = _packed(coding.colours)
     place = np.searchsorted(table, packed).clip(max=len(table) - 1)

@@ -8,7 +8,7 @@ import numpy as np
 class Mixed(NamedTuple):
     """The labels of mixed images. The loss is `share` times that of the first labels and 1 - `share` times that of the second.
 
-    NumPy arrays (batch,), or tensors. The share is in [0.5, 1], so the first label is that of the image which shows more.
+    NumPy arrays (batch,), or tensors. The share is in [0.5, 1], so the first label is that of the image with the larger share.
     """
 
     first: Any
@@ -22,8 +22,8 @@ Labels = np.ndarray | Mixed  # whole numbers, or those of mixed images
 def pairs(count: int, alpha: float, seed: int, step: int) -> tuple[float, np.ndarray]:
     """(share, place of each image's partner) of a batch of so many images: a pure function of its arguments.
 
-    One share, from Beta(alpha, alpha), holds for the whole batch, as in the authors' code. Where it is below 0.5, an image and
-    its partner change roles, which makes the same pairs: the partners are a random permutation.
+    One share, from Beta(alpha, alpha), holds for the whole batch, as in the authors' code. If it is below 0.5, an image and its
+    partner swap roles, which gives the same pairs: the partners are a random permutation.
     """
     generator = np.random.default_rng([seed, step, 2])  # the third number sets it apart from the batch's augmentation
     share = float(generator.beta(alpha, alpha))
@@ -33,7 +33,7 @@ def pairs(count: int, alpha: float, seed: int, step: int) -> tuple[float, np.nda
 def mixed(images: np.ndarray, labels: np.ndarray, share: float, partners: np.ndarray) -> tuple[np.ndarray, Mixed]:
     """Normalised images, each mixed with its partner among them, and their labels.
 
-    As many as there are `partners`: images after those are partners only.
+    There are as many as `partners`; the images after them serve only as partners.
     """
     first = slice(len(partners))
     pictures = images[first] * images.dtype.type(share) + images[partners] * images.dtype.type(1 - share)

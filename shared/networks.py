@@ -49,7 +49,7 @@ def load(network: str | Path | Spec) -> Spec:
     elif isinstance(network, (str, Path)):
         spec, origin = _read_spec(network)
     else:
-        raise Error(f"a network is a name, the path of a JSON file or a spec, not {network!r}")
+        raise Error(f"expected a network's name, the path of a JSON file or a spec, not {network!r}")
     try:
         _check_spec(spec)
     except Error as error:
@@ -93,7 +93,7 @@ def names_in(classes: str, folder: Path) -> list[str]:
         raise Error(f"{where}, which cannot be read: {error}") from None
     if "" in lines or not lines:
         number = lines.index("") + 1 if lines else 1
-        raise Error(f"{where}, whose line {number} is empty; expected a class name a line")
+        raise Error(f"{where}, whose line {number} is empty; expected one class name per line")
     return lines
 
 
@@ -122,7 +122,7 @@ def _check_classes(spec: Spec, outputs: int) -> None:
     if count != outputs:
         listed = json.dumps(given) if isinstance(given, str) else "a list"
         raise Error(
-            f"'classes' is {listed}, which has {count} names, but the network has {outputs} outputs: name as many, or delete "
+            f"'classes' is {listed}, which has {count} names, but the network has {outputs} outputs: list as many, or delete "
             'the line "classes"'
         )
 
@@ -208,8 +208,8 @@ def _with_channels(spec: Spec, channels: int) -> Spec:
 def with_size(spec: Spec, size: Sequence[int]) -> Spec:
     """The spec of the network for images of another size, (height, width), whose preprocessing gives pictures of that size.
 
-    "crop" becomes that size and "resize" keeps its ratio to it. For images that are not square both are left out: pictures are
-    then resized to them.
+    "crop" becomes that size and "resize" keeps its ratio to it. For images that are not square, both are left out and pictures
+    are resized to the size.
     """
     channels, *own_size = spec["input"]
     if [*size] == own_size:
@@ -319,7 +319,7 @@ def class_numbers(spec: Spec) -> dict[str, int]:
 
 
 def class_key(name: str) -> str:
-    """A name of a class without what is written one way or another: "Golden_Retriever" is "golden retriever".
+    """A class name without variations in spelling: "Golden_Retriever" becomes "golden retriever".
 
     Accented letters are one character each, as macOS's names of folders do not have them.
     """

@@ -1,4 +1,4 @@
-"""The weights that torchvision publishes: fetched without it into PyTorch's own cache folder, where files already are used."""
+"""The weights that torchvision publishes, fetched without it into PyTorch's own cache folder; files already there are used."""
 
 import contextlib
 import hashlib
@@ -77,7 +77,7 @@ def _download(path: Path) -> None:
     except (Error, OSError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Error(
-            f"{URL}{path.name} could not be fetched: {reason}. Without a network, put the file into {path.parent}"
+            f"{URL}{path.name} could not be fetched: {reason}. Without a network connection, put the file into {path.parent}"
         ) from None
 
 

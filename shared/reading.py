@@ -61,7 +61,7 @@ def read_weights(source: str | Path, naming: Naming = AS_THEY_ARE, spec: Spec | 
     """
     if str(source) == "imagenet":
         if spec is None:
-            raise Error("imagenet: pass --network NAME to say which network's weights")
+            raise Error("imagenet: pass --network NAME to select a network's weights")
         path = published.file_of(spec)
         try:
             return read_weights(path)
@@ -122,7 +122,7 @@ def check_numbers(found: Match, classes: int | None = None, channels: int | None
 def check_finite(state: State) -> None:
     """Raise `Error` if an array of a state has NaN or infinity."""
     for name in weights.not_finite(state):
-        raise Error(f"{name} has numbers that are not finite")
+        raise Error(f"{name} has NaN or infinite values")
 
 
 def fit_weights(
@@ -155,7 +155,7 @@ def load_weights(
     classes: int | None = None,
     channels: int | None = None,
 ) -> tuple[Spec, State]:
-    """(spec, state) of the network that a file of any kind has weights of, or "imagenet", which torchvision publishes.
+    """(spec, state) of the network whose weights are in a file of any kind, or "imagenet" for torchvision's published weights.
 
     The spec is the given one, or its variant with another number of classes or channels, if that is what the file has: see
     `networks.variant`. `tell` is called with a note on that and on each choice among several sets of weights. Otherwise as
@@ -164,7 +164,7 @@ def load_weights(
     spec = networks.variant(spec, classes, channels)
     fitted = fit_weights(source, spec, key, classes, channels)
     if fitted.spec is not fitted.whole:
-        raise Error(f"{source}: has no classifier, which {spec['name']} needs; `twins convert` takes such files")
+        raise Error(f"{source}: has no classifier, which {spec['name']} needs; `twins convert` accepts such files")
     for note in (*fitted.notes, *renaming.variant_note(spec, fitted.whole)):
         if tell:
             tell(note)
@@ -172,7 +172,7 @@ def load_weights(
 
 
 def adapted(fitted: Fitted, spec: Spec) -> tuple[State, list[str]]:
-    """(what a network of another number of classes or channels can have of a file, notes on what was changed).
+    """(what a network with another number of classes or channels can use from a file, notes on what was changed).
 
     A classifier of another size is left out. Kernels for colour become kernels for grey images as `grey_kernel` says, and the
     reverse as `colour_kernel`; for other numbers of channels they are left out.
@@ -204,9 +204,9 @@ def _recoloured(kernel: np.ndarray, shape: shapes.Shape, before: int, after: int
 def grey_kernel(kernel: np.ndarray) -> np.ndarray:
     """A kernel (out, 3 n, …) for colour images, summed over the colours: (out, n, …).
 
-    On an array with one channel it gives what the kernel for colour gives on that channel three times. So a grey picture gives
-    what it gives shown as RGB if "preprocessing" has the same mean and deviation for all three channels; with ImageNet's
-    means, which are up to 10 % from their average, it is near that.
+    On an array with one channel it gives what the colour kernel gives on three copies of that channel. So a grey picture gives
+    the same output as when shown as RGB if "preprocessing" has the same mean and deviation for all three channels; with
+    ImageNet's means, which are up to 10 % from their average, nearly the same.
     """
     three = kernel.reshape(len(kernel), 3, -1, *kernel.shape[2:])
     return three.sum(1, dtype=np.float64).astype(kernel.dtype)

@@ -248,7 +248,7 @@ def changed(recipe: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
             value = text
         *outer, last = key.split(".")
         if len(outer) > 1 or (outer and not isinstance(result.setdefault(outer[0], {}), dict)):
-            raise Error(f"--set {change}: a recipe has no such key")
+            raise Error(f"--set {change}: recipes have no such key")
         (result[outer[0]] if outer else result)[last] = value
         kinds = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(outer[0] if outer else "", {})
         if last == "name" and isinstance(value, str) and value in kinds:
@@ -281,9 +281,9 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
     if warmup >= units and warmup:
         raise Error(f"schedule: 'warmup' is {warmup}, expected less than the run's length, {units}")
     if "thaw" in recipe and not recipe["freeze"]:
-        raise Error("'thaw' says when what 'freeze' names begins to train, and that names nothing")
+        raise Error("'thaw' says when the layers in 'freeze' begin to train, but 'freeze' names none")
     if "thaw" in recipe and recipe["precision"] == SCALED and recipe["optimizer"]["name"] != "sgd":
-        raise Error("'thaw' with mixed_float16 is for sgd: what thaws would count the steps that the scaling of the loss skips")
+        raise Error("'thaw' with mixed_float16 needs sgd: other optimisers would count steps that loss scaling skips")
     if recipe.get("thaw", 0) >= units:
         raise Error(f"'thaw' is {recipe['thaw']}, expected less than the run's length, {units}")
 
@@ -342,9 +342,9 @@ def _check_kind(recipe: Recipe, spec: Spec) -> None:
     wrong, right = (OF_IMAGES, OF_PIXELS) if dense else (OF_PIXELS, OF_IMAGES)
     for key in wrong.split():
         if key in recipe["augmentation"]:
-            raise Error(f"augmentation: unexpected {key!r}, as {does}; for that there are {', '.join(right.split())}")
+            raise Error(f"augmentation: unexpected {key!r}, as {does}, which takes {', '.join(right.split())}")
     if "ignore" in recipe and not dense:
-        raise Error(f"'ignore' is the number of pixels that masks leave out, but {does}; see the key 'head'")
+        raise Error(f"'ignore' is the mask value of pixels to leave out, but {does}; see the key 'head'")
     if dense and label_groups(recipe):
         raise Error(f"'classes' is a list of labels for each class, but {does}; expected a number of classes, or names")
     if dense and shapes.layers(spec)[-1].shape[0] > 255:
@@ -468,7 +468,7 @@ def trained(frozen: Iterable[str], spec: Spec) -> dict[str, shapes.Shape]:
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:
-    """What engines take of a recipe, beside the optimiser, by the names of their parameters.
+    """The arguments that engines take from a recipe, besides the optimiser.
 
     Raises `Error` for class weights that are yet to be balanced, by `twins.batches.balanced`.
     """

@@ -1,7 +1,7 @@
 """Arrays under foreign names and in foreign layouts, fitted to a network.
 
-A reading says which part of the names is a prefix and which dialect the rest is in. Of all readings, the one holds by which
-most arrays have a name and a shape of the network's.
+A reading says which part of the names is a prefix and which dialect the rest is in. Of all readings, the one under which most
+arrays match a name and a shape of the network is used.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class Names:
         return hits
 
     def best(self, rows: list[shapes.Row]) -> tuple[Reading, list[Reading]]:
-        """The reading with most hits, the plainest of equals, and those that are as good with another part of the arrays."""
+        """The reading with the most hits (among equals the plainest), and equally good ones for other arrays of the file."""
         readings = list(self.readings(rows))
         most = max(reading.hits for reading in readings)
         equals = [reading for reading in readings if reading.hits == most]
@@ -127,7 +127,7 @@ class Names:
         if first.automatic and any(other.automatic and other.layers != first.layers for other in equals):
             raise Error(
                 "the names are Keras's own numbering, and two orders of the layers have the same shapes: "
-                "--draft-map FILE.json writes which array would be which, and --map FILE.json reads it"
+                "--draft-map FILE.json writes a draft of which array is which, for --map FILE.json"
             )
         return first, list(others.values()) if most > 1 else []
 
@@ -191,8 +191,8 @@ def match(arrays: State, spec: Spec, names: Names | None = None) -> Match:
         return Match(spec, destinations, ignored, notes, spec)
     if len(state) < len(expected) and not wrong and body.keys() <= state.keys():
         if not any(_belongs_to_body(reading.layers[names.sources[name].layer], body) for name in unexpected):
-            ignored |= dict.fromkeys(unexpected, "of another head, for which the network has no place")
-            ignored |= {name: "of a classifier that is not complete" for name, ours in destinations.items() if ours not in body}
+            ignored |= dict.fromkeys(unexpected, "of another head, which the network does not have")
+            ignored |= {name: "of an incomplete classifier" for name, ours in destinations.items() if ours not in body}
             return Match(short, {n: ours for n, ours in destinations.items() if ours in body}, ignored, notes, spec)
     raise _misfit(names, state, unexpected, expected)
 
@@ -306,9 +306,7 @@ def _misfit(names: Names, state: State, unexpected: list[str], expected: dict[st
     except Error as error:
         text = str(error)
         if names.layers and all(dialects.is_automatic(layer) for layer in names.layers):
-            text += (
-                "\n  the names are Keras's own numbering; --draft-map FILE.json writes by order and shape which may be which"
-            )
+            text += "\n  the names are Keras's own numbering; --draft-map FILE.json drafts a map by order and shape"
         return Error(text)
     return Error("the weights do not fit the network")
 
@@ -489,9 +487,9 @@ def _nearest(names: Names, misfits: list[tuple[str, Spec]]) -> Error:
     )
     if 2 * hits < max(-count, len(names.sources)):
         return Error(
-            f"this is no network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
+            f"not a network of the zoo: {spec['name']}, the nearest, has {hits} names and shapes in common with its "
             f"{len(names.sources)} arrays. Write its spec and pass --network ./mine.json, or --rename OLD=NEW, or "
-            "--map FILE.json, of which --draft-map FILE.json writes a first version"
+            "--map FILE.json, which --draft-map FILE.json drafts"
         )
     lines = text.splitlines()[1:] or [text]
     return Error(f"the arrays fit no network; {spec['name']} is nearest:\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""The third opinion: what every layer of a spec gives, by arithmetic alone.
+"""The third opinion: what every layer of a spec outputs, by arithmetic alone.
 
 Shapes are (channels, height, width), or (features,) after `flatten`. Weights have PyTorch's names and layouts.
 Multiply-accumulates are those of convolutions and linear layers, for one image. A receptive field is the side, in pixels
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one layer, or one block with its layers as `parts`, gives."""
+    """The output of one layer, or of one block with its layers as `parts`."""
 
     name: str
     type: str

@@ -62,10 +62,10 @@ def read_torch(path: str | Path, key: str | None = None, unread: dict[str, str] 
         raise Error(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can raise anything
         text = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise Error(f"{path}: not a complete file of PyTorch's: {text}") from None
+        raise Error(f"{path}: not a complete PyTorch file: {text}") from None
     notes = _choice(place, [other for other in found if other != place])
     if content.skipped:
-        notes.append(f"Skipped, with nothing of it run: {first_few(content.skipped)}.")
+        notes.append(f"Skipped, without running any of it: {first_few(content.skipped)}.")
     try:
         return (weights.under_key(arrays, rest_of_key, list(found)) if rest_of_key else arrays), notes
     except Error as error:

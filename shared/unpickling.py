@@ -29,7 +29,7 @@ STORAGES = {
     "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
 }  # fmt: skip
-UNREADABLE = {  # PyTorch's function that rebuilds a kind of tensor which is no plain array: the kind
+UNREADABLE = {  # {PyTorch's function that rebuilds a tensor which is not a plain array: its kind}
     "_rebuild_sparse_tensor": "sparse",
     "_rebuild_sparse_csr_tensor": "sparse",
     "_rebuild_qtensor": "quantised",
@@ -149,13 +149,13 @@ class Tensor(Sealed):
     def array(self) -> np.ndarray:
         """The numbers, as a view of the storage. Raises `Error` if the tensor is sparse, quantised or beyond its storage."""
         if self.kind:
-            raise Error(f"is a {self.kind} tensor, which is not read; save it as a dense one of floating-point numbers")
+            raise Error(f"is a {self.kind} tensor, which cannot be read; save it as a dense tensor of floating-point numbers")
         if not isinstance(self.storage, Storage) or self.storage.read is None or self.dtype is None:
             raise Error("is a tensor of a type that cannot be read")
         size, stride = self.size, self.stride
         numbers = (self.offset, *size, *stride)
         if len(size) != len(stride) or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-            raise Error("has a shape that is no shape")
+            raise Error("has an invalid shape")
         flat = np.frombuffer(self.storage.read(), np.uint8)
         flat = flat[: len(flat) // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)[
             self.storage.start + self.offset :
@@ -195,7 +195,7 @@ class Array(Sealed):
     def array(self) -> np.ndarray:
         """The numbers. Raises `Error` if they are none."""
         if self.content is None:
-            raise Error("is an array of objects or texts")
+            raise Error("is an array of objects or strings")
         content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
         array = np.frombuffer(content, self.dtype)
         return array.reshape(self.shape, order="F" if self.order == "F" else "C")

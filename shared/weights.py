@@ -70,7 +70,7 @@ def _drawn(name: str, leaf: shapes.Row, shape: tuple[int, ...], seed: int) -> np
 
 
 def randomised(state: State, seed: int = 0) -> State:
-    """The state with random values in every batch norm, so that mistaking one of its four arrays for another shows.
+    """The state with random values in every batch norm, so that a mix-up of its four arrays shows.
 
     Scale and running variance are uniform in [0.5, 1.5], shift and running mean normal with standard deviation 0.1.
     """
@@ -98,7 +98,7 @@ def as_arrays(state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> State:
         try:
             array = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise Error(f"{name} is a {type(value).__name__}, which is no array: {error}") from None
+            raise Error(f"{name} is a {type(value).__name__}, not an array: {error}") from None
         arrays[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
     return arrays
 
@@ -108,7 +108,7 @@ def check_state(state: State, expected: dict[str, tuple[int, ...]]) -> None:
 
     Of more than ten, it lists ten and counts the others.
 
-    `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters are optional: nothing reads them.
+    `expected` is {name: shape}. PyTorch's `num_batches_tracked` counters are optional, as nothing reads them.
     """
     given = {name: np.shape(array) for name, array in state.items() if not name.endswith("num_batches_tracked")}
     missing = [f"missing: {name} {shapes.text(expected[name])}" for name in expected if name not in given]
@@ -230,7 +230,7 @@ def read_shards(path: str | Path) -> list[Path]:
         if not shard.is_file():
             raise Error(f"{path}: its shard {shard.name} is missing")
         if kind_of(shard) == SHARDS:
-            raise Error(f"{path}: its shard {shard.name} is an index of shards itself")
+            raise Error(f"{path}: its shard {shard.name} is itself an index of shards")
     return shards
 
 

@@ -36,7 +36,7 @@ class Engine:
     """A network, and in training its optimiser, on the device that the network is on.
 
     `optimizer` is a recipe's: {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}; without one the engine takes no steps.
-    `seed` determines what dropout drops. With `mixed`, convolutions and matrix products are in that precision; with
+    `seed` determines the dropout masks. With `mixed`, convolutions and matrix products are in that precision; with
     torch.float16, the loss is scaled by `torch.amp.GradScaler`, which skips steps whose gradients are not finite. With
     `compiled`, `torch.compile` compiles the network. A batch norm whose weight needs no gradient is frozen: it keeps its
     running statistics and normalises by them. If torchrun has started several processes, each takes one of the `shares` of
@@ -82,13 +82,13 @@ class Engine:
                 self._net = self._of_all_processes()
 
     def freeze(self, layers: Sequence[str]) -> None:
-        """Keep layers as they are until `thaw`, running statistics included; their weights have slots all the same."""
+        """Keep layers unchanged until `thaw`, running statistics included; the optimiser still has slots for their weights."""
         prefixes = tuple(f"{name}." for name in layers)
         self.waiting = [name for name in self.weights if name.startswith(prefixes)]
         self._set_waiting(False)
 
     def thaw(self, step: int) -> None:
-        """Train what `freeze` keeps, which begins at that step of the run: Adam's corrections count steps from there."""
+        """Train the frozen layers from this step of the run on: Adam's corrections count their steps from here."""
         self._set_waiting(True)
         for name in self.waiting:
             slots = self.optimizer.state.get(self.weights[name], {})
@@ -115,7 +115,7 @@ class Engine:
     def step(self, images: np.ndarray, labels: Labels, learning_rate: float | None = None) -> tuple[float, int]:
         """One training step: (mean loss before it, number of correctly classified images, or pixels).
 
-        Of mixed images, those that get the label of the image which shows more count as correct.
+        A mixed image counts as correct if it gets the label of the image with the larger share.
         """
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
@@ -145,7 +145,7 @@ class Engine:
             return self._loss(images, labels)[0].item()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Logits in evaluation mode, (batch, classes) or, of a network that ends in a map, (batch, classes, height, width)."""
+        """Logits in evaluation mode, (batch, classes), or (batch, classes, height, width) if the network ends in a map."""
         self.net.eval()
         with torch.no_grad(), self._autocast():
             return _numpy(self.net(self._tensor(images)))
@@ -169,7 +169,7 @@ class Engine:
             return {name: _numpy(output) for name, output in self.net.activations(self._tensor(images)).items()}
 
     def gradients(self, images: np.ndarray, labels: Labels) -> dict[str, np.ndarray]:
-        """{name: gradient} of the loss in training mode, with that of the images as "input". Takes no step.
+        """{name: gradient} of the loss in training mode; the gradient of the images is called "input". Takes no step.
 
         As every pass in training mode does, it updates the running statistics of batch norms.
         """
@@ -182,8 +182,8 @@ class Engine:
     def unit_gradients(self, images: np.ndarray, units: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
         """{layer: gradient of its unit with respect to the images, in their shape}, in evaluation mode.
 
-        `units` has the (row, column) of each layer's. The unit of an image is the one of the largest activation among the
-        channels there: of a ReLU that gives 0 there would be no gradient.
+        `units` has the (row, column) of each layer's. The unit of an image is the channel with the largest activation there: a
+        ReLU that outputs 0 would have no gradient.
         """
         self.net.eval()
         inputs = self._tensor(images).requires_grad_()
@@ -242,7 +242,7 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network holds the average in this context. It is for evaluation alone."""
+        """In this context the network holds the average, for evaluation only."""
         arrays = self._arrays()
         own = {name: tensor.detach().clone() for name, tensor in arrays.items()}
         try:
@@ -375,7 +375,7 @@ def trainer(spec: Spec, recipe: Recipe, compiled: bool = False) -> Engine:
         try:
             distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         except (ValueError, RuntimeError) as error:
-            raise shared.Error(f"the processes of torchrun do not reach one another: {error}") from None
+            raise shared.Error(f"the processes of torchrun cannot reach one another: {error}") from None
     precision, seed = recipe["precision"], recipe["seed"]
     net = build(spec, seed, "float64" if precision == "float64" else "float32")
     for name in recipes.kept(recipe, spec):

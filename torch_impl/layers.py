@@ -25,7 +25,7 @@ class Model(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise Error(
-            "torch.jit.script cannot compile this network: TorchScript knows neither layers by name nor super(). Use "
+            "torch.jit.script cannot compile this network: TorchScript supports neither layers by name nor super(). Use "
             "torch.export.export or torch.compile; or, for a TorchScript file, torch.jit.trace(net.eval(), images)"
         )
 

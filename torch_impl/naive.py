@@ -1,4 +1,4 @@
-"""What a port to PyTorch by hand does, put back one trap at a time: see `shared/traps.toml`, which has them in words.
+"""What a naive port to PyTorch does, put back one trap at a time: see `shared/traps.toml`, which has them in words.
 
 An engine has to be made in the context of `put_back`. Images are (batch, channels, height, width).
 """
@@ -31,5 +31,5 @@ FORCED: dict[str, list[tuple[Any, str, Any]]] = {  # trap: what it replaces, as 
 
 
 def put_back(trap: str) -> AbstractContextManager[None]:
-    """In this context PyTorch behaves as a port by hand in one trap; as ever in a trap that this package has no part in."""
+    """In this context PyTorch behaves as in a naive port for one trap; as usual for a trap that is not of this package."""
     return traps.replaced(FORCED.get(trap, []))

@@ -115,10 +115,10 @@ def build(
 ) -> Network:
     """The network of a name, the path of a JSON file or a spec, with the initial weights of the seed.
 
-    `dtype` is "float32", "float64" or another of the framework's, by default what the framework is set to. The same seed gives
-    the same weights in both frameworks.
-    `classes` and `channels` are other numbers than the spec's, see `shared.networks.variant`. `head=False` leaves the
-    classifier out, and `classes` is then without effect, see `shared.networks.headless`.
+    `dtype` is "float32", "float64" or another of the framework's dtypes, by default the framework's setting. The same seed
+    gives the same weights in both frameworks.
+    `classes` and `channels` are other numbers than the spec's, see `shared.networks.variant`. `head=False` leaves out the
+    classifier, and `classes` then has no effect, see `shared.networks.headless`.
 
     `weights` is a file of any kind, or "imagenet" for those that torchvision publishes. Without `classes` and `channels` the
     network gets the file's, and all of its weights. With `classes`, a foreign classifier or one of another size is left out:

@@ -60,7 +60,7 @@ def record(
     if not isinstance(module, GraphModule):  # an exported program has its mode already
         copied.train(training)
     elif training:
-        raise Error("a program of torch.export runs as it was exported: give the module itself, to train it")
+        raise Error("a torch.export program runs as it was exported: to train it, pass the module itself")
     dropouts = [] if random else _silenced(copied)
     tensors = tuple(_tensor(each) for each in inputs)
     try:
@@ -164,7 +164,7 @@ def load(path: str | Path) -> nn.Module:
             return torch.export.load(path).module()
     except Exception as error:  # what zipfile, json and PyTorch raise has no common class
         line = next(iter(f"{error}".strip().splitlines()), type(error).__name__)
-        raise Error(f"{path}: no program that torch.export loads: {line}") from None
+        raise Error(f"{path}: not a program that torch.export can load: {line}") from None
 
 
 @contextlib.contextmanager
@@ -221,7 +221,7 @@ class Recording:
         weights = self._computed | {node for node in self._static if node.name in kept}
         self._read_nodes({each.nodes[-1]: each for each in composites(self._nodes, self._static, weights, _call)})
         written = [self._of_node.get(node, node.name) for node in self._nodes if terms.writes_on_view(node)]
-        self.notes = [f"what {', '.join(written)} write in place on a part of a value, no operation alone replays"] * bool(
+        self.notes = [f"{', '.join(written)} write in place on part of a value, which no single operation can replay"] * bool(
             written
         )
         self.random = [self._of_node.get(node) or self._place([node]) for node in draws]

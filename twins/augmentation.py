@@ -13,7 +13,7 @@ RATIOS = (3 / 4, 4 / 3)  # of width to height, of a random part
 
 def generator(seed: int, step: int, place: int) -> np.random.Generator:
     """The generator of one image of one step."""
-    return np.random.default_rng([seed, step, 2, place])  # the third number sets it apart from those of a whole batch
+    return np.random.default_rng([seed, step, 2, place])  # the third number distinguishes it from those of a whole batch
 
 
 def random_box(generator: np.random.Generator, height: int, width: int, smallest: float) -> tuple[int, int, int, int]:

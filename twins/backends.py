@@ -1,4 +1,4 @@
-"""The frameworks: the only place that starts one.
+"""Starting the frameworks, which happens only here.
 
 Everything else asks here for a package, `torch_impl` or `keras_impl`, or for the engines of a network.
 """
@@ -39,7 +39,7 @@ class Backend(StrEnum):
 
 
 KERAS_BACKENDS = {Backend.TF: "tensorflow", Backend.JAX: "jax", Backend.KERAS_TORCH: "torch"}  # Keras's names
-REQUIREMENTS = {  # of a package that may be missing: its name for people, and what pip installs it by
+REQUIREMENTS = {  # of packages that may be missing: the name to show, and the one to pip install
     "torch": ("PyTorch", "'resnet-twins[torch]'"),
     "torchvision": ("torchvision", "'resnet-twins[torch]'"),
     "keras": ("Keras", "'resnet-twins[keras]'"),
@@ -60,7 +60,7 @@ SEVERAL = {  # side by side
 
 
 class Engine(Protocol):
-    """A network in NumPy arrays, whatever its framework: what comparing, training and predicting drive.
+    """A network behind NumPy arrays, whatever its framework, for comparing, training and predicting.
 
     Images are (batch, channels, height, width), labels whole numbers or `Mixed`; weights and gradients have PyTorch's names and
     layouts. In one of several processes, `step` takes that process's share of a batch, every so-many-th image of it.
@@ -155,14 +155,14 @@ def _started(backend: Backend, tf32: bool = False) -> Any:
 
 
 def _switch_tf32_off(framework: str) -> None:
-    """Have a framework multiply float32 numbers as they are: recent GPUs would round them to 10 bits of mantissa, TPUs to 7."""
+    """Have a framework multiply float32 numbers in full: recent GPUs would round them to 10 bits of mantissa, TPUs to 7."""
     module = importlib.import_module(framework)
     if framework == "tensorflow":
         module.config.experimental.enable_tensor_float_32_execution(False)
     elif framework == "jax":
         module.config.update("jax_default_matmul_precision", "float32")
     else:
-        module.backends.cudnn.allow_tf32 = False  # for products it is off
+        module.backends.cudnn.allow_tf32 = False  # for matrix products it is off by default
 
 
 def _jax_apart() -> Any:
@@ -187,7 +187,7 @@ def pytorch(needed_for: str = "", torchvision: bool = False) -> Any:
 
 def _set_torch() -> None:
     """What PyTorch reads once."""
-    # Its idle threads would spin, and TensorFlow wait for a core.
+    # Its idle threads would spin, and TensorFlow would wait for a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large arrays in large pages, where Linux has them: new ones cost less
 
@@ -223,19 +223,19 @@ def keras(needed_for: str = "", backend: Backend = Backend.TF) -> Any:
     _set_torch()
     variables = {"KERAS_BACKEND": name}
     if backend == Backend.JAX:
-        os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it once; without it, float64 becomes float32 in silence
+        os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX reads it once; without it, float64 silently becomes float32
     elif backend == Backend.KERAS_TORCH:
         variables |= _device_of_keras_torch()
     try:  # the variables are not left changed: a user's own processes would have them too
         with silence(), processes.environment(variables):
             package = importlib.import_module("keras_impl")
     except ValueError as error:  # JAX reads its variables: JAX_ENABLE_X64=maybe
-        raise Error(f"Keras on {name} does not start: {error}") from None
+        raise Error(f"Keras on {name} failed to start: {error}") from None
     running = importlib.import_module("keras").backend.backend()
     if running != name:
         raise Error(
-            f"{needed_for or 'this'} needs Keras on {name}, but in this process Keras runs on {running} already; "
-            f"it has one backend a process: set KERAS_BACKEND={name} before Keras is imported"
+            f"{needed_for or 'this'} needs Keras on {name}, but in this process Keras already runs on {running}; "
+            f"it has one backend per process: set KERAS_BACKEND={name} before Keras is imported"
         )
     return package
 

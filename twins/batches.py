@@ -1,4 +1,4 @@
-"""The batches that training takes from a data set: pure functions of the seed and the step.
+"""The batches that training draws from a data set: pure functions of the seed and the step.
 
 A batch is ready for a network: (count, channels, height, width). Steps count from 0.
 """
@@ -39,20 +39,20 @@ def check_fits(x: Images, y: np.ndarray, spec: Spec) -> None:
     words, channels, classes = {1: "grey", 3: "colour"}, spec["input"][0], shapes.layers(spec)[-1].shape[0]
     if isinstance(x, np.ndarray) and x.shape[3] != channels:  # files become grey or colour
         expected = words.get(channels, f"images of {channels} channels")
-        raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} takes {expected}")
+        raise Error(f"its images are {words[x.shape[3]]}, {spec['name']} expects {expected}")
     if y.max() >= classes:
         raise Error(f"its labels go up to {y.max()}, {spec['name']} has {classes} classes, counted from 0")
 
 
 def check_one_size(x: Images, spec: Spec) -> None:
-    """Raise `Error` if the images do not all become of one size, so that they make no batch."""
+    """Raise `Error` if the images do not all end up with one size, so that they cannot form a batch."""
     options = spec.get("preprocessing", {})
     if isinstance(x, Pictures) and "resize" in options and "crop" not in options:
         raise Error(f"pictures of different sizes need a 'crop' in the preprocessing of {spec['name']}")
 
 
 def check_normalises(spec: Spec, size: Sequence[int], count: int, shares: int = 1, frozen: Iterable[str] = ()) -> None:
-    """Raise `RunError` if a batch gives a batch norm one value a channel, on which PyTorch stops and Keras goes on.
+    """Raise `RunError` if a batch norm gets one value per channel, which PyTorch refuses and Keras accepts.
 
     `size` is (height, width) of the images, `count` how many make a batch, `shares` how many devices divide it among them, and
     `frozen` the names of layers that do not train.
@@ -63,7 +63,7 @@ def check_normalises(spec: Spec, size: Sequence[int], count: int, shares: int = 
         if leaf.type == "batch_norm" and values < 2 and not f"{leaf.name}.".startswith(prefixes):
             where = f" on each of {shares} devices" if shares > 1 else ""
             raise RunError(
-                f"{spec['name']}: batch norm {leaf.name!r} has one value a channel{where}, and so no variance, with maps of "
+                f"{spec['name']}: batch norm {leaf.name!r} has one value per channel{where}, so no variance, with maps of "
                 f"{shapes.text(leaf.shape[1:])} and a batch of {count}; expected a batch of at least {2 * shares}"
             )
 
@@ -119,7 +119,7 @@ def stream(
     """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
 
     Of several processes, each gets its share, the images rank, rank + processes, … of the batch, and reads these alone, with
-    mixup their partners too. The next image of those takes the place of one that cannot be read, if the loader skips such;
+    mixup their partners too. If the loader skips images that cannot be read, the next of those takes the place of one;
     otherwise raises `Error`.
     """
     seed, changes = recipe["seed"], {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
@@ -267,7 +267,7 @@ def augment(
     They are those at the `places` of the step's `count`, by default all. Each is framed by `pad` black pixels and a window of
     its own size is cut out at random; with `flip`, half of them are mirrored: He et al. 2015, section 4.2.
     """
-    generator = np.random.default_rng([seed, step, 1])  # the third number sets it apart from the order of an epoch
+    generator = np.random.default_rng([seed, step, 1])  # the third number distinguishes it from the order of an epoch
     number, height, width, _ = pixels.shape
     count = count or number
     corners = generator.integers(2 * pad + 1, size=(count, 2))[places]

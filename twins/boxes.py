@@ -1,4 +1,4 @@
-"""Class maps to boxes: where in a picture a network for classification sees a class, in NumPy.
+"""From class maps to boxes: where in a picture a classification network sees a class, in NumPy.
 
 A response is one class of the class maps of one picture, (height, width). Boxes are [left, top, right, bottom] in pixels of the
 original picture, right and bottom exclusive, and need not be whole numbers.
@@ -59,8 +59,8 @@ def likeliest(maps: np.ndarray) -> np.ndarray:
 def exclusive(maps: np.ndarray) -> np.ndarray:
     """Class maps that are 0 wherever another class is the most probable.
 
-    The boxes of Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3, hold such positions alone. Their threshold is an
-    absolute number; here it is a fraction of the peak, which means the same for every network.
+    The boxes of Yu, Koltun, Funkhouser 2017, arXiv:1705.09914, section 3, hold such positions alone. Their threshold is
+    absolute; here it is a fraction of the peak, which means the same for every network.
     """
     return np.where(np.arange(len(maps))[:, None, None] == likeliest(maps), maps, 0.0)
 

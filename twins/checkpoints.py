@@ -61,7 +61,9 @@ def convert(
     moves += [Move(name, array.shape, ignored="as the map says") for name, array in read.ignored.items()]
     bad = weights.not_finite(state)
     if bad:
-        notes.append(f"Numbers that are not finite in {len(bad)} arrays: {first_few(bad)}. Other commands refuse them.")
+        notes.append(
+            f"NaN or infinite values in {len(bad)} array{'s' * (len(bad) > 1)}: {first_few(bad)}. Other commands refuse them."
+        )
     written = write_weights(destination, kind, fitted, state)
     for place, move in enumerate(moves):
         name, shape = written.get(move.destination, ("", ()))
@@ -147,7 +149,7 @@ def _applications(arrays: State) -> list[str]:
             try:
                 renaming.match_variant(arrays, spec, names)
                 fitting.append(spec["name"])
-            except Error:  # a note is no reason to fail
+            except Error:  # only a note: no reason to fail
                 pass
     return fitting
 

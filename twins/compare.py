@@ -1,4 +1,4 @@
-"""One network in two frameworks or three, compared rung by rung up the ladder of parity. The first is the reference."""
+"""One network in two or three frameworks, compared rung by rung up the ladder of parity. The first is the reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

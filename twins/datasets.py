@@ -91,7 +91,7 @@ def _download(name: str) -> Data:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Error(f"{folder}: cannot be made for downloads: {error.strerror}") from None
+        raise Error(f"{folder}: cannot be created for downloads: {error.strerror}") from None
     lock = FileLock(folder / f"{name}.lock")
     with contextlib.suppress(OSError):  # a folder that cannot be written may have the data already
         lock.acquire()  # a second process waits for the download of the first

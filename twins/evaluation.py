@@ -49,7 +49,7 @@ def by_class(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def mistakes(evaluation: Evaluation, most: int = MISTAKES) -> list[Mistake]:
-    """The mistakes of the first engine that it is surest of, the surest first."""
+    """The first engine's most confident mistakes, the most confident first."""
     predicted, sure = evaluation.top[0][:, 0], evaluation.probabilities[0]
     wrong = np.flatnonzero(predicted != evaluation.labels)
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:most]

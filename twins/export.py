@@ -54,7 +54,7 @@ class Row(NamedTuple):
 def check_destinations(
     paths: Sequence[Path], sources: Sequence[str | Path], spec: Spec | None = None, plain: bool = False
 ) -> None:
-    """Raise `Error` if `run` could not write a network of this spec to all paths, or would overwrite what is not its own.
+    """Raise `Error` if `run` could not write a network of this spec to all paths, or would overwrite other files.
 
     That is one of the sources, and the JSON file beside weights unless this spec, if it is known already, is in it.
     """
@@ -124,7 +124,7 @@ def run(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The frameworks log a lot while they write and read."""
+    """Silence the frameworks, which log a lot while they write and read."""
     with silence(), warnings.catch_warnings(action="ignore"):
         yield
 

@@ -11,12 +11,12 @@ from shared.spec import Spec
 
 from .backends import Engine
 
-CONSTANT = 1e-6  # of its largest value: what a map that should be constant may vary by, from rounding in float32
+CONSTANT = 1e-6  # of its largest value: how much a constant map may vary by rounding in float32
 
 
 def strongest(output: np.ndarray) -> tuple[int, np.ndarray]:
     """(channel, map) of the highest mean activation in one layer's output."""
-    # With the channels last, as Keras has them, NumPy adds up one by one, which float32 is too coarse for.
+    # With the channels last, as in Keras, NumPy adds numbers one by one, for which float32 is too coarse.
     channel = int(output.mean((1, 2), dtype=np.float64).argmax())
     return channel, output[channel]
 
@@ -84,7 +84,7 @@ def layer_name(name: str, spec: Spec) -> str:
     full = networks.layer_name(spec, name)
     row = next(row for row in shapes.layers(spec) if row.name == full)
     if row.shape[1:] in ((), (1, 1)):
-        raise Error(f"layer {row.name!r} of {spec['name']} gives {shapes.text(row.shape)}, expected one that gives maps")
+        raise Error(f"layer {row.name!r} of {spec['name']} returns {shapes.text(row.shape)}, expected one that returns maps")
     return row.name
 
 
@@ -95,5 +95,5 @@ def strongest_map(engine: Engine, batch: np.ndarray, layer: str) -> tuple[int, n
     """
     output = engine.channels_first(engine.activations(batch)[layer])[0]
     if not np.isfinite(output).all():
-        raise Error(f"{engine.framework}: layer {layer!r} gives non-finite numbers: these weights cannot be used")
+        raise Error(f"{engine.framework}: layer {layer!r} returns non-finite values: these weights cannot be used")
     return strongest(output)

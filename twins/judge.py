@@ -64,10 +64,10 @@ def run(name: str, path: Path, limit: float = SECONDS) -> Verdict:
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            message = f"it did not end within {limit:g} s: does it contain an endless loop?"
+            message = f"it did not finish within {limit:g} s: is there an endless loop?"
             return Verdict(name, str(path), rung=0, message=message)
         finally:
-            with contextlib.suppress(OSError, AttributeError):  # what the file has started too; Windows has no such groups
+            with contextlib.suppress(OSError, AttributeError):  # and what the file has started; Windows has no such groups
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
@@ -157,7 +157,7 @@ def _diagnose(
     """Say which known mistake it is, if it is one; otherwise, honestly, where it differs and by how much."""
     near = verdict.difference is not None and verdict.difference < 100 * FLOAT32
     tolerances = [subjects.limit(rung)] if near else [subjects.limit(rung), FLOAT32]
-    # One mistake explains all cases; of several, the first case to diverge may show one alone.
+    # A single mistake explains all cases; if there are several, the first case to diverge may show only one of them.
     tries = [(only, limit) for only in (None, key[0]) for limit in tolerances]
     known = (s for only, limit in tries for s in exercise.suspects if subjects.matches(s, rung, key, theirs, limit, only))
     suspect = next(known, None) or subjects.general(rung, key, theirs)
@@ -195,11 +195,11 @@ def _honest(rung: int, key: Key, ours: np.ndarray | None, theirs: np.ndarray | N
         return f"{where}: yours is of shape {text(np.shape(theirs))}, expected {text(np.shape(ours))}"
     bad = int(np.size(theirs) - np.isfinite(theirs).sum())
     if bad:
-        return f"{where}: {bad} of {np.size(theirs)} values are infinite or not a number"
+        return f"{where}: {bad} of {np.size(theirs)} values are infinite or NaN"
     far = f"your {quantity} differs by {difference:.1e} for {case}"
     if difference is not None and difference < FLOAT32:
-        return f"{far}. So small a difference is the rounding to float32 on the way: stay in float64"
-    far += ", and it is none of the mistakes that this exercise knows"
+        return f"{far}. A difference this small comes from rounding to float32: stay in float64"
+    far += ", and it is not one of the mistakes that this exercise knows"
     ratio = _numbers(ours, theirs).get("ratio", np.nan)
     spread = np.asarray(theirs, float) - ratio * np.asarray(ours, float)
     if np.isfinite(ratio) and np.linalg.norm(spread) <= 1e-6 * np.linalg.norm(theirs):

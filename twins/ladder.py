@@ -79,9 +79,9 @@ def activations(engines: Sequence[Engine], images: np.ndarray) -> list[Differenc
 def gradients(engines: Sequence[Engine], images: np.ndarray, labels: np.ndarray) -> list[Difference]:
     """Rung 3: the gradient of every parameter and of the image, in training mode.
 
-    The bias of a convolution is measured against the gradient of its kernel where that is the larger. For a batch norm takes
-    away what a bias before it adds, be there a pool or a convolution between them: the true gradient is zero then, and what
-    is computed is rounding noise, as large as itself in the other framework.
+    The bias of a convolution is measured against the gradient of its kernel where that is the larger. For a batch norm cancels
+    the bias before it, even with a pool or a convolution in between: the true gradient is then zero, and the computed one is
+    rounding noise, different in each framework.
     """
     arrays = [engine.gradients(images, labels) for engine in engines]
     return _all(arrays, _kernels(arrays[0]))
@@ -148,8 +148,8 @@ def chaos(
 ) -> dict[str, float]:
     """{rung: largest difference} of a framework from itself, when its weights start one rounding apart: rungs 2 to 4.
 
-    Rung 2 is measured on the images `viewed`, if given. What exceeds a tolerance here is due to the network, which magnifies
-    the smallest difference, and not to a framework.
+    Rung 2 is measured on the images `viewed`, if given. A tolerance exceeded here is due to the network, which magnifies the
+    smallest difference, and not to a framework.
     """
     nets = [package.build(spec, dtype=dtype) for _ in range(2)]
     for net in nets:
@@ -163,6 +163,6 @@ def chaos(
 
 
 def first_rate(loss: float, gradients: State) -> float:
-    """A learning rate for a first look at any network: its first step takes 2 % off the loss, to first order; at most 0.05."""
+    """A learning rate for a first look at any network: its first step lowers the loss by 2 %, to first order; at most 0.05."""
     square = sum(float(np.sum(np.square(g))) for name, g in gradients.items() if name != "input")
     return min(0.05, 0.02 * loss / square) if square else 0.05

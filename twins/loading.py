@@ -1,7 +1,7 @@
 """Reading ahead in other processes: pure functions of their arguments, whose results come in order.
 
-The standard library's process pool, since a batch is a function of its step alone. grain, the obvious other choice, imports JAX
-wherever that is installed, which makes each of its processes several times as large.
+The standard library's process pool, since a batch is a function of its step alone. The obvious alternative, grain, imports JAX
+wherever it is installed, which makes each of its processes several times as large.
 """
 
 import collections
@@ -60,7 +60,7 @@ class Loader:
                 yield result
         except BrokenProcessPool:
             raise Error(
-                "a process that reads pictures was killed, perhaps because memory has run out; fewer of them: --workers"
+                "a process that reads pictures was killed, perhaps because memory ran out; try fewer with --workers"
             ) from None
         finally:
             for future in futures:
@@ -73,12 +73,13 @@ class Loader:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             try:
-                # Spawned, not forked: a copy of a process in which a framework runs would be of no use.
+                # Spawned, not forked: a copy of a process in which a framework runs is unusable.
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(self.workers, context, prepare_worker)
             except OSError as error:
                 raise Error(
-                    f"the processes that read pictures cannot be started: {error.strerror}; --workers 0 reads in this one"
+                    f"the processes that read pictures cannot be started: {error.strerror}; "
+                    "--workers 0 reads in the main process"
                 ) from None
         return self._pool
 
@@ -92,7 +93,7 @@ class Loader:
 
 
 def default_workers() -> int:
-    """A process a core that this one may use, at most 8."""
+    """One process per core that this process may use, at most 8."""
     return min(cores(), 8)
 
 
@@ -102,10 +103,10 @@ def cores() -> int:
 
 
 def prepare_worker() -> None:
-    """Leave the signals of a terminal or a scheduler to the process that started this one, and end with it."""
+    """Leave signals from a terminal or a scheduler to the parent process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # what is sent to the whole group, as by `timeout`, would kill this one before its batch is used
+        os.setpgrp()  # a signal to the whole group, as from `timeout`, would kill this one before its batch is used
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

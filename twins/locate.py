@@ -1,4 +1,4 @@
-"""Where in pictures a network sees a class, and how often the boxes of a folder agree.
+"""Where in pictures a network sees a class, and how often that agrees with the boxes of a folder.
 
 Boxes are [left, top, right, bottom] in pixels of the original picture, right and bottom exclusive.
 """

@@ -1,8 +1,8 @@
 """The microscope: what one unit of a network reads, as a web page that works without a server.
 
 A unit is a position (row, column) of a layer's map, counted from 0. Map 0 is the image, map n the output of the n-th layer of
-`layers`. Fields are (height, width). The page computes what a unit may read by itself, from the windows of each layer; what it
-listens to is measured here, by gradients.
+`layers`. Fields are (height, width). The page itself computes what a unit can read, from the windows of each layer; what it
+responds to is measured here, by gradients.
 """
 
 import base64
@@ -34,13 +34,13 @@ PICTURE = 224  # pixels along its side
 
 
 def layers(spec: Spec) -> list[shapes.Row]:
-    """The layers of the chain that move windows over a map. All others read the one position that they write.
+    """The layers of the chain that move windows over a map. All others read only the position that they write.
 
     Raises `Error` for a network whose layers have no maps.
     """
     rows = [row for row in shapes.layers(networks.headless(spec)) if row.ways != ((),)]
     if not rows or not all(row.ways for row in rows):
-        raise Error(f"{spec['name']} has no convolution or pool before its classifier: there is no map to look at")
+        raise Error(f"{spec['name']} has no convolution or pool before its classifier: there is no map to show")
     return rows
 
 
@@ -181,7 +181,7 @@ def write(folder: Path, summaries: Sequence[dict[str, Any]], command: str) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Error(f"{folder}: cannot be made: {error.strerror}") from None
+        raise Error(f"{folder}: cannot be created: {error.strerror}") from None
     data = {"inputs": INPUTS, "seed": SEED, "picture": _picture(), "networks": summaries}
     lines = json.dumps(data, separators=(",", ":")).replace('{"name":', '\n{"name":').replace("<", "\\u003c")
     write_text(folder / DATA, f"// Written by: {command}\nwindow.MICROSCOPE = {lines};\n")

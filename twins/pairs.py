@@ -22,7 +22,7 @@ from . import augmentation, batches, datasets
 from .loading import Loader
 
 WINDOW = "window"  # of a recipe's augmentation
-NO_BATCH = f"pictures of different sizes make no batch: {{}}; expected a '{WINDOW}' in the augmentation"
+NO_BATCH = f"pictures of different sizes cannot form a batch: {{}}; expected a '{WINDOW}' in the augmentation"
 
 
 class Read(NamedTuple):

@@ -29,7 +29,7 @@ def check_classifies(spec: Spec) -> None:
     """Raise `Error` unless the network classifies pictures."""
     shape, channels = shapes.layers(spec)[-1].shape, spec["input"][0]
     if len(shape) > 1:
-        raise Error(f"{spec['name']} ends in a map of {shapes.text(shape)}, not in a vector with a number a class")
+        raise Error(f"{spec['name']} ends in a map of {shapes.text(shape)}, not in a vector with one number per class")
     if channels not in images.MODES:
         raise Error(f"{spec['name']} takes {channels} channels, pictures have 1 or 3")
 
@@ -83,7 +83,7 @@ def batched_logits(
 
 
 def batch_size(spec: Spec) -> int:
-    """Images in a batch: enough that the calls cost little, few enough that the maps of a large network stay small."""
+    """Images per batch: enough that calls cost little, few enough that the maps of a large network stay small."""
     cost = sum(row.macs for row in shapes.layers(spec))
     return int(np.clip(3e10 // max(cost, 1), 2, 100))
 

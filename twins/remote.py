@@ -1,6 +1,6 @@
-"""A process of its own for a second backend of Keras's, since Keras has one a process; and a package of networks in it.
+"""A separate process for a second Keras backend, since Keras has one per process; and a package of networks in it.
 
-Networks and engines stay in that process. Here are proxies of them, whose methods take and return NumPy arrays by name.
+Networks and engines stay in that process. This one has proxies of them, whose methods take and return NumPy arrays by name.
 """
 
 import itertools
@@ -73,7 +73,7 @@ class Process:
         try:
             yield
         except (EOFError, OSError):
-            raise RunError(f"{self.title}: its process has ended, perhaps because memory has run out") from None
+            raise RunError(f"{self.title}: its process has ended, perhaps because memory ran out") from None
         except BaseException:  # interrupted: the next question would get the answer to this one
             self.kill()
             raise
@@ -107,7 +107,7 @@ class Engine(Network):
 
     @staticmethod
     def channels_first(output: np.ndarray) -> np.ndarray:
-        """An output of a Keras network as (batch, channels, height, width), if it is a map; nothing need travel for that."""
+        """An output of a Keras network as (batch, channels, height, width), if it is a map; needs no call to the process."""
         return np.moveaxis(output, -1, 1) if output.ndim == 4 else output
 
 
@@ -151,7 +151,7 @@ def _serve(connection: Connection, title: str, starter: Callable[[], Any]) -> No
     """The other process: answer with (result, error) until the connection is closed."""
     prepare_worker()
     devnull = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):  # what frameworks print is no answer; errors travel
+    for number in (1, 2):  # frameworks' output is not an answer; errors are sent back
         os.dup2(devnull, number)
     start = _attempt(title, _start, starter)
     connection.send(start)
@@ -170,7 +170,7 @@ def _attempt(title: str, function: Callable[..., Any], *arguments: Any) -> tuple
         return function(*arguments), None
     except (Error, OSError, MemoryError) as error:
         return None, error
-    except Exception as error:  # perhaps of a class that this process has alone
+    except Exception as error:  # perhaps of a class that only this process has
         if is_out_of_memory(error):
             return None, MemoryError(title)
         first = f"{error}".partition("\n")[0]

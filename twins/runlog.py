@@ -15,7 +15,7 @@ from shared.files import check_readable
 Row = dict[str, Any]  # a line of the log: an epoch
 
 
-# What a row has; a log needs the first four alone.
+# What a row has; a log needs only the first four.
 NUMBERS = ("epoch", "loss", "test_loss", "test_accuracy", "step", "accuracy", "learning_rate", "images_per_sec")
 MORE = ("test_top5", "ema_test_loss", "ema_test_accuracy", "ema_test_top5", "test_miou", "ema_test_miou")  # that some rows have
 
@@ -32,14 +32,14 @@ def read_log(run: str | Path, note: Callable[[str], None] = lambda text: None) -
     try:
         lines = path.read_bytes().splitlines()
         if lines and lines[-1].strip(b"\0")[:1] in (b"{", b"") and not _is_json(lines[-1]):
-            note(f"{path}: the last line is cut short and left out")
+            note(f"{path}: the last line is truncated, and ignored")
             lines.pop()
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not the log of a run: {error}") from None
     for number, row in enumerate(rows, start=1):
         if not is_row(row, NUMBERS[:4]):
-            raise Error(f"{path}: not the log of a run: line {number} lacks a value, or has one of another kind")
+            raise Error(f"{path}: not the log of a run: line {number} lacks a value, or has one of the wrong kind")
     if not rows:
         raise Error(f"{path}: the log of a run whose first epoch is not complete")
     return rows
@@ -81,7 +81,7 @@ def accuracy(row: Row) -> float:
 
 
 def measure(row: Row) -> str:
-    """The key of what the best epoch is chosen by."""
+    """The key of the measure that the best epoch is chosen by."""
     return "test_miou" if "test_miou" in row else "test_accuracy"
 
 

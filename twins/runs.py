@@ -70,8 +70,8 @@ def start(
 
     `out` is the folder, by default one under runs/, named after the recipe and the backend, or that of the resumed run. Where
     another run is in it, this one goes to a new one, with a number after the name. `skip` is as `training.prepare` has it.
-    In the block, no other process trains in it; where nothing was written, it goes again.
-    Raises `Error` if there is nothing to run, or nowhere to put it.
+    In the block, no other process trains in it; if nothing was written, it is removed again. Raises `Error` if there is nothing
+    to run, or nowhere to put it.
     """
     checkpoint = training.read_checkpoint(resume) if resume else None
     recipe = _recipe(name, resume, checkpoint, changes, epochs)
@@ -95,7 +95,7 @@ def start(
         notes.insert(0, f"{recipe['data']}: skipped {files} without a picture's extension: {first_few(data.skipped)}.")
     if out and not in_place and folder != out:
         again = f"--resume {shlex.quote(str(out))}"
-        notes.insert(0, f"{out}: has a run already, which {again} continues. This one goes to {folder}.")
+        notes.insert(0, f"{out}: already has a run, which {again} continues. This one goes to {folder}.")
     beginning = Start(recipe, spec, data, folder, steps, checkpoint, pretrained, notes)
     done = beginning.done
     if done >= steps and (rank or not in_place):
@@ -108,7 +108,7 @@ def start(
     with contextlib.nullcontext() if rank else training.locked(folder):
         if checkpoint and in_place:
             training.check_current(folder, checkpoint)
-        if checkpoint and done >= steps:  # what a process that was killed at the very end did not come to
+        if checkpoint and done >= steps:  # in case a process was killed at the very end, before it did so
             training.complete_best(folder, checkpoint, whole_epoch=done % per_epoch == 0)
             draw_curves(folder, checkpoint.history, beginning.title)
             raise _complete(resume, done, per_epoch)
@@ -156,9 +156,9 @@ def _recipe(
         changes = [*changes, f"epochs={epochs}" if "epochs" in recipes.changed(before, changes) else f"steps={LONGEST}"]
     recipe = _changed(checkpoint, before, changes)
     if not checkpoint and "weights_key" in recipe and "init" not in recipe:
-        raise Error(f"{recipe['name']}: 'weights_key' says what to read of a file of weights, which --init has to name")
+        raise Error(f"{recipe['name']}: 'weights_key' selects weights in a file, which --init must name")
     if not checkpoint and recipe["freeze"] and "init" not in recipe:
-        raise Error(f"{recipe['name']}: 'freeze' keeps weights as they are, so --init has to name a file of them")
+        raise Error(f"{recipe['name']}: 'freeze' keeps weights unchanged, so --init must name a file of them")
     return recipe
 
 
@@ -176,7 +176,7 @@ def _folder(out: Path | None, resume: Path | None, name: str, rank: int) -> tupl
     if resume and own and (not out or (out.exists() and out.samefile(own))):
         last = own / training.LAST
         if not last.exists():
-            raise Error(f"{resume}: there is no {last} to be continued; choose a folder with --out")
+            raise Error(f"{resume}: there is no {last} to continue; choose a folder with --out")
         if resume.is_file() and not resume.samefile(last):
             raise Error(f"{resume}: the run in {own} has been continued since; choose another folder with --out")
         return own, True

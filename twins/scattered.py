@@ -1,4 +1,4 @@
-"""A data set for localisation: digits scattered over a canvas, labelled by the largest, boxed in the test images alone.
+"""A data set for localisation: digits scattered over a canvas, labelled by the largest; only test images have boxes.
 
 Images are bytes (count, height, width, 1). A box is [left, top, right, bottom] in pixels, right and bottom exclusive.
 """

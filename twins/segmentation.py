@@ -226,7 +226,7 @@ def sizes(spec: Spec, of_pictures: Sequence[Sequence[int]], scales: Sequence[flo
         lines.append("Logits resized to the mask's size (bilinear, half-pixel centres) and averaged.")
     scaled = {int(side * scale) if scale != 1 else side for shape in of_pictures for side in shape for scale in scales}
     if any(side % step for side in scaled):
-        lines.append(f"Padded to multiples of {step} at the bottom and on the right (mean colour), logits cut back.")
+        lines.append(f"Padded to multiples of {step} at the bottom and on the right (mean colour), logits cropped back.")
     if flip:
         lines.append("Averaged with the logits of the mirrored pictures.")
     return lines

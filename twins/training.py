@@ -1,4 +1,4 @@
-"""The training loop, which drives an engine of either framework, and the checkpoints of its runs, which belong to neither.
+"""The training loop, which drives an engine of either framework, and the checkpoints of its runs, which belong to no framework.
 
 Images are bytes (count, height, width, channels) until they are a batch. Completed steps and epochs count from 1.
 """
@@ -203,7 +203,7 @@ def _of_all(engine: Engine, numbers: np.ndarray) -> np.ndarray:
 
 
 def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
-    """Whether the recipe's patience is at its end: so many epochs, after the best one, were none of them better.
+    """Whether the recipe's patience is over: that many epochs after the best one brought nothing better.
 
     Epochs before a thaw do not count.
     """
@@ -216,7 +216,7 @@ def is_over(recipe: Recipe, history: list[dict[str, Any]]) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from training in it; a folder in which nothing was written goes again.
+    """Create the folder, and keep other processes from training in it; if nothing was written, the folder is removed again.
 
     Raises `Error` if another process trains in it, or it cannot be written.
     """
@@ -224,7 +224,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Error(f"{folder}: cannot be made: {error.strerror}") from None
+        raise Error(f"{folder}: cannot be created: {error.strerror}") from None
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -255,12 +255,12 @@ def check_current(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def check_epochs(checkpoint: Checkpoint, per_epoch: int) -> None:
-    """Raise `Error` unless the log of a checkpoint has epochs of so many steps: the data set may have changed."""
+    """Raise `Error` unless the log of a checkpoint has epochs of this many steps: the data set may have changed."""
     ends = [row["step"] for row in checkpoint.history]
     if any(end % per_epoch for end in ends[:-1]) or [-(-end // per_epoch) for end in ends] != list(range(1, len(ends) + 1)):
         data = checkpoint.recipe["data"]
         raise Error(
-            f"{data}: has not the images that the run began with: they make {per_epoch} steps an epoch, its log has others"
+            f"{data}: not the images that the run began with: an epoch has {per_epoch} steps, in the log another number"
         )
 
 
@@ -435,7 +435,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_best(folder: Path, checkpoint: Checkpoint, whole_epoch: bool) -> None:
-    """Write the weights of a checkpoint as the best. Those before stay if its epoch is cut short, which ends if it goes on."""
+    """Write the weights of a checkpoint as the best. The earlier best are kept until a cut-short epoch is completed."""
     if not whole_epoch and (folder / BEST).exists():
         os.replace(folder / BEST, folder / BEST_WHOLE)
     write(folder / BEST, checkpoint._replace(arrays=best_weights(checkpoint.arrays, checkpoint.history[-1])))
@@ -504,13 +504,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     arrays, about = weights.read_state(path), weights.read_about(path)
     version = about.get("version", VERSION) if isinstance(about, dict) else VERSION
     if type(version) is int and version > VERSION:
-        raise Error(f"{path}: written by a newer version of twins, as version {version} of its checkpoints; update twins")
+        raise Error(f"{path}: written by a newer version of twins (checkpoint version {version}); update twins")
     try:
         checkpoint = _checked(arrays, about)
     except Error as error:
         why = f": {error}" if about is not None else ""
         again = f"--init {shlex.quote(str(path))}"
-        raise Error(f"{path}: not a checkpoint of a run{why}; its weights can start a new one, with {again}") from None
+        raise Error(f"{path}: not a checkpoint of a run{why}; to start a new run from its weights, use {again}") from None
     expected = shapes.weights(shapes.layers(checkpoint.spec))
     frozen = recipes.kept(checkpoint.recipe, checkpoint.spec)
     for slot in weights.slots(checkpoint.recipe["optimizer"]):
@@ -522,14 +522,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         expected |= {weights.EMA + name: shape for name, shape in shapes.weights(shapes.layers(checkpoint.spec)).items()}
     for kind in ("optimizer.", weights.EMA):
         if any(name.startswith(kind) for name in expected) and not any(name.startswith(kind) for name in arrays):
-            raise Error(f"{path}: it has weights alone; resume from {path.with_name(LAST)}")
+            raise Error(f"{path}: it has only weights; resume from {path.with_name(LAST)}")
     try:
         weights.check_state(arrays, expected)
     except Error as error:
         raise Error(f"{path}: {error}") from None
     broken = weights.not_finite(arrays)
     if broken:
-        raise Error(f"{path}: {broken[0]} has numbers that are not finite")
+        raise Error(f"{path}: {broken[0]} has NaN or infinite values")
     return checkpoint
 
 
@@ -548,7 +548,7 @@ def _checked(arrays: State, about: Any) -> Checkpoint:
     recipe = recipes.load(checkpoint.recipe | {"network": spec}) | {"network": network}
     ends = [0, *(row["step"] for row in history)]
     if [row["epoch"] for row in history] != list(range(1, len(ends))) or ends != sorted({*ends}):
-        raise Error("'history' is not one line an epoch, in order")
+        raise Error("'history' does not have one line per epoch, in order")
     if step < ends[-1] or sums[2] != (step - ends[-1]) * recipes.images_per_step(recipe):
         raise Error(f"'step' is {step}, 'history' goes to {ends[-1]}, and 'sums' is of {sums[2]:g} images since")
     return checkpoint._replace(recipe=recipe)
@@ -569,5 +569,5 @@ def resumed(checkpoint: Checkpoint, changes: list[str]) -> Recipe:
         if old != new:
             raise Error(f"--set optimizer.{key}: a run keeps the optimiser that it started with, {before['optimizer']['name']}")
     if ("epochs" in before) != ("epochs" in recipe):
-        raise Error(f"--set: the length of this run is in {'epochs' if 'epochs' in before else 'steps'}")
+        raise Error(f"--set: the length of this run is given in {'epochs' if 'epochs' in before else 'steps'}")
     return recipe

@@ -1,4 +1,4 @@
-"""The traps measured: how far a port by hand is from PyTorch, and how far this one is, on small networks.
+"""The traps measured: how far a naive port is from PyTorch, and how far this one is, on small networks.
 
 A naive behaviour is put back by `torch_impl.naive`, `keras_impl.naive` or `FORCED` here, and the ladder is climbed until a
 tolerance is exceeded. Where no rung shows a trap, a probe of its own measures what it changes.
@@ -25,7 +25,7 @@ from .backends import Backend, Engine, Package
 from .ladder import TOLERANCES, Difference
 
 Layers = list[dict[str, Any]]
-LEAST = 1e-6  # the error of a naive port that is worth the name
+LEAST = 1e-6  # the smallest error of a naive port that counts as one
 
 
 class Measurement(NamedTuple):

@@ -1,6 +1,6 @@
-"""The command `twins`: a file a command; each reads its options, calls one function of the application, and prints.
+"""The command `twins`, one file per command: each reads its options, calls one function of the application, and prints.
 
-What looks things up starts neither NumPy nor a framework, so that it is quick: commands import their work when they run.
+Commands import their work when they run, so that those that only look things up need neither NumPy nor a framework.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def _printable_messages() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "message"):  # one of Click's, of which Typer has a copy or not, by its version
+        if hasattr(error, "message"):  # one of Click's; some versions of Typer have their own copy
             error.message = printable(error.message)
         raise
 

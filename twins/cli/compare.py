@@ -40,7 +40,7 @@ def compare(
 ) -> None:
     """Build a network in both frameworks and compare them: shapes, activations, gradients, and a training run side by side.
 
-    With --backend jax or keras-torch, Keras runs on JAX or PyTorch; with all, on TensorFlow and JAX; each is compared to PyTorch.
+    With --backend jax or keras-torch, Keras runs on JAX or PyTorch; with all, on TensorFlow and JAX, each against PyTorch.
     Exit status 1 if any parity tolerance is exceeded.
     """
     from shared import images, reading
@@ -63,7 +63,7 @@ def compare(
             raise Error("--plot draws the training, which --steps 0 leaves out")
         plots.check_figure(plot)
     backends.check_installed(*dict.fromkeys([*backends.needed(Backend.TORCH), *backends.needed(backend)]))
-    others = () if backend in backends.SEVERAL else (Backend.TORCH,)  # that it is compared with
+    others = () if backend in backends.SEVERAL else (Backend.TORCH,)  # to compare it with
     with options.starting(backend, others) as say:
         packages = [package for each in (*others, backend) for package in backends.start(each)]
         report = comparison.run(

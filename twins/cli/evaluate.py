@@ -13,7 +13,7 @@ from .. import backends
 from ..backends import Backend
 from . import options, output
 
-LISTED = 20  # classes in the table; of more, those with the lowest recall
+LISTED = 20  # classes in the table; if there are more, those with the lowest recall
 
 
 def evaluate(

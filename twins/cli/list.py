@@ -37,7 +37,7 @@ def list_networks(
     if as_json:
         output.show_json(rows)
         return
-    wide = output.width() >= 120  # in less there is no room for the sources; `twins show` has them too
+    wide = output.width() >= 120  # narrower terminals have no room for the sources; `twins show` has them too
     table = output.table("name", "title", ">parameters", ">MACs", "input", *(["source"] if wide else []))
     for row in rows:
         size = shapes.text(row["input"])

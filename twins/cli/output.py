@@ -16,11 +16,11 @@ from rich.text import Text
 
 from shared.checks import printable
 
-CLOSED = 128 + 13  # exit status if whoever read the output has closed it: a shell's for SIGPIPE
+CLOSED = 128 + 13  # exit status if the reader of the output has closed it: a shell's for SIGPIPE
 
 
 class Screen(Console):
-    """A console that prints text as it is, neither markup nor names of emoji, and escapes what a terminal would obey."""
+    """A console that prints text as it is, without markup or emoji names, and escapes what a terminal would obey."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -63,7 +63,7 @@ def close_streams(status: Any) -> Any:
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):  # else Python would try again at its end, and say so
+        with contextlib.suppress(OSError, ValueError):  # else Python would try again at exit, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not status and not isinstance(error, BrokenPipeError):
             complain(f"standard output: cannot be written: {getattr(error, 'strerror', error)}")
@@ -156,7 +156,7 @@ def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def width() -> int:
     """The width to print at, in characters."""
-    # A pipe has no width of its own: wide enough there for a row to stay a row.
+    # A pipe has no width: wide enough that each row stays on one line.
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 

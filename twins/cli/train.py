@@ -88,7 +88,7 @@ def train(
             for line in loader.unreadable:
                 output.complain(f"skipped: {line}")
             _end(start, package, engine.framework, loader, last, history, as_json)
-    if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun speaks for its processes, TensorFlow has no such
+    if last.step < last.steps and (not engine.rank or cluster > 1):  # torchrun reports for its processes, TensorFlow does not
         again = f"--resume {shlex.quote(str(start.folder))} --backend {backend}" + (f" --devices {devices}" if devices else "")
         output.complain(f"interrupted after step {last.step:,} of {last.steps:,}; continue with: twins train {again}")
         sys.exit(128 + (signals.number or signal.SIGTERM))  # with torchrun, another process may have got the signal
@@ -237,7 +237,7 @@ class _Signals:
         self._torchrun = "TORCHELASTIC_RUN_ID" in os.environ
 
     def __enter__(self) -> "_Signals":
-        # torchrun ends its processes by SIGTERM; one that waits for the others, deep in PyTorch, would not come to a handler.
+        # torchrun ends its processes by SIGTERM; one waiting for the others, deep in PyTorch, would never get to a handler.
         numbers = (signal.SIGINT,) if self._torchrun else (signal.SIGINT, signal.SIGTERM)
         handler = signal.SIG_DFL if self._waits else self._note
         self._before = {number: signal.signal(number, handler) for number in numbers}
@@ -256,7 +256,7 @@ class _Signals:
             self._before.setdefault(number, signal.signal(number, self._note))
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.number and not self._torchrun:  # torchrun passes on what its processes have got themselves
+        if self.number and not self._torchrun:  # torchrun forwards signals that its processes have received themselves
             raise KeyboardInterrupt
         self.number = number
         if not self._in_steps:

@@ -1,4 +1,4 @@
-"""Any two networks beside one another: which operations differ, in what, and what would fix it."""
+"""Any two networks side by side: which operations differ, how, and what would fix it."""
 
 import contextlib
 import math
@@ -42,8 +42,9 @@ class Comparison:
         copied: The number of A's weights that B was judged with; 0 for its own.
         map: Which of A's weights each of B's is: dicts with from, to, role, and rows where those of a kernel are permuted.
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
-        random: The operations of A and of B that draw random numbers. With any, it is not known whether the two are the same.
-        uncopied: B's operations that could not get A's weights, as nobody can say which is which. The same holds with any.
+        random: The operations of A and of B that draw random numbers. If there are any, it is not known whether the two are the
+        same. uncopied: B's operations that could not get A's weights, since these cannot be matched. If there are any, the
+        same holds.
     """
 
     names: tuple[str, str]
@@ -78,14 +79,14 @@ class Comparison:
     def in_words(self) -> str:
         """The verdict, in a sentence."""
         if not self.certain:
-            return "Most operations have no partner: the two are too unlike to say which is at fault."
-        results = "have other shapes" if self.outputs is None else f"differ by {self.outputs:.1e}"
+            return "Most operations have no partner: the two are too different to say which is at fault."
+        results = "have different shapes" if self.outputs is None else f"differ by {self.outputs:.1e}"
         results = "are random" if any(self.random) else results
         if self.same:
             return f"The same function: the results {results}."
         count = len(self.findings)
         if not count:
-            return f"It cannot be known whether they are the same function: the results {results}."
+            return f"It cannot be determined whether they are the same function: the results {results}."
         return f"Not the same function: {count} finding{'s' * (count > 1)}; the results {results}."
 
 
@@ -104,11 +105,12 @@ def diff(
 
     `input` is an array, channels first, with its batch, or a shape without one, as (3, 224, 224): white noise then; a list of
     these for networks that take several, of a Keras model that takes them by name in the order of the alphabet. Arrays of int32
-    and int64 stay whole numbers. By default it is what a Keras model says that it takes. Keras models get the channels last,
+    and int64 stay whole numbers. By default it is the input that a Keras model declares. Keras models get the channels last,
     unless `same_axes`: then both get them as they are. With `weights="copy"`, B is judged with A's weights, and has its own
     again afterwards; with "own", both as they are. With `train`, both then take as many steps of the same optimiser: see
     `twins.differences.training`. `say` is called with what is being done.
-    Raises `shared.Error` for what is no network, for networks that do not run on the input, and where A gives no finite number.
+    Raises `shared.Error` for what is not a network, for networks that do not run on the input, and if A returns no finite
+    number.
     """
     if weights not in ("copy", "own"):
         raise Error(f"weights is {weights!r}, expected 'copy' or 'own'")
@@ -188,7 +190,7 @@ def _notes(recordings: Sequence[Recording], names: Sequence[str]) -> list[str]:
 
 def _uncopied(verdict: blame.Verdict, name: str) -> list[str]:
     """What a reader should know of operations that were not judged."""
-    why = "which of its weights is which of A's is not known, so it is not judged; own weights are compared by --weights own"
+    why = "its weights cannot be matched to A's, so it is not judged; --weights own compares it with its own weights"
     return [f"{name}: {operation}: {why}" for operation in verdict.uncopied]
 
 
@@ -204,9 +206,9 @@ def _not_numbers(recording: Recording, values: Mapping[str, np.ndarray], name: s
     first = next((each.name for each in recording.operations if has_nan(each.name)), None)
     if recording.outputs and not any(map(has_numbers, recording.outputs)):
         place = f", from {first} on" if first else ""
-        raise Error(f"{name} gives no finite number on this input{place}: give a picture or an array as the input")
+        raise Error(f"{name} returns no finite number on this input{place}: pass a picture or an array as the input")
     if first and any(map(has_nan, recording.outputs)):
-        return [f"{name}: {first} is not a number in part on this input, and so are results: no difference shows there"]
+        return [f"{name}: {first} is partly NaN on this input, and so are results: no difference shows there"]
     return []
 
 
@@ -314,10 +316,12 @@ def _given(input: Any, nets: Sequence[Any], names: Sequence[str], same_axes: boo
     if input is None:
         declared = [shapes for net in nets if (shapes := _declared(net, same_axes))]
         if not declared:
-            raise Error("the shape of the input is not known: give it, channels first, as 3x224x224")
+            raise Error("the shape of the input is not known: pass it, channels first, such as 3x224x224")
         if declared[-1] != declared[0]:
             one, two = (" and ".join("x".join(map(str, shape)) for shape in shapes) for shapes in declared)
-            raise Error(f"{names[0]} takes {one}, {names[1]} {two}: give an input that both take, channels first, as 3x224x224")
+            raise Error(
+                f"{names[0]} takes {one}, {names[1]} {two}: pass an input that both take, channels first, such as 3x224x224"
+            )
         whole = next(filter(None, map(_whole, nets)), [False] * len(declared[0]))
         input = [whole_numbers(each, 0, 9) if is_whole else each for each, is_whole in zip(declared[0], whole, strict=True)]
     several = isinstance(input, (tuple, list)) and not all(isinstance(each, (int, float)) for each in input)

@@ -1,4 +1,4 @@
-"""Which operations of B do something else than A's: each is run on A's inputs, so that no fault hides or makes another.
+"""Which operations of B do not do what A's do: each is run on A's inputs, so that no fault hides or causes another.
 
 An operation is at fault by its own difference on A's values, ||a - b|| / ||a||, beyond rounding: the ladder's tolerance, or
 ten times what A's operation departs from itself on inputs and weights one rounding apart. What differs between the two is then

@@ -93,7 +93,7 @@ def _existing(path: str) -> str:
 
 def _saved(path: str, by: str) -> str:
     if not zipfile.is_zipfile(_existing(path)):
-        raise Error(f"{path}: is no zip file, as one that {by} has saved would be")
+        raise Error(f"{path}: is not a zip file, as one saved by {by} would be")
     return path
 
 
@@ -192,13 +192,13 @@ def _built(value: Any, text: str, arguments: Mapping[str, Any], option: str) -> 
         raise Error(f"{text}: {_a_module(value)}")
     if _is_network(type(value)):
         if arguments:
-            raise Error(f"{text}: is a network already, so {option} has no use")
+            raise Error(f"{text}: is already a network, so {option} does not apply")
         return value
     if not callable(value):
-        raise Error(f"{text}: is a {type(value).__name__}, expected a network, or a class or function that gives one")
+        raise Error(f"{text}: is a {type(value).__name__}, expected a network, or a class or function that returns one")
     _check_arguments(value, text, arguments, option)
     with _told(text.rpartition(":")[0], f"{text}: cannot be built"):
         net = value(**arguments)
     if not _is_network(type(net)):
-        raise Error(f"{text}: gives a {type(net).__name__}, expected a PyTorch module or a Keras model")
+        raise Error(f"{text}: returns a {type(net).__name__}, expected a PyTorch module or a Keras model")
     return net

@@ -94,7 +94,7 @@ def _words(kind: str, attribute: str, values: tuple[Any, Any], keras: bool) -> s
     if attribute in ("training", "running variance", "gradient") or attribute.startswith("trainable"):
         return _of_training(attribute, str(wanted), keras)
     if attribute == "rate" and isinstance(wanted, (list, str)):
-        return f"give it the rates of A's: {in_words(wanted)}"
+        return f"use A's rates: {in_words(wanted)}"
     if attribute in ARGUMENTS:
         value = wanted[0] if isinstance(wanted, tuple) and len(set(wanted)) == 1 else wanted
         return f"{ARGUMENTS[attribute][keras]}={value}"

@@ -2,7 +2,7 @@
 
 All is done in float64 on recordings, which have weights of their own. The loss is the mean squared distance of the outputs
 from random targets. The optimiser is SGD with momentum, in NumPy, so that what diverges is due to a network, or those of the
-frameworks that are given. Dropout and other layers without weights run as in evaluation, since no two random masks are alike.
+frameworks that are given. Dropout and other layers without weights run as in evaluation, since random masks are never alike.
 A quantity diverges where it differs by more than the ladder's tolerance, or than ten times what A differs from itself when its
 weights start one rounding apart.
 """
@@ -103,13 +103,11 @@ def train(
     values = {name: values[name] for name in {*a.outputs, *_normalised(aligned.a)}}  # the others are large
     outputs = _outputs(aligned, values, b.values(inputs[1], b.outputs))
     if outputs is None:
-        training.notes.append("the results have other shapes: there is no loss to compare")
+        training.notes.append("the results have different shapes: there is no loss to compare")
         return training, blame.grouped(findings), verdict
     fewer = len(outputs)
     if not fewer == len(a.outputs) == len(b.outputs):
-        training.notes.append(
-            f"A returns {len(a.outputs)} results and B {len(b.outputs)}: the loss is that of the first {fewer}"
-        )
+        training.notes.append(f"A returns {len(a.outputs)} results and B {len(b.outputs)}: the loss uses the first {fewer}")
     say("training both")
     least = 0.0
     if optimizers:
@@ -368,7 +366,7 @@ class _Steps:
             if step == 1:
                 kept = [*self.a.computed, *self.b.computed]
                 if kept:
-                    training.notes.append(f"what is computed from weights stays as it is: {first_few([n for n, _ in kept])}")
+                    training.notes.append(f"values computed from weights stay as they are: {first_few([n for n, _ in kept])}")
                 named = {"/".join(key): gradient for key, gradient in passed[0].gradients.items()}
                 training.rate = self.optimizers[0].rate if self.optimizers else ladder.first_rate(passed[0].loss, named)
                 found = self._momenta(before, (passed[0].statistics, passed[2].statistics))

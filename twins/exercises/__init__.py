@@ -1,4 +1,4 @@
-"""The exercises of the lessons: their statements, and by which reference and which known mistakes they are judged."""
+"""The exercises of the lessons: their statements, and the references and known mistakes that they are judged by."""
 
 import importlib
 import re
@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
         elif lesson:
             near = f"; of this lesson: {', '.join(lesson)}"
         elif alike:
-            near = f"; a name has its lesson before it: {' or '.join(alike)}"
+            near = f"; put the lesson before the name: {' or '.join(alike)}"
         else:
             near = nearest(name, names()) or "; `twins check` lists them"
         raise Error(f"no exercise is called {name!r}{near}")
@@ -75,7 +75,7 @@ def load(name: str) -> "Exercise":
 
 
 def solutions(name: str) -> list[Path]:
-    """The reference solutions: one a framework, or a spec. Raises `Error` where the project is installed without them."""
+    """The reference solutions: one per framework, or a spec. Raises `Error` if the project is installed without them."""
     check_name(name)
     paths = [path for path in sorted((SOLUTIONS / name).glob("*")) if re.fullmatch(r"(torch|keras)\.py|spec\.json", path.name)]
     if not paths:

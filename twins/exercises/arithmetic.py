@@ -1,4 +1,4 @@
-"""Layers in NumPy, for the exercises' suspects: what a mistaken layer gives. Maps are (batch, channels, height, width)."""
+"""Layers in NumPy, for the exercises' suspects: the output of mistaken layers. Maps are (batch, channels, height, width)."""
 
 from collections.abc import Callable, Sequence
 

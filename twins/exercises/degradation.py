@@ -49,7 +49,9 @@ SHORTCUT = Layer(
     [
         Suspect("all-after", "all your zeros come after the input's channels; half of them belong before"),
         Suspect("all-before", "all your zeros come before the input's channels; half of them belong after"),
-        Suspect("odd-before", "of an odd number of channels of zeros the odd one comes after the input's channels, not before"),
+        Suspect(
+            "odd-before", "if the number of zero channels is odd, the odd one comes after the input's channels, not before"
+        ),
         Suspect("average-pool", "you average over the pixels; option A drops all but every stride-th"),
         Suspect("last-pixel", "you begin with the last pixel of the first `stride`; take the first of each row and column"),
         Suspect("repeated", "you repeat the input's channels; the added channels are zeros"),
@@ -81,9 +83,8 @@ PLAIN = Network(
         ),
         Suspect(
             "identity-kept",
-            "you took away the shortcuts of `layer2` and `layer3`, but those of `layer1`, identities that no "
-            "parameter shows, are "
-            "still there",
+            "you took away the shortcuts of `layer2` and `layer3`, but those of `layer1`, identities without "
+            "parameters, are still there",
             None,
             lambda spec: changed(spec, "layer1", shortcut=None),
         ),
@@ -129,7 +130,7 @@ INITIALISE = Draw(
     [
         Suspect(
             "initialisers",
-            "the standard deviation is right, but nothing is beyond {peak:.2f} of them: your normal "
+            "the standard deviation is right, but no value is beyond {peak:.2f} of them: your normal "
             "distribution is truncated, as "
             "Keras's he_normal and VarianceScaling are by default. PyTorch's is not",
             "initialisers",
@@ -141,7 +142,7 @@ INITIALISE = Draw(
         Suspect(
             "fan-in-truncated",
             "your standard deviation is {ratio:.3g} of ours, the root of out / in: you divide by fan in; and "
-            "nothing is beyond "
+            "no value is beyond "
             "{peak:.2f} deviations: it is truncated. Both are Keras's he_normal",
             "initialisers",
         ),
@@ -153,7 +154,7 @@ INITIALISE = Draw(
         Suspect(
             "no-factor", "your standard deviation is {ratio:.3g} of ours: the factor 2, which makes up for the ReLU, is missing"
         ),
-        Suspect("variance-for-deviation", "you use the variance as standard deviation: take its root"),
+        Suspect("variance-for-deviation", "you use the variance as the standard deviation: take its square root"),
     ],
 )
 

@@ -93,7 +93,7 @@ DILATE = Network(
         ),
         Suspect(
             "dilation-with-stride",
-            "`layer4` has a stride and a dilation: the dilation is in place of the stride",
+            "`layer4` has a stride and a dilation: the dilation should replace the stride",
             "dilation-with-stride",
             _dilated(stride=2, dilation=2),
         ),

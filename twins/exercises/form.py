@@ -1,4 +1,4 @@
-"""What an exercise is made of: the reference, the cases on which code is judged, and the mistakes that are known by name."""
+"""The parts of an exercise: the reference, the cases on which code is judged, and the known mistakes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -73,7 +73,7 @@ DRN_B = Network(
         ),
         Suspect(
             "no-descent",
-            "the added blocks keep the dilation of 4; they are to lower it step by step",
+            "the added blocks keep the dilation of 4; they should lower it step by step",
             None,
             lambda spec: changed(spec, "layer7 layer8", dilation=4),
         ),

@@ -179,7 +179,7 @@ BOTTLENECK = Layer(
             "resnet-version",
         ),
         *SUSPECTS,
-        Suspect("not-narrow", "your block is as wide inside as outside; a bottleneck is a quarter as wide"),
+        Suspect("not-narrow", "your block is as wide inside as outside; a bottleneck is a quarter as wide inside"),
     ],
     shapes=_bottleneck_shapes,
     aliases={"downsample.0.": "downsample."},

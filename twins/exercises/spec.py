@@ -38,7 +38,7 @@ LENET = Network(
     [
         Suspect(
             "no-padding",
-            "`conv1` is not padded: its map has 24x24 pixels, so that `flatten` gives 256 features in place "
+            "`conv1` is not padded: its map has 24x24 pixels, so that `flatten` gives 256 features instead "
             "of 400. A 5x5 kernel "
             "needs 2 pixels on each side to keep the size",
             None,
@@ -46,7 +46,7 @@ LENET = Network(
         ),
         Suspect(
             "no-relu",
-            "there are no ReLUs, without which all that is not a max pool is linear",
+            "there are no ReLUs, without which everything but the max pools is linear",
             None,
             lambda spec: without(spec, "relu1", "relu2", "relu3", "relu4"),
         ),
@@ -143,7 +143,12 @@ BOTTLENECK = Network(
             "resnet-version",
             lambda spec: changed(spec, "layer2", stride_at="conv1"),
         ),
-        Suspect("width-for-out", "you give the width inside as `out`; `out` is what the block gives", None, _widths_as_outputs),
+        Suspect(
+            "width-for-out",
+            "you give the inner width as `out`; `out` is the number of channels that the block outputs",
+            None,
+            _widths_as_outputs,
+        ),
         Suspect(
             "basic-blocks",
             "your blocks are of type basic, two 3x3 convolutions",

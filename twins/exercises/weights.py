@@ -72,7 +72,7 @@ FLATTEN = Tensors(
     [
         Suspect(
             "flatten-order",
-            "you transpose the matrix and leave its rows in PyTorch's order, channels first. Keras flattens height, width, "
+            "you transpose the matrix but leave its rows in PyTorch's order, channels first. Keras flattens height, width, "
             "channels: the rows have to be permuted too",
             "flatten-order",
         ),
@@ -83,7 +83,7 @@ FLATTEN = Tensors(
         Suspect(
             "wrong-axes",
             "you read the rows as (height, width, channels), Keras's order, and permute them into PyTorch's: "
-            "the reverse is asked for",
+            "the exercise asks for the reverse",
             "flatten-order",
         ),
     ],
@@ -128,8 +128,8 @@ FOLD = Tensors(
         Suspect("eps-outside", "you add eps to the standard deviation; it belongs under the root"),
         Suspect("no-root", "you divide by the variance; divide by the root of variance + eps"),
         Suspect("wrong-axis", "you scale the input channels; the batch norm after the convolution scales its output channels"),
-        Suspect("mean-not-scaled", "your bias is beta - mean; the mean is scaled as everything else is: beta - scale · mean"),
-        Suspect("no-mean", "your bias is beta alone; the running mean is taken off first: beta - scale · mean"),
+        Suspect("mean-not-scaled", "your bias is beta - mean; the mean is scaled like everything else: beta - scale · mean"),
+        Suspect("no-mean", "your bias is beta alone; the running mean is subtracted first: beta - scale · mean"),
         Suspect("mean-added", "your bias has the mean with the wrong sign: beta - scale · mean"),
     ],
     ("kernel", "", "", "", "", ""),
