@@ -1,4 +1,4 @@
-"""The traps: where PyTorch and Keras differ and a port by hand goes wrong, from `traps.toml`, which has all their texts."""
+"""The traps: where PyTorch and Keras differ and a naive port goes wrong, from `traps.toml`, which has all their texts."""
 
 import ast
 import contextlib
@@ -23,7 +23,7 @@ class Trap(NamedTuple):
     pytorch: str  # what PyTorch does
     keras: str  # what Keras does, on TensorFlow
     formula: str
-    naive: str  # what a port by hand does, and what is measured
+    naive: str  # what a naive port does, and what is measured
     ours: str  # what is done here
     where: str  # the line of code that does it, as `place` reads it
     source: tuple[str, ...]
