@@ -1,4 +1,4 @@
-"""The whole table of one kind of device, taken in parts: every comparison is kept when it is done, and the next call goes on.
+"""The whole table of one kind of device, taken in parts: every comparison is kept when it is done, and the next call continues.
 
 All forms of all networks would take a day. So one thing varies at a time: the precision, in the form that is usually fastest;
 then, in bfloat16, the memory format, compilation, the framework and the batch.

@@ -123,7 +123,7 @@ class JaxEngine(Engine):
         """Arrays of this process, in any nest, on all devices of all processes."""
         whole = NamedSharding(self.mesh, PartitionSpec())
         if self.processes == 1:
-            return jax.device_put(arrays, whole)  # where they are already but for the first step
+            return jax.device_put(arrays, whole)  # they are already there, except at the first step
 
         def place(array: Tensor) -> Tensor:
             # What `_here` took from there is there: only further devices of this process need a copy.

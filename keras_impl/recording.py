@@ -32,7 +32,7 @@ def record(model: Any, inputs: Sequence[np.ndarray], training: bool = False, ran
 
 
 def load(path: str | Path) -> keras.Model:
-    """The model of a `.keras` file; none of its code is run but Keras's own. Raises `Error` for a file that is none."""
+    """The model of a `.keras` file; only Keras's own code is run. Raises `Error` for any other file."""
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # what zipfile, json, h5py and Keras raise has no common class

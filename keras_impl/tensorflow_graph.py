@@ -20,7 +20,7 @@ from shared.interpolation import interpolation_matrix
 from . import graph as graphs
 from .graph import Call, Values
 
-# Pass their input on as it is, as a cast between floats does. Their gradients are the identity's, but for `StopGradient`.
+# Pass their input on as it is, as a cast between floats does. Their gradients are the identity's, except for `StopGradient`.
 SAME = {"Identity", "IdentityN", "PreventGradient", "CheckNumerics", "EnsureShape", "PlaceholderWithDefault"}
 SHAPES = {"Shape", "ShapeN", "Size", "Rank"}  # of their input they read the shape alone
 CONTROL = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "PartitionedCall", "StatefulPartitionedCall"}

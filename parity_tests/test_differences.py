@@ -243,7 +243,7 @@ def test_code_that_raises_is_told_with_its_line(tmp_path):
     "options, message",
     [
         (["--a-args", "[1]"], "--a-args is [1], expected an object"),
-        (["--b-args", "{"], "--b-args is no JSON"),
+        (["--b-args", "{"], "--b-args is not JSON"),
         (["--input", "no.png"], "--input no.png: there is no such file"),
         (["--input", "16:9-2"], "--input 16:9-2: there is no such file; expected a picture, a shape"),
         (["--html", "page.txt"], "page.txt: expected a file ending in .html"),

@@ -629,7 +629,7 @@ def test_numbered_names_that_two_orders_fit(monkeypatch):
 
 def test_names_that_keras_numbers_and_another_network():
     arrays = {f"conv2d_{number}/kernel": np.zeros((3, 3, 8, 8), np.float32) for number in range(5)}
-    with pytest.raises(shared.Error, match="the names are Keras's own numbering; --draft-map FILE.json writes"):
+    with pytest.raises(shared.Error, match="the names are Keras's own numbering; --draft-map FILE.json drafts"):
         renaming.match(arrays, SMALL)
 
 

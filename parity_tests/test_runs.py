@@ -938,7 +938,7 @@ def test_a_cut_last_line_of_a_log(twins, whole, tmp_path):
         assert runlog.read_log(tmp_path, notes.append) == whole["torch"].history[:2]
         assert notes == [f"{tmp_path / 'log.jsonl'}: the last line is truncated, and ignored"]
     ended = twins("curves", str(tmp_path), "--out", str(tmp_path / "c.png"))
-    assert ended.returncode == 0 and "log.jsonl: the last line is cut short" in ended.stderr
+    assert ended.returncode == 0 and "log.jsonl: the last line is truncated" in ended.stderr
     (tmp_path / "log.jsonl").write_text("\n".join([rows[0][:70], *rows[1:]]))
     with pytest.raises(shared.Error, match="not the log of a run"):
         runlog.read_log(tmp_path)

@@ -142,7 +142,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def check_unpacked(packed: int, unpacked: int) -> None:
-    """Raise `Error` if `packed` bytes declare so many that they would exhaust memory, as by design.
+    """Raise `Error` if `packed` bytes declare so much content that it would exhaust memory.
 
     Weights and pictures do not become `limits.RATIO` times smaller by compression, and what is small is unpacked in any case.
     """

@@ -89,7 +89,7 @@ def hold_out(data: Data, holdout: float | None) -> Data:
 
     If it is None, only if there are no images to test on or to validate on. The images that were to
     test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image,
-    and for a fraction that is none.
+    and for an invalid fraction.
     """
     if holdout is not None and not SHARE.accepts(holdout):
         raise Error(f"'holdout' is {holdout}, expected {SHARE.words}")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON files read with error messages for people."""
+"""Files that are written whole or not at all, and JSON files read with helpful error messages."""
 
 import contextlib
 import errno

@@ -19,8 +19,8 @@ def interpolation_matrix(positions: int, pixels: int) -> np.ndarray:
 def bilinear_kernel(scale: int) -> np.ndarray:
     """The float64 kernel (2 scale, 2 scale) with which a transposed convolution of stride `scale` interpolates bilinearly.
 
-    For an even scale and a padding of half of it, this is interpolation by half-pixel centres, but for the border, beyond which
-    the map counts as zero (Long et al. 2015, arXiv:1411.4038, section 3.3; the fixed `up` of the code of Yu et al. 2017).
+    For an even scale and a padding of half of it, this is interpolation by half-pixel centres except at the border, beyond
+    which the map counts as zero (Long et al. 2015, arXiv:1411.4038, section 3.3; the fixed `up` of the code of Yu et al. 2017).
     """
     side = 1 - np.abs((np.arange(2 * scale) + 0.5) / scale - 1)
     return np.outer(side, side)

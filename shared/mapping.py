@@ -38,7 +38,7 @@ def renamed(arrays: State, rules: Sequence[str], names: Mapping[str, str | None]
     `rules` are "OLD=NEW", OLD a regular expression, applied in order wherever they match; then `names`, {name: ours, or None to
     ignore the array}, where dots may stand for the slashes of a name of Keras's, as in the maps of `twins diff`. An array of
     Keras's keeps its layout under any name.
-    Raises `Error` for a rule that is none, changes nothing, or gives two arrays one name.
+    Raises `Error` for a rule that is invalid, changes nothing, or gives two arrays one name.
     """
     state, ignored = dict(arrays), {}
     for rule in rules:

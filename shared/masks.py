@@ -54,7 +54,7 @@ class Folder(NamedTuple):
 def read(path: str | Path) -> Folder:
     """The pictures of a folder and their masks.
 
-    - FOLDER/images/… and FOLDER/masks/…, at any depth: a mask has the path of its picture, but for the ending.
+    - FOLDER/images/… and FOLDER/masks/…, at any depth: a mask has the path of its picture, except for the extension.
     - FOLDER/train/images, FOLDER/train/masks, and val or test beside train.
     - FOLDER/classes.csv, which may be missing: see `read_table`.
 

@@ -131,7 +131,7 @@ class Recording(Protocol):
     keys: Sequence[str]  # where each output is in what the network returns: "logits", "aux.0"; "" for the only one
     notes: Sequence[str]  # what a reader should know of it, in words
     dropouts: Sequence[tuple[str, float]]  # (place, rate) of what was not let drop anything, on demand
-    random: Sequence[str]  # the operations that draw random numbers all the same
+    random: Sequence[str]  # the operations that still draw random numbers
 
     def values(self, inputs: Sequence[np.ndarray], only: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """{name: result of each operation, and each input}, when the network runs on `inputs`, in the framework's axes.

@@ -132,7 +132,7 @@ class Upsample(nn.Upsample):
 class UpsampleTransposed(nn.Module):
     """Interpolation by a transposed convolution of each channel, with a fixed kernel, as in the code of Yu et al. 2017.
 
-    With `shared.interpolation.bilinear_kernel`, this is `Upsample` but for the border, beyond which the map counts as zero.
+    With `shared.interpolation.bilinear_kernel`, this is `Upsample` except at the border, beyond which the map counts as zero.
     """
 
     def __init__(self, in_channels: int, scale: int) -> None:

@@ -158,7 +158,7 @@ def _inline(module: GraphModule, training: bool) -> None:
 
 
 def load(path: str | Path) -> nn.Module:
-    """The module of a file that `torch.export.save` has written. Raises `Error` for a file that is none."""
+    """The module in a file written by `torch.export.save`. Raises `Error` for any other file."""
     try:
         with _quiet():
             return torch.export.load(path).module()
@@ -299,7 +299,7 @@ class Recording:
         self._parts[name] = Part(nodes, feeds, roles, found.transposed)
 
     def _place(self, nodes: list[Node]) -> str:
-        """The name of an operation: the module that runs it and, unless that module is no more than this, the operator."""
+        """The name of an operation: the module that runs it and, unless the module does nothing else, the operator."""
         stack = list(nodes[-1].meta.get("nn_module_stack", {}).values())
         path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""
         kind = stack[-1][1] if stack else ""

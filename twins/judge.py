@@ -1,6 +1,6 @@
 """Judge a reader's code by the ladder of parity: where it first diverges from the reference, how far, and by which mistake.
 
-`run` judges in a process of its own, with a time limit, since the reader's file is run; `judge` does in this one.
+`run` judges in a separate process, with a time limit, since the reader's file is run; `judge` in this one.
 """
 
 import contextlib

@@ -111,7 +111,7 @@ def _entry(folder: Path, item: dict[str, Any], spec: Spec) -> Entry:
     try:
         size = images.picture_size(path)
     except Error:
-        pass  # reported when it is its turn: the other pictures are located all the same
+        pass  # reported when its turn comes: the other pictures are still processed
     if size and (item.get("width", size[0]), item.get("height", size[1])) != size:
         given = f"{item.get('width', '…')}x{item.get('height', '…')}"
         raise Error(f"its boxes are for a picture of {given} pixels, this one has {shapes.text(size)}")

@@ -102,7 +102,7 @@ def check_memory(spec: Spec, sizes: Iterable[tuple[int, int]]) -> None:
 
 
 def picture_sizes(x: Images, y: np.ndarray, skip: bool = False) -> set[tuple[int, int]]:
-    """The sizes (height, width) of pictures, by their headers. Raises `Error` for a mask of another size and what is none.
+    """The sizes (height, width) of pictures, by their headers. Raises `Error` for other files, and a mask of another size.
 
     With `skip`, what cannot be read is left out.
     """

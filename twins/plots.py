@@ -52,7 +52,7 @@ def figure(
 
     canvas = Figure(figsize=size, layout="constrained")
     yield canvas, canvas.subplots(rows, columns, **options)
-    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):  # of letters that the font has not
+    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
         canvas.savefig(temporary, dpi=dpi)
 
 

@@ -233,7 +233,7 @@ def sizes(spec: Spec, of_pictures: Sequence[Sequence[int]], scales: Sequence[flo
 
 
 def open_picture(spec: Spec, path: str | Path, scales: Sequence[float] = (1,)) -> Image.Image:
-    """The picture in an image file. Raises `Error` for what is none, or too large for the network and the memory."""
+    """The picture in an image file. Raises `Error` if it is not a picture, or too large for the network or the memory."""
     picture = images.open_picture(path)
     try:
         check_memory(spec, [(picture.height, picture.width)], scales)

@@ -147,7 +147,7 @@ def run(
     The folder, made if need be, gets `last.safetensors`, a checkpoint of the end of every epoch and of every minute;
     `best.safetensors`, the weights with the best test accuracy or mIoU; `log.jsonl`, a line an epoch. When `stop()` is true the
     run writes a checkpoint and ends. With `is_locked`, the caller has the folder `locked`. The `loader` reads images that are
-    files; if it skips those that cannot be read, the run goes on without up to 5 % of them.
+    files; if it skips those that cannot be read, the run continues without up to 5 % of them.
     Raises `RunError` for a loss that is NaN or infinite, and `Error` for what cannot be written and if another process is
     training in the folder: the last checkpoint stays.
     """
@@ -265,7 +265,7 @@ def check_epochs(checkpoint: Checkpoint, per_epoch: int) -> None:
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a checkpoint is of, or None if it is none."""
+    """The step of a checkpoint, or None if the file is not one."""
     try:
         step = weights.read_about(path)["step"]
     except (Error, KeyError, TypeError):
@@ -358,7 +358,7 @@ class _Run:
             self.loader.note(json.loads(text[:size].tobytes()))
 
     def check_readable(self) -> None:
-        """Raise `Error` if more images cannot be read than a run goes on without."""
+        """Raise `Error` if more images cannot be read than a run may skip."""
         bad, count = list(self.loader.unreadable), len(self.data.x_train) + len(self.data.x_test)
         if len(bad) > UNREADABLE * count:
             raise Error(f"{len(bad)} of {count:,} images cannot be read, more than {UNREADABLE:.0%}: {first_few(bad)}")
@@ -497,7 +497,7 @@ def evaluate(engine: Engine, spec: Spec, data: Data, dtype: str = "float32", loa
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The `Checkpoint` in a file, or in the `last.safetensors` of a folder. Raises `Error` if it is none or damaged."""
+    """The `Checkpoint` in a file, or in the `last.safetensors` of a folder. Raises `Error` if it is damaged or not one."""
     path = Path(path)
     if path.is_dir():
         path = path / LAST

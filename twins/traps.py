@@ -344,7 +344,7 @@ def measure(packages: list[Package], trap: str) -> Measurement:
 
 @contextlib.contextmanager
 def on_jax(names: Sequence[str]) -> Iterator[Iterator[Measurement]]:
-    """The traps measured in a process of its own, which this context starts, since Keras has one backend a process.
+    """The traps measured in a separate process, which this context starts, since Keras has one backend per process.
 
     Raises `Error` if JAX or PyTorch is missing, and the iterator does if the process fails.
     """

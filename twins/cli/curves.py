@@ -29,7 +29,7 @@ def curves(
         raise Error(f"there are {len(runs)} runs and {len(label)} labels, expected a --label for each")
     label = label or [f"{run}" for run in runs]
     if len({*label}) < len(label):
-        raise Error("two runs have the same name, expected a --label of its own for each")
+        raise Error("two runs have the same name, expected a different --label for each")
     plots.draw_curves(dict(zip(label, logs, strict=True)), out, title)
     summaries = [_summary(name, rows, logs[0]) for name, rows in zip(label, logs, strict=True)]
     if as_json:

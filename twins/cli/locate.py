@@ -120,7 +120,7 @@ def _check(
 def _entries(
     spec: Spec, images: list[Path] | None, target: str | None, data: Path | None
 ) -> tuple[int | None, list[dict[str, Any]]]:
-    """(number of the class that is looked for, pictures). Raises `Error` for what the network or the folder has not."""
+    """(number of the class that is looked for, pictures). Raises `Error` for what the network or the folder does not have."""
     from .. import locate as locations
     from .. import predict as predictions
 

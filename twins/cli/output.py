@@ -169,7 +169,7 @@ def count(number: float) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for NaN and infinity, which JSON has not."""
+    """The value with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):

@@ -25,9 +25,7 @@ def segment(
     weights: options.Weights = None,
     weights_key: options.WeightsKey = None,
     classes: options.Classes = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Output folder for the overlay, colours and class numbers of each picture.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder for overlays, colours and class numbers of pictures.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Pictures with masks to measure on: a folder with images and masks, or a name.")
     ] = None,

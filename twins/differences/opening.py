@@ -24,7 +24,8 @@ def open_network(text: str, arguments: Mapping[str, Any], option: str) -> Any:
     """The network that a text of the command names, built with `arguments`; what is printed meanwhile goes to stderr.
 
     `file.py:name`, which is run; `package.module:name`; `torch:NAME` and `keras:NAME` of the zoo; a `.keras` file; a file of
-    `torch.export`. `option` is that of the arguments, for messages. Raises `Error`, with the nearest name, for what is none.
+    `torch.export`. `option` is that of the arguments, for messages. Raises `Error`, with the nearest name, for what is not a
+    network.
     """
     with contextlib.redirect_stdout(sys.stderr):
         if text.endswith(".keras"):

@@ -57,7 +57,7 @@ def _submission(framework: str) -> Any:
 def read(given: Any, framework: str, option: str) -> Optimizer:
     """An optimiser of a framework: one that exists, or a text as `SGD(lr=0.1, momentum=0.9)`. `option` is for messages.
 
-    Raises `Error` for what is none, and for a learning rate that is no number.
+    Raises `Error` for what is not an optimiser, and for a learning rate that is not a number.
     """
     module = _submission(framework)
     if isinstance(given, module.OPTIMIZER):

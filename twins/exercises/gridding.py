@@ -153,7 +153,7 @@ UPSAMPLE = Tensors(
             "transposed-convolution",
             "right inside, but your map fades at its borders, as a transposed convolution does, which adds "
             "zeros there; beyond the "
-            "last pixel its value goes on",
+            "last pixel its value continues",
         ),
     ],
     ("map",),

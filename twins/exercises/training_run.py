@@ -41,7 +41,7 @@ SGD = Optimizer(
             "sgd-momentum-schedule",
             "your run is ours until the learning rate changes: your velocity holds rate · gradient, as "
             "Keras's SGD has it, so that "
-            "it goes on with the old rate. Keep the rate out of v, and multiply when the weight is updated",
+            "it continues at the old rate. Keep the rate out of v, and multiply when the weight is updated",
             "sgd-momentum-schedule",
         ),
         Suspect(
@@ -195,8 +195,8 @@ LOSS = Tensors(
         ),
         Suspect(
             "overflow",
-            "right for small logits, but for logits of several hundred exp overflows or a logarithm is of 0, and the loss is "
-            "infinite or not a number. Take off the largest logit first, or use log_softmax",
+            "right for small logits, but for logits of several hundred exp overflows or you take the logarithm of 0, and the "
+            "loss is infinite or not a number. Take off the largest logit first, or use log_softmax",
             "softmax-in-model",
         ),
         Suspect(
