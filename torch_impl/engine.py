@@ -419,9 +419,9 @@ def _optimizer(optimizer: dict[str, Any], spec: Spec, named: dict[str, nn.Parame
 
 
 def _crashes_channels_last(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution whose training with the channels last crashes PyTorch 2.15 on the CPU.
+    """Whether a layer is a convolution whose training with channels last may crash PyTorch on the CPU.
 
-    oneDNN then writes past the gradient of a strided 1x1 kernel with few input channels (observed below 16).
+    On some processors oneDNN writes past the gradient of a strided 1x1 kernel with few input channels (observed below 16).
     """
     return isinstance(layer, Conv) and layer.kernel_size == (1, 1) and layer.stride > (1, 1) and layer.in_channels < 16
 
