@@ -198,7 +198,7 @@ FORCED: dict[str, list[tuple[Any, str, Any]]] = {  # trap: what it replaces, as 
     "lrn-alpha": [(layers.LocalResponseNorm, "call", sum_of_squares)],
     "grouped-convolution": [(layers.Conv, "call", grouped_kernel)],
     "dilation-with-stride": [(layers.Conv, "_conv", without_dilation)],
-    "initialisers": [(network, "adopt", keras_weights)],
+    "initialisers": [(network, "load", keras_weights)],
     "resnet-version": [(blocks.Bottleneck, "__init__", functools.partialmethod(blocks.Bottleneck.__init__, stride_at="conv1"))],
     "resize-antialias": [(images, "_resized", not_smoothed)],
     "tf32": [(layers.Conv, "_conv", in_tf32)],

@@ -39,9 +39,6 @@ def load(net: keras.Layer, state: Mapping[str, Any] | Iterable[tuple[str, Any]])
         variable.assign(to_keras(arrays[name]))
 
 
-adopt = load  # PyTorch's network keeps the arrays themselves; Keras's variables have memory from the start
-
-
 def to_pytorch(array: np.ndarray) -> np.ndarray:
     """A kernel, or the gradient of one, in PyTorch's layout; any other array as it is."""
     return np.ascontiguousarray(array.transpose(TO_PYTORCH[array.ndim])) if array.ndim in TO_PYTORCH else array

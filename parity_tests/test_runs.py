@@ -994,7 +994,7 @@ def test_a_batch_norm_with_one_value(backend, twins, folder):
 def test_what_each_device_normalises(tmp_path):
     run = Run(tmp_path, network=ONE_VALUE, batch=2)
     run.engine.shares = 2
-    with pytest.raises(shared.checks.RunError, match="a channel on each of 2 devices, .* a batch of at least 4"):
+    with pytest.raises(shared.checks.RunError, match="per channel on each of 2 devices, .* a batch of at least 4"):
         next(training.run(*run.arguments))
     training.prepare(recipes.load(RECIPE | {"network": ONE_VALUE, "batch": 1, "freeze": ["bn1"]}))  # it does not normalise
     training.prepare(recipes.load(RECIPE | {"batch": 1}))  # maps of 8x8

@@ -99,7 +99,9 @@ def as_arrays(state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> State:
             array = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise Error(f"{name} is a {type(value).__name__}, not an array: {error}") from None
-        arrays[name] = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        # PyTorch reads only the byte order of the machine.
+        native = np.float32 if array.dtype.name == "bfloat16" else array.dtype.newbyteorder("=")
+        arrays[name] = array.astype(native, copy=False)
     return arrays
 
 

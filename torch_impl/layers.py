@@ -192,7 +192,7 @@ def pad_same(x: Tensor, extent: int, stride: int, value: float = 0.0) -> Tensor:
 
 
 def construct(network: Callable[[Spec], Any], spec: Spec, dtype: str | None) -> Any:
-    """The network of a spec on the meta device, without values for its weights, which `adopt` or `load` then fills in.
+    """The network of a spec on the meta device, without values for its weights, which `load` then fills in.
 
     `dtype` is "float32", "float64", "bfloat16" or "float16"; None for PyTorch's default. Raises `Error` for any other.
     """

@@ -11,7 +11,7 @@ from shared.spec import Spec
 
 from . import blocks, inception, layers, preactivation
 from .layers import Tensor
-from .weights import adopt, load, state
+from .weights import load, state
 
 TYPES: dict[str, type[nn.Module]] = {
     "conv": layers.Conv,
@@ -129,7 +129,7 @@ def build(
     """
     spec, arrays = reading.network(network, seed, classes, channels, weights, head)
     net = layers.construct(Network, spec, dtype)
-    adopt(net, arrays)
+    load(net, arrays)
     return net
 
 

@@ -23,14 +23,10 @@ def load(net: nn.Module, state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -
     The values are arrays or tensors of any framework, on any device; pairs of names and values do as well as a mapping.
     Raises one `shared.Error` that lists every missing, unexpected and misshapen name; the network is then unchanged.
     """
-    adopt(net, {name: np.array(array) for name, array in as_arrays(state).items()})
-
-
-def adopt(net: nn.Module, state: State) -> None:
-    """`load` for arrays that nothing else uses: a network on the meta device keeps its weights in their memory."""
-    tensors = _tensors(net)
-    check_state(state, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    new = {name: torch.from_numpy(state[name]).to(tensor.dtype) for name, tensor in tensors.items()}
+    tensors, arrays = _tensors(net), as_arrays(state)
+    check_state(arrays, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    # Copied into PyTorch's own memory, which starts at a multiple of 64 bytes: in NumPy's, oneDNN trains up to 8 % slower.
+    new = {name: torch.tensor(np.ascontiguousarray(arrays[name]), dtype=tensor.dtype) for name, tensor in tensors.items()}
     net.load_state_dict(new, assign=any(tensor.is_meta for tensor in tensors.values()))
 
 
