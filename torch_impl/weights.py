@@ -25,7 +25,7 @@ def load(net: nn.Module, state: Mapping[str, Any] | Iterable[tuple[str, Any]]) -
     """
     tensors, arrays = _tensors(net), as_arrays(state)
     check_state(arrays, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    # Copied into PyTorch's own memory, which starts at a multiple of 64 bytes: in NumPy's, oneDNN trains up to 8 % slower.
+    # Copied into PyTorch's own memory, which starts at a multiple of 64 bytes: in NumPy's, oneDNN is slower.
     new = {name: torch.tensor(np.ascontiguousarray(arrays[name]), dtype=tensor.dtype) for name, tensor in tensors.items()}
     net.load_state_dict(new, assign=any(tensor.is_meta for tensor in tensors.values()))
 
