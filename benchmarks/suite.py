@@ -174,8 +174,8 @@ def measure(
             write_text(folder / KEPT, "".join(map(as_line, done)))
         else:  # a framework that is not installed, say: the next call tries again
             notes += one.notes
-    wanted = {comparison.key(processes) for comparison in planned}
-    kept = [one for one in done if one.key in wanted]
+    order = [comparison.key(processes) for comparison in planned]
+    kept = sorted((one for one in done if one.key in order), key=lambda one: order.index(one.key))
     return kept, list(dict.fromkeys([*notes, *(note for one in kept for note in one.notes)]))
 
 

@@ -230,7 +230,7 @@ def test_a_suite_goes_on_where_it_ended(a_suite, tmp_path, capsys):
     assert take() == 0
     out, err = capsys.readouterr()
     kept = (tmp_path / "out/measured.jsonl").read_text()
-    assert kept.startswith(first) and kept.count("\n") == 16 and "goes on" not in err
+    assert kept.startswith(first) and kept.count("\n") == 16 and "continues" not in err
     assert max(map(len, out.splitlines())) <= 80
     now = worker.started[started:]
     # The first comparison is not measured again, but its ceiling is: a ceiling is of one call, once for each precision
@@ -247,7 +247,9 @@ def test_a_suite_goes_on_where_it_ended(a_suite, tmp_path, capsys):
         "measured.jsonl", "results.json", "results.csv", "results.png",
     }  # fmt: skip
     count = len(worker.started)
+    (tmp_path / "out/measured.jsonl").write_text("".join(reversed(kept.splitlines(keepends=True))))
     assert take() == 0 and len(worker.started) == count  # nothing is left to measure
+    assert json.loads((tmp_path / "out/results.json").read_text())["results"] == results  # whatever was measured last
 
 
 def test_each_result_has_the_commit_that_was_measured(a_suite, tmp_path, monkeypatch):
