@@ -1,6 +1,6 @@
 """Measure how fast pictures are read from a folder, and how much memory evaluation and training take as it grows.
 
-Speed: images a second that come out of the loader, beside those that Pillow alone decodes, resizes and crops in as many
+Speed: images per second that come out of the loader, beside those that Pillow alone decodes, resizes and crops in as many
 processes; they take turns. Memory: the largest sum, over a command and the processes that it starts, of what they do not share
 with others (PSS); the pictures are small JPEGs.
 """
@@ -109,7 +109,7 @@ def write_small(folder: Path, count: int) -> None:
 
 
 def with_loader(pictures: Pictures, batch: int, workers: int) -> float:
-    """Images a second of the project's loader, from the first result on."""
+    """Images per second of the project's loader, from the first result on."""
     spec = networks.load(NETWORK)
     parts = [pictures[place : place + batch] for place in range(0, len(pictures), batch)]
     with Loader(workers) as loader:
@@ -120,7 +120,7 @@ def with_loader(pictures: Pictures, batch: int, workers: int) -> float:
 
 
 def with_pillow(pictures: Pictures, batch: int, workers: int) -> float:
-    """Images a second that Pillow alone decodes, resizes and crops in as many processes, which send nothing back."""
+    """Images per second that Pillow alone decodes, resizes and crops in as many processes, which send nothing back."""
     paths = pictures.paths()
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         list(pool.map(decode, paths[: 2 * workers]))

@@ -85,7 +85,7 @@ def beside(row: Row) -> str | None:
 
 
 def rate_in_words(rate: float) -> str:
-    """Images a second, with three figures or all before the point."""
+    """Images per second, with three figures or all before the point."""
     return f"{rate:.3g}" if rate < 100 else f"{rate:,.0f}"
 
 
@@ -115,7 +115,7 @@ def as_csv(results: Sequence[Row]) -> str:
 
 
 def draw(results: Sequence[Row], path: str | Path) -> None:
-    """Draw images a second as bars, network by network, each in the outline of what the machine could do at most."""
+    """Draw images per second as bars, network by network, each in the outline of what the machine could do at most."""
     from matplotlib.patches import Patch
 
     modes = [mode for mode in MODES if any(row["mode"] == mode for row in results)]
@@ -159,6 +159,6 @@ def draw_bars(axes: Any, results: Sequence[Row], key: str) -> None:
         label.set_fontweight("bold" if label.get_text() in networks else "normal")
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 1, -1)
-    axes.set_xlabel("images a second (share of the machine's ceiling)")
+    axes.set_xlabel("images per second (fraction of the machine's ceiling)")
     axes.margins(x=0.16)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Measure how many images a second the networks take, in PyTorch and in Keras, side by side with other projects' networks.
+"""Measure the images per second of the networks, in PyTorch and in Keras, side by side with other projects' networks.
 
 Each candidate runs in a process of its own, and they take turns (`sittings.py`); ratios and units are those of `summary.py`. A
 training step is forward pass, cross-entropy, backward pass and an SGD-momentum update.

@@ -19,7 +19,7 @@ BYTES = {Dtype.FLOAT32: 4, Dtype.TF32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}  
 SLACK = 1.02  # how far above the ceiling a result may be: clocks are not constant
 
 Row = dict[str, Any]  # of the results, under timm's keys where timm has one
-Ceiling = dict[str, float]  # "flops" and "bytes" a second
+Ceiling = dict[str, float]  # "flops" and "bytes" per second
 Ceilings = Mapping[tuple[str, str], Ceiling]  # by backend and dtype
 
 

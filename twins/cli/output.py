@@ -133,7 +133,7 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, with images a second and the time left; yields a function to call with how many more are done."""
+    """A bar on stderr, with images per second and the time left; yields a function to call with how many more are done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
