@@ -1,4 +1,4 @@
-"""The ladder can fail: what a port by hand gets wrong is put back, trap by trap, and the ladder says where it was."""
+"""The ladder can fail: what a naive port gets wrong is put back, trap by trap, and the ladder says where it was."""
 
 import contextlib
 import functools

@@ -87,9 +87,9 @@ def load(name: str | Path = "digits", holdout: float | None = None, others: Sequ
 def hold_out(data: Data, holdout: float | None) -> Data:
     """The data with the fraction `holdout` of each class held out for testing, always the same images.
 
-    If it is None, only if there are no images to test on or to validate on. The images that were to
-    test on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one image,
-    and for an invalid fraction.
+    If it is None, only if there are no images to test on; never if there are some for validation. The images that would have
+    been tested on are `unseen`. Masks, which have several classes each, count as one class. Raises `Error` for a class of one
+    image, and for an invalid fraction.
     """
     if holdout is not None and not SHARE.accepts(holdout):
         raise Error(f"'holdout' is {holdout}, expected {SHARE.words}")

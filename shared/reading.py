@@ -192,7 +192,7 @@ def adapted(fitted: Fitted, spec: Spec) -> tuple[State, list[str]]:
 
 
 def _recoloured(kernel: np.ndarray, shape: shapes.Shape, before: int, after: int) -> np.ndarray:
-    """A kernel converted between numbers of channels, if it is the first layer's and has that shape."""
+    """The kernel converted from `before` to `after` channels if it then has this shape; otherwise as it is."""
     outputs_and_size = kernel.shape[0] == shape[0] and kernel.shape[2:] == shape[2:] and kernel.ndim > 1
     if outputs_and_size and (before, after) == (3, 1) and kernel.shape[1] == 3 * shape[1]:
         return grey_kernel(kernel)

@@ -342,7 +342,7 @@ def _check_kind(recipe: Recipe, spec: Spec) -> None:
     wrong, right = (OF_IMAGES, OF_PIXELS) if dense else (OF_PIXELS, OF_IMAGES)
     for key in wrong.split():
         if key in recipe["augmentation"]:
-            raise Error(f"augmentation: unexpected {key!r}, as {does}, which takes {', '.join(right.split())}")
+            raise Error(f"augmentation: unexpected {key!r}, as {does}; expected {', '.join(right.split())}")
     if "ignore" in recipe and not dense:
         raise Error(f"'ignore' is the mask value of pixels to leave out, but {does}; see the key 'head'")
     if dense and label_groups(recipe):

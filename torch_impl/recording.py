@@ -221,9 +221,8 @@ class Recording:
         weights = self._computed | {node for node in self._static if node.name in kept}
         self._read_nodes({each.nodes[-1]: each for each in composites(self._nodes, self._static, weights, _call)})
         written = [self._of_node.get(node, node.name) for node in self._nodes if terms.writes_on_view(node)]
-        self.notes = [f"{', '.join(written)} write in place on part of a value, which no single operation can replay"] * bool(
-            written
-        )
+        note = f"what is written in place on part of a value cannot be replayed by one operation: {', '.join(written)}"
+        self.notes = [note] if written else []
         self.random = [self._of_node.get(node) or self._place([node]) for node in draws]
         output = next(node for node in program.graph.nodes if node.op == "output")
         returned = [output.args[0]] if isinstance(output.args[0], Node) else output.args[0]

@@ -119,8 +119,8 @@ def stream(
     """The `batch` of a step and of all that follow, read ahead by the loader if the images are files.
 
     Of several processes, each gets its share, the images rank, rank + processes, … of the batch, and reads these alone, with
-    mixup their partners too. If the loader skips images that cannot be read, the next of those takes the place of one;
-    otherwise raises `Error`.
+    mixup their partners too. In place of an image that cannot be read comes the next of the share that can be, if the loader
+    skips such images; otherwise raises `Error`.
     """
     seed, changes = recipe["seed"], {key: value for key, value in recipe["augmentation"].items() if key != "mixup"}
     alpha = recipe["augmentation"].get("mixup")

@@ -54,9 +54,9 @@ class Row(NamedTuple):
 def check_destinations(
     paths: Sequence[Path], sources: Sequence[str | Path], spec: Spec | None = None, plain: bool = False
 ) -> None:
-    """Raise `Error` if `run` could not write a network of this spec to all paths, or would overwrite other files.
+    """Raise `Error` if `run` could not write a network of this spec to all paths, or would overwrite a file that it must keep.
 
-    That is one of the sources, and the JSON file beside weights unless this spec, if it is known already, is in it.
+    Such files are the sources, and the JSON file beside weights unless it holds this spec, if the spec is known already.
     """
     for path in paths:
         if plain and path.suffix != ".keras":

@@ -102,9 +102,9 @@ def check_memory(spec: Spec, sizes: Iterable[tuple[int, int]]) -> None:
 
 
 def picture_sizes(x: Images, y: np.ndarray, skip: bool = False) -> set[tuple[int, int]]:
-    """The sizes (height, width) of pictures, by their headers. Raises `Error` for other files, and a mask of another size.
+    """The sizes (height, width) of pictures, by their headers. With `skip`, what cannot be read is left out.
 
-    With `skip`, what cannot be read is left out.
+    Raises `Error` if one is not a picture, or its mask has another size.
     """
     if isinstance(x, np.ndarray):
         return {(x.shape[1], x.shape[2])}

@@ -260,7 +260,8 @@ def check_epochs(checkpoint: Checkpoint, per_epoch: int) -> None:
     if any(end % per_epoch for end in ends[:-1]) or [-(-end // per_epoch) for end in ends] != list(range(1, len(ends) + 1)):
         data = checkpoint.recipe["data"]
         raise Error(
-            f"{data}: not the images that the run began with: an epoch has {per_epoch} steps, in the log another number"
+            f"{data}: not the images that the run began with: they give {per_epoch} steps per epoch, and the run's log has "
+            "another number"
         )
 
 

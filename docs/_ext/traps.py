@@ -41,7 +41,7 @@ def _section(trap):
         "Keras": _prose(trap.keras),
         "Keras on JAX": _prose(trap.jax),
         "Formula": _code(trap.formula),
-        "A port by hand": f"{_prose(trap.naive)}. `twins traps {trap.name}` measures it.",
+        "A naive port": f"{_prose(trap.naive)}. `twins traps {trap.name}` measures it.",
         "Here": f"{_prose(trap.ours)} In {_code(file)}, line {line}: {_code(code)}",
         "Source": ", ".join(_code(source) if ".py:" in source else _prose(source) for source in trap.source),
         "Lesson": _lesson(trap.lesson),

@@ -24,8 +24,9 @@ def microscope(
 ) -> None:
     """Write a web page that shows what each unit of a network reads of an image: click a unit to see its receptive field.
 
-    It shows the theoretical field, which of its positions are read at all, and the effective field, from gradients with the
-    initial weights. The page needs no server and no network connection.
+    It shows the theoretical field, which of its positions are read at all, and the effective field.
+    The effective field comes from gradients with the initial weights.
+    The page needs no server and no network connection.
     """
     from shared.weights import initial
 

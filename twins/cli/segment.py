@@ -40,7 +40,8 @@ def segment(
 ) -> None:
     """Classify every pixel of pictures with a trained network, or with --data measure how well: mIoU, IoU by class.
 
-    From a folder, the pictures in test are used, else those in val, else all; with --holdout, those that training held out.
+    From a folder, the pictures in test are used, else those in val, else all.
+    With --holdout, the pictures that training with the same --holdout held out.
     With --backend both or all, files and scores by class are PyTorch's.
     Exit status 2 if a picture cannot be read.
     """

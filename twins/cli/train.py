@@ -61,8 +61,8 @@ def train(
 ) -> None:
     """Train a network from a recipe, in PyTorch or in Keras, or continue a run in either.
 
-    The folder gets last.safetensors, from which the run can be resumed; best.safetensors, the weights of the best epoch;
-    network.json, recipe.json, log.jsonl and curves.png.
+    The folder gets last.safetensors, from which the run can be resumed, and best.safetensors, the weights of the best epoch.
+    It also gets network.json, recipe.json, log.jsonl and curves.png.
     Ctrl-C stops a run with nothing lost.
     Exit status 1 if the run cannot continue: the loss is NaN, or a batch is too small for batch norm.
     """

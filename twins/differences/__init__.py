@@ -42,9 +42,10 @@ class Comparison:
         copied: The number of A's weights that B was judged with; 0 for its own.
         map: Which of A's weights each of B's is: dicts with from, to, role, and rows where those of a kernel are permuted.
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
-        random: The operations of A and of B that draw random numbers. If there are any, it is not known whether the two are the
-        same. uncopied: B's operations that could not get A's weights, since these cannot be matched. If there are any, the
-        same holds.
+        random: The operations of A and of B that draw random numbers. If there are any, it is not known whether the two are
+            the same.
+        uncopied: B's operations that could not get A's weights, since these cannot be matched. If there are any, it is not
+            known either.
     """
 
     names: tuple[str, str]
@@ -190,7 +191,7 @@ def _notes(recordings: Sequence[Recording], names: Sequence[str]) -> list[str]:
 
 def _uncopied(verdict: blame.Verdict, name: str) -> list[str]:
     """What a reader should know of operations that were not judged."""
-    why = "its weights cannot be matched to A's, so it is not judged; --weights own compares it with its own weights"
+    why = "its weights cannot be matched to A's, so it is not judged; --weights own judges each network with its own"
     return [f"{name}: {operation}: {why}" for operation in verdict.uncopied]
 
 
