@@ -731,15 +731,15 @@ def test_draft_map_then_map(state, small, tmp_path):
     """From names that say nothing, in order: what the shape decides is certain, the rest is marked, and right here."""
     arrays = {f"array{number:03}": array for number, array in enumerate(state.values())}
     weights.save_state(tmp_path / "x", arrays | {"odd": np.zeros(7, np.float32)})
-    done = run("convert", tmp_path / "x", "--draft-map", tmp_path / "m.json", "--network", small)
+    draft = tmp_path / "my map.json"
+    done = run("convert", tmp_path / "x", "--draft-map", draft, "--network", small)
     assert done.exit_code == 0, done.output
-    drafted = json.loads((tmp_path / "m.json").read_text())
+    assert f"--map '{draft}'" in " ".join(done.output.split())  # to be pasted into a shell
+    drafted = json.loads((draft).read_text())
     names = dict(zip(arrays, state, strict=True))
     assert {theirs: ours and ours.removesuffix(" ?") for theirs, ours in drafted.items()} == names | {"odd": None}
     assert drafted["array000"] == "conv1.weight" and drafted["array001"].endswith(" ?")
-    report = checkpoints.convert(
-        tmp_path / "x", tmp_path / "y.safetensors", str(small), reading.Naming(map=tmp_path / "m.json")
-    )
+    report = checkpoints.convert(tmp_path / "x", tmp_path / "y.safetensors", str(small), reading.Naming(map=draft))
     assert_same(weights.read_state(tmp_path / "y.safetensors"), state)
     assert "names are still marked uncertain" in report.notes[0]
     assert [(move.source, move.ignored) for move in report.moves if move.ignored] == [("odd", "as the map says")]

@@ -1074,6 +1074,10 @@ def test_a_path_with_a_space_is_quoted_where_it_is_part_of_a_command(tmp_path):
     (tmp_path / "steps.json").write_text(json.dumps(STEPS | {"steps": 3}))
     with runs.start(str(tmp_path / "steps.json"), None, tmp_path / "my run", [], None, "torch") as beginning:
         assert f"which --resume '{tmp_path}/my run' continues. This one goes to {tmp_path}/my run-2." in beginning.notes[0]
+    lone = tmp_path / "my run/weights.safetensors"
+    weights.save_state(lone, weights.initial(SPEC))
+    with pytest.raises(shared.Error, match=f"use --init '{lone}'"):
+        training.read_checkpoint(lone)
 
 
 @pytest.mark.parametrize("more", [{}, {"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}])
