@@ -42,10 +42,8 @@ class Comparison:
         copied: The number of A's weights that B was judged with; 0 for its own.
         map: Which of A's weights each of B's is: dicts with from, to, role, and rows where those of a kernel are permuted.
         certain: Whether the alignment can be relied on. If not, no operation is blamed.
-        random: The operations of A and of B that draw random numbers. If there are any, it is not known whether the two are
-            the same.
-        uncopied: B's operations that could not get A's weights, since these cannot be matched. If there are any, it is not
-            known either.
+        random: The operations of A and of B that draw random numbers. If there are any, whether the two are the same is open.
+        uncopied: B's operations that could not get A's weights, since these cannot be matched. With any, it is open too.
     """
 
     names: tuple[str, str]
